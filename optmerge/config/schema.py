@@ -1,0 +1,145 @@
+"""The search file: what a user writes, as pydantic models. Loading and presets are in ``config.load``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from optmerge.config.base import Strict
+from optmerge.config.drivers import AdamConfig, DriverConfig
+from optmerge.config.methods import MethodConfig, TaskArithmeticConfig
+from optmerge.config.objectives import ObjectiveConfig
+from optmerge.config.spaces import SpaceConfig
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class TemplateConfig(Strict):
+    """How a row becomes a language-model example; ``{column}`` is replaced by the row's value."""
+
+    prompt: str = Field("", description="context that is not scored")
+    completion: str = Field("{text}", description="text whose tokens are scored")
+
+
+class TaskConfig(Strict):
+    """One task's calibration data and the expert that knows it."""
+
+    expert: str = Field(description="name of the expert whose behaviour the merge should keep on this data")
+    data: str = Field(description="jsonl, json, csv, parquet or text file, or a hub data set id[:split]")
+    text: str = Field("text", description="column with the input")
+    text_pair: str | None = Field(None, description="column with the second input of a pair")
+    label: str | None = Field(None, description="column with the label; read for the report, and by labelled objectives only")
+    labels: dict[str, int] | None = Field(None, description="label value -> index in the expert's head; null = the head's own")
+    template: TemplateConfig | None = Field(None, description="prompt and completion, for language models")
+    max_tokens: int = Field(128, ge=2, description="inputs are cut to this many tokens")
+
+
+class SplitsConfig(Strict):
+    """How many examples of each task go where: counts, or shares of the data."""
+
+    fit: int | float = Field(180, description="what the driver is told about")
+    select: int | float = Field(60, description="what decides which iterate is best")
+    report: int | float = Field(500, description="what the tables show; never steers anything")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        for name in ("fit", "select", "report"):
+            size = getattr(self, name)
+            whole = float(size) == int(size)
+            if size <= 0 or (size >= 1 and not whole):
+                raise ValueError(f"{name} is {size}: give a count (1, 2, ...) or a share between 0 and 1")
+        return self
+
+
+class BudgetConfig(Strict):
+    """When a search stops; the first limit that is reached decides and is recorded."""
+
+    evaluations: int | None = Field(300, ge=1, description="evaluations on the fit split; baselines do not count")
+    minutes: float | None = Field(None, gt=0, description="wall-clock minutes of search, summed over resumes")
+    target: float | None = Field(None, description="stop when the select value is at or below this")
+    patience: int | None = Field(None, ge=1, description="stop after this many select scores without improvement")
+    select_every: int = Field(1, ge=1, description="score select every this many generations or gradient steps")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.evaluations is None and self.minutes is None and self.target is None and self.patience is None:
+            raise ValueError("every limit is null, so the search would never end; set evaluations or minutes")
+        return self
+
+
+class BaselinesConfig(Strict):
+    """What is scored before the search, by the same evaluator."""
+
+    grid: list[float] = Field([0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0], description="uniform task-arithmetic coefficients")
+    method_grid: list[float] = Field([0.8, 1.0, 1.2, 1.4, 1.6], description="scales of each direction that is a whole method")
+    methods: list[Annotated[MethodConfig, BeforeValidator(_named)]] = Field(
+        default_factory=list, description="whole methods scored as baselines beside those among the directions"
+    )
+
+
+class TrackingConfig(Strict):
+    """Weights & Biases."""
+
+    wandb: Literal["online", "offline", "disabled"] = Field("disabled", description="where W&B logs go")
+    project: str = Field("optmerge", description="W&B project")
+    entity: str | None = Field(None, description="W&B team or user")
+    group: str | None = Field(None, description="W&B group")
+    tags: list[str] = Field(default_factory=list, description="W&B tags beside driver, space and objective")
+
+
+class SearchConfig(Strict):
+    """A whole search file, presets resolved."""
+
+    version: Literal[1] = 1
+    base: str = Field(description="folder, or hub id[@revision]")
+    experts: dict[str, str] = Field(min_length=1, description="name -> folder, hub id[@revision], or base+adapter")
+    tasks: dict[str, TaskConfig] = Field(min_length=1, description="calibration data")
+    method: Annotated[Annotated[TaskArithmeticConfig, Field()], BeforeValidator(_named)] = TaskArithmeticConfig()
+    directions: list[Literal["experts"] | Annotated[MethodConfig, BeforeValidator(_named)]] = Field(
+        default_factory=lambda: ["experts"], min_length=1, description="what gets coefficients"
+    )
+    heads: Literal["auto", "own", "merged"] = Field(
+        "auto", description="own: each task keeps its expert's head; merged: the head is merged like any tensor"
+    )
+    space: SpaceConfig = SpaceConfig()
+    objective: ObjectiveConfig
+    driver: Annotated[DriverConfig, BeforeValidator(_named)] = AdamConfig()
+    splits: SplitsConfig = SplitsConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
+    tokenizer: str = Field("base", description="whose tokenizer and chat template: base or an expert's name")
+    budget: BudgetConfig = BudgetConfig()
+    seed: int = Field(0, ge=0, description="every generator of the run is derived from it")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the resident model; auto = the base's")
+    limit: int | None = Field(None, ge=1, description="look at no more than this many examples per task and split, to try things out")
+    batch_tokens: int = Field(4096, ge=1, description="most padded tokens in one forward pass")
+    allow_pickle: bool = Field(False, description="read pytorch_model.bin files, which can run code; off unless you trust them")
+    tracking: TrackingConfig = TrackingConfig()
+    output: str = Field("runs/search", description="folder of the run")
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        from optmerge.errors import did_you_mean
+
+        problems = [
+            f"tasks.{task}.expert is {spec.expert!r}, which is not among experts ({', '.join(self.experts)})."
+            + did_you_mean(spec.expert, self.experts)
+            for task, spec in self.tasks.items()
+            if spec.expert not in self.experts
+        ]
+        if self.tokenizer != "base" and self.tokenizer not in self.experts:
+            problems.append(
+                f"tokenizer is {self.tokenizer!r}; expected 'base' or an expert's name ({', '.join(self.experts)})."
+                + did_you_mean(self.tokenizer, ["base", *self.experts])
+            )
+        for task in self.objective.task_weights:
+            if task not in self.tasks:
+                problems.append(f"objective.task_weights names {task!r}, which is not a task." + did_you_mean(task, self.tasks))
+        if "base" in self.experts:
+            problems.append("an expert may not be called 'base'")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self

@@ -1,0 +1,42 @@
+"""Settings of a search space: how parameters are grouped, and each variable's bounds and start."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from optmerge.config.base import Strict
+
+Granularity = Literal["model-wise", "task-wise", "layer-wise", "layer-kind-wise", "tensor-wise"]
+GRANULARITIES: tuple[str, ...] = ("model-wise", "task-wise", "layer-wise", "layer-kind-wise", "tensor-wise")
+
+
+class RuleConfig(Strict):
+    """Overrides for the variables whose tensors (and direction) match; the last matching rule wins."""
+
+    match: str = Field("*", description="glob over parameter names, or a role: embedding, attention, mlp, norm, head, other")
+    direction: str = Field("*", description="glob over direction names")
+    freeze: float | None = Field(None, description="keep these coefficients at this value; they are not searched")
+    bounds: tuple[float, float] | None = Field(None, description="lowest and highest coefficient")
+    start: float | None = Field(None, description="where the search starts")
+
+
+class SpaceConfig(Strict):
+    """A search space over coefficients."""
+
+    granularity: Granularity = Field("tensor-wise", description="what shares one coefficient per direction")
+    bounds: tuple[float, float] = Field((-0.5, 2.0), description="lowest and highest coefficient")
+    start: float | Literal["best-baseline"] = Field(
+        "best-baseline", description="a coefficient for every variable, or the baseline that is best on select"
+    )
+    rules: list[RuleConfig] = Field(default_factory=list, description="frozen groups and other bounds, by name")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for low, high in [self.bounds, *(rule.bounds for rule in self.rules if rule.bounds)]:
+            if not low < high:
+                raise ValueError(f"bounds [{low}, {high}] are not in increasing order")
+        if isinstance(self.start, float) and not self.bounds[0] <= self.start <= self.bounds[1]:
+            raise ValueError(f"start {self.start} lies outside bounds {list(self.bounds)}")
+        return self

@@ -1,0 +1,52 @@
+"""Drivers: what moves a vector through a search space, by ask and tell, knowing nothing of models.
+
+Classes are imported when they are asked for, so that this package costs neither pycma nor Optuna.
+
+    driver = make_driver(config.driver, variables, seed=seed, fit_sizes=sizes, budget=300)
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from optmerge.config.base import Strict
+from optmerge.drivers.base import Driver, Variables
+from optmerge.errors import ConfigError, did_you_mean
+
+# name in the search file -> where its class is; the names are those of optmerge.config.drivers.DRIVER_CONFIGS
+DRIVERS: dict[str, str] = {
+    "adam": "optmerge.drivers.adam:AdamDriver",
+    "cma": "optmerge.drivers.cma_driver:CmaDriver",
+    "optuna": "optmerge.drivers.optuna_driver:OptunaDriver",
+}
+
+__all__ = ["DRIVERS", "Driver", "Variables", "driver_class", "make_driver"]
+
+
+def driver_class(name: str) -> type[Driver]:
+    """The class of the driver called ``name``, imported now.
+
+    Raises:
+        ConfigError: There is no such driver.
+    """
+    if name not in DRIVERS:
+        raise ConfigError(f"There is no driver {name!r}; the drivers are {', '.join(DRIVERS)}." + did_you_mean(name, DRIVERS))
+    module, _, attribute = DRIVERS[name].partition(":")
+    found: type[Driver] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def make_driver(
+    config: Strict,
+    variables: Variables,
+    *,
+    seed: np.random.SeedSequence,
+    fit_sizes: Mapping[str, int],
+    budget: int | None,
+) -> Driver:
+    """The driver that ``config`` names, at its start; see `optmerge.drivers.base.Driver` for the arguments."""
+    name: str = getattr(config, "name", type(config).__name__)
+    return driver_class(name)(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)

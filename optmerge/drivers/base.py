@@ -1,0 +1,210 @@
+"""The one interface of all drivers: ask for a generation, tell what it was worth, say when to stop.
+
+A driver sees a vector with bounds and finite numbers to make small. It never sees a model, a split or a failure.
+
+    driver = AdamDriver(config, variables, seed=np.random.SeedSequence(0), fit_sizes={"topic": 180}, budget=300)
+    while not driver.stop():
+        candidates = driver.ask()
+        driver.tell(candidates, [evaluate(candidate) for candidate in candidates])
+
+The base class keeps the books (what is open, what was told); subclasses do the mathematics in ``_ask`` and ``_tell``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from optmerge.config.base import Strict
+from optmerge.drivers.state import State
+from optmerge.errors import ConfigError, RunError
+from optmerge.records import Candidate, Evaluation, Need, Vector
+
+
+def read_only(values: npt.ArrayLike) -> Vector:
+    """A float64 copy that nobody can write to."""
+    copy = np.array(values, dtype=np.float64)
+    copy.setflags(write=False)
+    return copy
+
+
+@dataclass(frozen=True, eq=False)
+class Variables:
+    """What is searched: named numbers with bounds and a start.
+
+    Attributes:
+        names: One name per variable, all different.
+        lower: float64[d], the lowest values.
+        upper: float64[d], the highest values, each above its ``lower``.
+        start: float64[d], where the search starts; within bounds.
+
+    Raises:
+        ConfigError: Bounds or start do not fit; the message names the variable.
+    """
+
+    names: tuple[str, ...]
+    lower: Vector
+    upper: Vector
+    start: Vector
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) != len(self.names):
+            raise ConfigError("Two variables of the search space have the same name.")
+        for field in ("lower", "upper", "start"):
+            values = read_only(getattr(self, field))
+            if values.shape != (len(self.names),):
+                raise ConfigError(f"{field} has shape {values.shape}, expected ({len(self.names)},): one per variable.")
+            object.__setattr__(self, field, values)
+        for name, low, high, at in zip(self.names, self.lower, self.upper, self.start, strict=True):
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ConfigError(f"The bounds of {name} are [{low}, {high}]; give two finite numbers, the lower first.")
+            if not low <= at <= high:
+                raise ConfigError(f"The start of {name} is {at}, outside its bounds [{low}, {high}].")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def project(self, vector: npt.ArrayLike) -> Vector:
+        """The nearest vector within bounds, read-only."""
+        return read_only(np.clip(np.asarray(vector, dtype=np.float64), self.lower, self.upper))
+
+
+class Driver(ABC):
+    """Moves a vector by ask and tell.
+
+    The first candidate of the first generation is the start. Every candidate is within bounds, exactly, and its
+    vector is read-only. Equal seeds give equal trajectories; no global generator is read or seeded.
+
+    Attributes:
+        name: The driver's name in the search file.
+        needs_gradient: Whether every candidate needs ``gradient``.
+        generation: How many generations were closed, by `tell` or by the next `ask`.
+
+    Args:
+        config: The driver's settings.
+        variables: What is searched.
+        seed: Where all its randomness comes from; it is not changed.
+        fit_sizes: Task -> examples in its fit split.
+        budget: Fit evaluations of the whole search; None when only the clock or patience ends it.
+
+    Raises:
+        ConfigError: There is nothing to search, or the settings do not fit the search.
+    """
+
+    name: ClassVar[str]
+    needs_gradient: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        config: Strict,
+        variables: Variables,
+        *,
+        seed: np.random.SeedSequence,
+        fit_sizes: Mapping[str, int],
+        budget: int | None,
+    ) -> None:
+        if not len(variables):
+            raise ConfigError(
+                "The search space has no variables: every coefficient is frozen by space.rules. Take a 'freeze' out, "
+                "or merge the recipe as it is with `optmerge merge`; there is nothing to search."
+            )
+        self.variables = variables
+        self.seed = seed
+        self.fit_sizes = dict(fit_sizes)
+        self.budget = budget
+        self.generation = 0
+        self._open: list[Candidate] | None = None
+
+    def ask(self) -> list[Candidate]:
+        """The next generation. One that is still open is closed first, as nobody could score it.
+
+        The caller may cut the list to its budget.
+        """
+        if self._open is not None:
+            self.tell([], [])
+        self._open = self._ask()
+        return list(self._open)
+
+    def tell(self, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation]) -> None:
+        """What the open generation's first candidates were worth; this closes it.
+
+        Args:
+            candidates: The first of what `ask` gave, in its order; none when no candidate could be scored.
+            evaluations: Theirs, with finite values (failures replaced by the generation's worst finite value).
+
+        Raises:
+            ValueError: The arguments do not belong to the open generation, or a value is not finite.
+        """
+        if self._open is None:
+            raise ValueError("tell without ask: no generation is open")
+        if len(candidates) != len(evaluations) or len(candidates) > len(self._open):
+            raise ValueError(f"{len(evaluations)} evaluations of {len(candidates)} of {len(self._open)} candidates")
+        for asked, told in zip(self._open, candidates, strict=False):
+            if not np.array_equal(asked.vector, told.vector):
+                raise ValueError("tell got a candidate that is not the one asked at its place")
+        for evaluation in evaluations:
+            if not math.isfinite(evaluation.value):
+                raise ValueError(f"tell got the value {evaluation.value}; give the worst finite one of the generation")
+        self._tell(list(evaluations))
+        self._open = None
+        self.generation += 1
+
+    def stop(self) -> dict[str, str]:
+        """The driver's own reasons to stop: word -> sentence. Empty: go on."""
+        return {}
+
+    def info(self) -> dict[str, float]:
+        """Finite numbers worth following (step size, condition, ...), as of the last closed generation."""
+        return {}
+
+    def state_dict(self) -> State:
+        """Everything that the future depends on, as of the last closed generation; for `optmerge.drivers.state`.
+
+        While a generation is open this is the state before it: a driver that loads it asks that generation again.
+        """
+        return {"driver": self.name, "dimension": len(self.variables), "generation": self.generation} | self._state()
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue where the driver of ``state`` was; this one was made with the same arguments.
+
+        Raises:
+            RunError: The state is another driver's, of another dimension, or cannot be continued exactly.
+        """
+        for key, mine in (("driver", self.name), ("dimension", len(self.variables))):
+            if state.get(key) != mine:
+                raise RunError(f"The saved state has {key} {state.get(key)!r}, but this search has {mine!r}.")
+        self._open = None
+        self.generation = cast(int, state["generation"])
+        self._load(state)
+
+    def candidate(
+        self,
+        vector: npt.ArrayLike,
+        *,
+        needs: frozenset[Need] = frozenset({"value"}),
+        examples: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> Candidate:
+        """A candidate at ``vector``, projected to bounds (a rounding error outside them is enough to matter)."""
+        return Candidate(self.variables.project(vector), needs, examples)
+
+    @abstractmethod
+    def _ask(self) -> list[Candidate]:
+        """The next generation; must not change what `_state` gives."""
+
+    @abstractmethod
+    def _tell(self, evaluations: list[Evaluation]) -> None:
+        """Learn from the first ``len(evaluations)`` candidates of the open generation (maybe none)."""
+
+    @abstractmethod
+    def _state(self) -> State:
+        """What `_load` needs, as of the last closed generation."""
+
+    @abstractmethod
+    def _load(self, state: State) -> None:
+        """Take over what `_state` gave; ``generation`` is set already."""

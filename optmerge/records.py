@@ -1,0 +1,245 @@
+"""What passes between the parts of a search, and the trajectory that keeps it.
+
+A driver asks for `Candidate`s and is told `Evaluation`s. Every evaluation becomes one `Record`: a line of
+``trajectory.jsonl``, written and flushed before anything else happens. Long vectors go to ``vectors.f64`` beside it.
+
+    trajectory = Trajectory.open(run_folder)
+    trajectory.append(record)
+    for record in trajectory.records: ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from optmerge.errors import RunError
+
+log = logging.getLogger(__name__)
+
+Vector = npt.NDArray[np.float64]
+Need = Literal["value", "per_task", "per_example", "gradient", "jacobian"]
+Phase = Literal["baseline", "search", "select", "report"]
+SplitName = Literal["fit", "select", "report"]
+
+INLINE = 32  # vectors up to this length stand in the line itself
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A point that a driver wants judged.
+
+    Attributes:
+        vector: float64[d], in the search space's layout; within bounds.
+        needs: What the driver must be told about it.
+        examples: Task -> positions in its fit split; None means all of it.
+    """
+
+    vector: Vector
+    needs: frozenset[Need] = frozenset({"value"})
+    examples: Mapping[str, tuple[int, ...]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluator found. ``value`` is minimised everywhere; NaN marks a failure, whose reason is ``error``.
+
+    Attributes:
+        value: The objective, a mean over tasks of normalised means over examples (no unit).
+        per_task: Task -> its normalised part of the objective.
+        metrics: Task -> metric name -> mean over examples (accuracy, agreement, raw term values in their units).
+        gradient: float64[d], derivative of ``value`` by the vector, when it was needed.
+        per_example: Task -> metric name -> float64[n], when it was needed.
+        error: Why there is no value.
+        seconds: Where the time went: ``merge``, ``evaluate``.
+    """
+
+    value: float
+    per_task: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    gradient: Vector | None = None
+    per_example: Mapping[str, Mapping[str, Vector]] | None = None
+    error: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no finite value."""
+        return self.error is not None or not math.isfinite(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line of the trajectory."""
+
+    id: int
+    phase: Phase
+    driver: str
+    split: SplitName
+    value: float | None
+    generation: int = 0
+    name: str | None = None  # a baseline's name, or that of what a report scores
+    per_task: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    vector_sha256: str | None = None
+    examples: str = "all"  # or the hash of the positions that were looked at
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    elapsed: float = 0.0  # seconds of work since the run began, summed over resumes
+    gradient_norm: float | None = None
+    error: str | None = None
+    vector: Vector | None = None
+    gradient: Vector | None = None
+
+
+class Sink(Protocol):
+    """A view of a run that is fed while the run is made. None of its failures can reach the run."""
+
+    def start(self, run: Path) -> None:
+        """The run directory ``run`` exists; its search.yaml and manifest.json are written."""
+
+    def record(self, record: Record) -> None:
+        """``record`` is in the trajectory."""
+
+    def progress(self, stage: str, done: int, total: int | None) -> None:
+        """Long work outside the trajectory: ``stage`` has done ``done`` of ``total`` (None: unknown)."""
+
+    def finish(self, run: Path, reason: str) -> None:
+        """The run ended for ``reason``; recipe.yaml and the report are written if there is a result."""
+
+
+def vector_sha256(vector: Vector) -> str:
+    """The hash of a vector's float64 bytes, in C order, little endian."""
+    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f8").tobytes()).hexdigest()
+
+
+class Trajectory:
+    """The append-only truth of a run; reading repairs a torn last line, and nothing else."""
+
+    def __init__(self, folder: Path, records: list[Record]) -> None:
+        self.folder = folder
+        self.records = records
+        self._lines: IO[bytes] | None = None
+        self._vectors: IO[bytes] | None = None
+
+    @classmethod
+    def read(cls, folder: Path, *, vectors: bool = True) -> Trajectory:
+        """Read without changing anything on disk. A torn last line is left out with a warning.
+
+        Raises:
+            RunError: There is no trajectory, or a line other than the last is damaged.
+        """
+        path = folder / "trajectory.jsonl"
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            raise RunError(f"{folder} holds no trajectory.jsonl, so it is not a run that has started.") from None
+        side = folder / "vectors.f64"
+        store = np.fromfile(side, dtype="<f8") if vectors and side.exists() else np.empty(0)
+        records: list[Record] = []
+        lines = raw.split(b"\n")
+        for number, line in enumerate(lines, 1):
+            if not line:
+                continue
+            try:
+                if number == len(lines):  # the newline that ends a whole line is missing
+                    raise ValueError("the line has no end")
+                records.append(_from_json(json.loads(line), store if vectors else None))
+            except (ValueError, KeyError, TypeError, IndexError) as problem:
+                if any(lines[number:]):
+                    raise RunError(
+                        f"{path}, line {number} is damaged ({problem}) and is not the last one. "
+                        "Restore the file from a copy; optmerge only repairs a torn last line."
+                    ) from None
+                log.warning("%s: the last line was torn by an interruption; it is dropped and evaluated again", path)
+        return cls(folder, records)
+
+    @classmethod
+    def open(cls, folder: Path) -> Trajectory:
+        """Open for appending, after dropping a torn last line; starts an empty one if there is none."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "trajectory.jsonl"
+        trajectory = cls.read(folder) if path.exists() else cls(folder, [])
+        trajectory._lines = open(path, "ab")  # noqa: SIM115 - closed by close()
+        trajectory._vectors = open(folder / "vectors.f64", "ab")  # noqa: SIM115
+        trajectory._trim(path)
+        return trajectory
+
+    def append(self, record: Record) -> None:
+        """Write one record and make it durable (vectors first, then the line that points at them)."""
+        assert self._lines is not None and self._vectors is not None, "opened with read(), not open()"
+        line = _to_json(record)
+        for name in ("vector", "gradient"):
+            values: Vector | None = getattr(record, name)
+            if values is None:
+                continue
+            if name == "vector" and len(values) <= INLINE:
+                line[name] = [float(x) for x in values]
+            else:
+                line[f"{name}_at"] = [self._vectors.tell() // 8, len(values)]
+                self._vectors.write(np.ascontiguousarray(values, dtype="<f8").tobytes())
+        _flush(self._vectors)
+        self._lines.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        _flush(self._lines)
+        self.records.append(record)
+
+    def close(self) -> None:
+        """Close both files."""
+        for handle in (self._lines, self._vectors):
+            if handle is not None:
+                handle.close()
+
+    def _trim(self, path: Path) -> None:
+        """Cut what an interruption left behind the last whole record, in both files."""
+        assert self._lines is not None and self._vectors is not None
+        raw = path.read_bytes()
+        whole = raw.rfind(b"\n") + 1
+        lines = [line for line in raw[:whole].split(b"\n") if line]
+        if len(lines) > len(self.records):  # the last line ends, but does not parse
+            whole -= len(lines[-1]) + 1
+            lines.pop()
+        self._lines.truncate(whole)
+        self._lines.seek(0, os.SEEK_END)
+        end = 0
+        for line in lines:
+            entry = json.loads(line)
+            for key in ("vector_at", "gradient_at"):
+                if key in entry:
+                    end = max(end, sum(entry[key]))
+        self._vectors.truncate(end * 8)
+        self._vectors.seek(0, os.SEEK_END)
+
+
+def _flush(handle: IO[bytes]) -> None:
+    handle.flush()
+    os.fsync(handle.fileno())
+
+
+def _to_json(record: Record) -> dict[str, Any]:
+    line = asdict(replace(record, vector=None, gradient=None))
+    del line["vector"], line["gradient"]
+    return {key: value for key, value in line.items() if value not in (None, {})} | {"value": record.value}
+
+
+def _from_json(line: dict[str, Any], store: Vector | None) -> Record:
+    for name in ("vector", "gradient"):
+        at = line.pop(f"{name}_at", None)
+        if at is not None:
+            offset, length = at
+            if store is None:
+                continue
+            if offset + length > len(store):
+                raise IndexError(f"vectors.f64 ends before the {name} of evaluation {line.get('id')}")
+            line[name] = store[offset : offset + length].copy()
+        elif name in line:
+            line[name] = np.asarray(line[name], dtype=np.float64)
+    return Record(**line)

@@ -1,0 +1,1 @@
+"""The loop: evaluator, teachers, baselines, budgets, run directory and resume."""

@@ -1,0 +1,153 @@
+"""Baselines: scored first, by the evaluator that judges the search, and cached by content across runs.
+
+base, every expert, uniform task arithmetic (its average and a grid), and every whole method at a grid of scales.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optmerge.atomic import atomic_path
+from optmerge.merging.coefficients import Table
+from optmerge.merging.recipe import Direction
+from optmerge.models.cache import cache_dir
+from optmerge.records import Evaluation, SplitName, Vector
+from optmerge.runner.evaluator import Evaluator, Measurement
+
+if TYPE_CHECKING:
+    from optmerge.runner.problem import Problem
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """A recipe that needs no search.
+
+    Attributes:
+        name: "base", "expert:NAME", "average", "uniform:C" or "method:NAME:SCALE".
+        family: What competes with what: base, expert, uniform, or a method's name.
+        table: float64[G, D] over all directions.
+    """
+
+    name: str
+    family: str
+    table: Table
+
+
+def make_baselines(problem: Problem) -> list[Baseline]:
+    """The baselines of a problem, the base first."""
+    experts = [problem.column(name) for name in problem.family.experts]
+    shape = (len(problem.space.groups), len(problem.directions))
+
+    def constant(columns: Sequence[int], value: float) -> Table:
+        table = np.zeros(shape)
+        table[:, list(columns)] = value
+        return table
+
+    baselines = [Baseline("base", "base", np.zeros(shape))]
+    baselines += [
+        Baseline(f"expert:{name}", "expert", constant([column], 1.0))
+        for name, column in zip(problem.family.experts, experts, strict=True)
+    ]
+    baselines.append(Baseline("average", "uniform", constant(experts, 1.0 / len(experts))))
+    for value in problem.config.baselines.grid:
+        baselines.append(Baseline(f"uniform:{value:g}", "uniform", constant(experts, value)))
+    for direction in problem.directions:
+        if direction.kind == "method":
+            for scale in problem.config.baselines.method_grid:
+                table = constant([problem.column(direction.name)], scale)
+                baselines.append(Baseline(f"method:{direction.name}:{scale:g}", direction.name, table))
+    return baselines
+
+
+def representable(problem: Problem, baseline: Baseline) -> bool:
+    """Whether the search space can start from the baseline: its directions are searched."""
+    used = set(np.flatnonzero(np.abs(baseline.table).sum(axis=0)).tolist())
+    return used <= set(problem.columns)
+
+
+class CachedMeasurements:
+    """Whole-split measurements without gradients, kept in the user's cache by content.
+
+    A measurement depends on models, data, arithmetic, coefficients and terms only, so every search over the same
+    models and data shares its baselines.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+        self.folder = cache_dir() / "measurements"
+        self._identity = evaluator.problem.identity()
+
+    def measure(self, table: Table, split: SplitName, *, objective: bool, metrics: bool) -> Measurement | Evaluation:
+        """A measurement, looked up or made; a failed `Evaluation` if it cannot be made."""
+        path = self.folder / f"{self._key(table, split, objective, metrics)}.npz"
+        found = _load(path)
+        if found is not None:
+            return found
+        measured = self.evaluator.attempt(
+            table, split, objective=objective, metrics=metrics, per_example=split == "report"
+        )
+        if isinstance(measured, Measurement):
+            _save(path, measured)
+        return measured
+
+    def _key(self, table: Table, split: SplitName, objective: bool, metrics: bool) -> str:
+        problem = self.evaluator.problem
+        # Coefficients are keyed per parameter: the same merge under another grouping is the same measurement.
+        used = np.flatnonzero(np.any(table != 0.0, axis=0)).tolist()
+        rows = {
+            parameter: table[row, used].tolist()
+            for row, group in enumerate(problem.space.groups)
+            for parameter in group.parameters
+        }
+        facts = [
+            self._identity,
+            split,
+            [_direction_key(problem.directions[column]) for column in used],
+            rows,
+            [term.config.model_dump() for term in problem.objective.terms] if objective else None,
+            metrics,
+        ]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _direction_key(direction: Direction) -> object:
+    return direction.config.model_dump() if direction.config else direction.name
+
+
+def _load(path: Path) -> Measurement | None:
+    try:
+        with np.load(path) as stored:
+            means: dict[str, dict[str, float]] = json.loads(str(stored["means"]))
+            seconds: dict[str, float] = json.loads(str(stored["seconds"]))
+            arrays: dict[str, dict[str, Vector]] = {}
+            for key in stored.files:
+                if "\t" in key:
+                    task, name = key.split("\t")
+                    arrays.setdefault(task, {})[name] = stored[key]
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError, KeyError) as problem:
+        log.warning("the cached measurement %s cannot be read (%s); it is made again", path, problem)
+        return None
+    return Measurement(means, arrays, None, seconds | {"cached": 1.0})
+
+
+def _save(path: Path, measured: Measurement) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries: dict[str, np.ndarray[Any, Any]] = {
+        f"{task}\t{name}": values for task, arrays in measured.per_example.items() for name, values in arrays.items()
+    }
+    entries["means"] = np.array(json.dumps(measured.means))
+    entries["seconds"] = np.array(json.dumps(dict(measured.seconds)))
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        np.savez(handle, allow_pickle=False, **entries)

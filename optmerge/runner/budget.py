@@ -1,0 +1,50 @@
+"""When a search stops, and why. Limits are exact; the clock is looked at between evaluations only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optmerge.config.schema import BudgetConfig
+
+
+@dataclass
+class Progress:
+    """Where a search stands.
+
+    Attributes:
+        evaluations: Fit evaluations so far.
+        best: Lowest select value so far, and the record that has it.
+        stale: Select scores since the best one.
+        seconds: Seconds of search, summed over resumes.
+    """
+
+    evaluations: int = 0
+    generation: int = 0
+    best: float | None = None
+    best_record: int | None = None
+    stale: int = 0
+    failed_generations: int = 0
+    seconds: float = 0.0
+
+
+def exhausted(budget: BudgetConfig, progress: Progress) -> str | None:
+    """The reason to stop now, or None."""
+    if budget.evaluations is not None and progress.evaluations >= budget.evaluations:
+        return f"the budget of {budget.evaluations} evaluations is used up"
+    if budget.target is not None and progress.best is not None and progress.best <= budget.target:
+        return f"the target {budget.target:g} on select is reached"
+    if budget.patience is not None and progress.stale >= budget.patience:
+        return f"no improvement on select in {budget.patience} scores"
+    return out_of_time(budget, progress)
+
+
+def out_of_time(budget: BudgetConfig, progress: Progress) -> str | None:
+    """The reason when the clock has run out, or None."""
+    if budget.minutes is not None and progress.seconds >= budget.minutes * 60:
+        return f"the budget of {budget.minutes:g} minutes is used up"
+    return None
+
+
+def remaining(budget: BudgetConfig, progress: Progress) -> int | None:
+    """Evaluations left, None when they are not limited."""
+    return None if budget.evaluations is None else budget.evaluations - progress.evaluations

@@ -1,0 +1,221 @@
+"""The evaluator: puts coefficients into the resident model and judges it on one split.
+
+    evaluator = Evaluator(problem, teachers)
+    measurement = evaluator.measure(table, "select", objective=True)
+    evaluation = evaluator.evaluate(table, "fit", gradient=True)
+
+One synchronisation with the device per evaluation: all sums stay on it until the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from optmerge.errors import OptmergeError
+from optmerge.merging.coefficients import Table
+from optmerge.merging.engine import Engine, GradientGatherer
+from optmerge.objective import report_metrics
+from optmerge.records import Evaluation, SplitName, Vector
+from optmerge.runner.teachers import Teachers
+
+if TYPE_CHECKING:
+    from optmerge.calibration.data import Batch
+    from optmerge.objective.base import ModelTerm
+    from optmerge.runner.problem import Problem
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Raw means of terms and metrics, before any normalisation.
+
+    Attributes:
+        means: Task -> term or metric name -> mean over examples, in the term's unit.
+        per_example: Task -> name -> float64[n], when asked for.
+        table_gradient: float64[G, D], d(objective)/d(coefficients), when asked for.
+        seconds: ``merge`` and ``evaluate``.
+    """
+
+    means: Mapping[str, Mapping[str, float]]
+    per_example: Mapping[str, Mapping[str, Vector]] = field(default_factory=dict)
+    table_gradient: Table | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Evaluator:
+    """Judges tables of coefficients over all directions of a problem (`Problem.expand` makes one from a vector)."""
+
+    def __init__(self, problem: Problem, teachers: Teachers) -> None:
+        self.problem = problem
+        self.teachers = teachers
+        self.engine: Engine = problem.engine
+        self._precise = torch.float64 if problem.device.type != "mps" else torch.float32
+
+    def evaluate(
+        self,
+        table: Table,
+        split: SplitName,
+        *,
+        examples: Mapping[str, Sequence[int]] | None = None,
+        gradient: bool = False,
+        metrics: bool = False,
+    ) -> Evaluation:
+        """Judge one table; any failure but a user's mistake or a bug in the caller becomes a failed `Evaluation`.
+
+        Args:
+            table: float64[G, D] over all directions.
+            split: Which split to look at.
+            examples: Task -> positions; None is the whole split.
+            gradient: Also give d(value)/d(vector) of the problem's search space.
+            metrics: Also measure the report's metrics.
+        """
+        measured = self.attempt(table, split, examples=examples, gradient=gradient, metrics=metrics)
+        return measured if isinstance(measured, Evaluation) else self.judge(measured, split)
+
+    def attempt(
+        self,
+        table: Table,
+        split: SplitName,
+        *,
+        examples: Mapping[str, Sequence[int]] | None = None,
+        objective: bool = True,
+        metrics: bool = False,
+        gradient: bool = False,
+        per_example: bool = False,
+    ) -> Measurement | Evaluation:
+        """`measure`, with what goes wrong as a failed `Evaluation`; a user's mistake still raises."""
+        try:
+            return self.measure(
+                table,
+                split,
+                examples=examples,
+                objective=objective,
+                metrics=metrics,
+                gradient=gradient,
+                per_example=per_example,
+            )
+        except OptmergeError:
+            raise
+        except Exception as problem:  # out of memory, a kernel that fails, a model that raises: the search goes on
+            self.engine.forget()
+            log.debug("an evaluation failed", exc_info=True)
+            reason = " ".join(str(problem).split()) or "no message"
+            return Evaluation(math.nan, error=f"{type(problem).__name__}: {reason[:300]}")
+
+    def judge(self, measured: Measurement, split: SplitName) -> Evaluation:
+        """The objective's value of a measurement."""
+        value, per_task = self.problem.objective.combine(split, measured.means)
+        pulled = None
+        if measured.table_gradient is not None:
+            pulled = self.problem.space.pull_back(measured.table_gradient[:, self.problem.columns])
+        error = None
+        if not math.isfinite(value):
+            bad = [task for task, part in per_task.items() if not math.isfinite(part)]
+            error = f"the objective is {value} (task {', '.join(bad)})"
+        elif pulled is not None and not np.isfinite(pulled).all():
+            error = f"{int((~np.isfinite(pulled)).sum())} of {len(pulled)} entries of the gradient are not finite"
+        return Evaluation(
+            value if error is None else math.nan,
+            per_task,
+            measured.means,
+            gradient=pulled,
+            per_example=measured.per_example or None,
+            error=error,
+            seconds=measured.seconds,
+        )
+
+    def measure(
+        self,
+        table: Table,
+        split: SplitName,
+        *,
+        examples: Mapping[str, Sequence[int]] | None = None,
+        objective: bool = True,
+        metrics: bool = False,
+        gradient: bool = False,
+        per_example: bool = False,
+    ) -> Measurement:
+        """Measure one table; see `evaluate` for the arguments. Exceptions pass through."""
+        problem = self.problem
+        begun = time.perf_counter()
+        self.engine.apply(table)
+        merged = time.perf_counter()
+        scope = (
+            self.engine.gradient(problem.space.searched_groups, problem.columns)
+            if gradient
+            else nullcontext(None)
+        )
+        sums: dict[tuple[str, str], torch.Tensor] = {}
+        kept: dict[tuple[str, str], torch.Tensor] = {}
+        counts: dict[str, int] = {}
+        with scope as gatherer, torch.set_grad_enabled(gradient):
+            for task, data in problem.calibration.tasks.items():
+                terms = self._terms(task, objective=objective, metrics=metrics)
+                positions = None if examples is None else examples[task]
+                batches = data.splits[split].batches(
+                    batch_tokens=problem.config.batch_tokens, positions=positions
+                )
+                counts[task] = data.splits[split].size if positions is None else len(positions)
+                model = problem.resident.model_for(data.expert)
+                for batch in batches:
+                    values = self._judge_batch(model, batch, terms, task, split, gatherer, counts[task])
+                    for name, value in values.items():
+                        key = (task, name)
+                        total = sums.setdefault(key, torch.zeros((), dtype=self._precise, device=problem.device))
+                        total.add_(value.sum(dtype=self._precise))
+                        if per_example:
+                            if key not in kept:
+                                kept[key] = torch.empty(counts[task], dtype=self._precise, device=problem.device)
+                            kept[key][batch.positions.to(problem.device)] = value.to(self._precise)
+        table_gradient = gatherer.table() if gatherer is not None else None
+        keys = list(sums)
+        totals = torch.stack([sums[key] for key in keys]).tolist()  # the synchronisation of this evaluation
+        means: dict[str, dict[str, float]] = {}
+        for (task, name), total in zip(keys, totals, strict=True):
+            means.setdefault(task, {})[name] = total / counts[task]
+        arrays: dict[str, dict[str, Vector]] = {}
+        for (task, name), tensor in kept.items():
+            arrays.setdefault(task, {})[name] = tensor.to("cpu", torch.float64).numpy()
+        done = time.perf_counter()
+        return Measurement(means, arrays, table_gradient, {"merge": merged - begun, "evaluate": done - merged})
+
+    def _judge_batch(
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        terms: dict[str, ModelTerm],
+        task: str,
+        split: SplitName,
+        gatherer: GradientGatherer | None,
+        count: int,
+    ) -> dict[str, torch.Tensor]:
+        problem = self.problem
+        teacher = self.teachers.batch(task, split, batch)
+        moved = batch.to(problem.device)
+        logits = model(**moved.inputs, **problem.forward_options).logits
+        values = {name: term.per_example(logits, moved, teacher) for name, term in terms.items()}
+        if gatherer is not None:
+            wanted = {term.name: values[term.name] for term in problem.objective.terms}
+            problem.objective.loss(split, task, wanted, count).backward()  # type: ignore[no-untyped-call]
+        return {name: value.detach() for name, value in values.items()}
+
+    def _terms(self, task: str, *, objective: bool, metrics: bool) -> dict[str, ModelTerm]:
+        """The terms to look at, by name; the objective's own stand before a metric of the same name."""
+        chosen: dict[str, ModelTerm] = {}
+        if objective:
+            chosen |= {term.name: term for term in self.problem.objective.terms}
+        if metrics:
+            labelled = self.problem.labelled(task)
+            for term in report_metrics(self.problem.calibration.tasks[task].kind, labelled):
+                chosen.setdefault(term.name, term)
+        return chosen

@@ -1,0 +1,137 @@
+"""The journal: the trajectory as the source of events.
+
+A search is a deterministic function of its evaluations. After a resume the loop runs again from the last saved state and
+asks for the same evaluations in the same order; those that the trajectory already holds are handed back from it, the
+others are made, written, and shown to the sinks.
+
+    journal = Journal(Trajectory.open(run), sinks)
+    record = journal.next("select", split="select", driver="adam", vector=vector, make=lambda: evaluate(...))
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from optmerge.errors import RunError
+from optmerge.records import Evaluation, Phase, Record, Sink, SplitName, Trajectory, Vector, vector_sha256
+
+
+class Journal:
+    """Hands out recorded evaluations first, then makes new ones."""
+
+    def __init__(self, trajectory: Trajectory, sinks: Sequence[Sink] = ()) -> None:
+        self.trajectory = trajectory
+        self.sinks = tuple(sinks)
+        self.cursor = 0
+        last = trajectory.records[-1].elapsed if trajectory.records else 0.0
+        self._clock = time.perf_counter() - last
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of work since the run began, summed over resumes."""
+        return time.perf_counter() - self._clock
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the next evaluation is already recorded."""
+        return self.cursor < len(self.trajectory.records)
+
+    def seek(self, cursor: int) -> None:
+        """Continue behind the first ``cursor`` records."""
+        if cursor > len(self.trajectory.records):
+            raise RunError(
+                f"{self.trajectory.folder}: the saved state knows {cursor} evaluations, trajectory.jsonl only "
+                f"{len(self.trajectory.records)}. Lines are missing: restore the file from a copy."
+            )
+        self.cursor = cursor
+
+    def next(
+        self,
+        phase: Phase,
+        *,
+        driver: str,
+        split: SplitName,
+        vector: Vector | None,
+        make: Callable[[], Evaluation],
+        generation: int = 0,
+        name: str | None = None,
+        examples: str = "all",
+        extra_seconds: Mapping[str, float] | None = None,
+    ) -> tuple[Record, Evaluation]:
+        """The next evaluation: the recorded one, or ``make()`` recorded.
+
+        Raises:
+            RunError: The recorded one is another evaluation than the one asked for.
+        """
+        digest = None if vector is None else vector_sha256(vector)
+        if self.replaying:
+            record = self.trajectory.records[self.cursor]
+            asked = (phase, split, digest, examples, name)
+            found = (record.phase, record.split, record.vector_sha256, record.examples, record.name)
+            if asked != found:
+                raise RunError(
+                    f"{self.trajectory.folder}: evaluation {record.id} in the trajectory is {found}, but the search asks "
+                    f"for {asked}. Its settings, seed or libraries have changed since; start a new run in another folder."
+                )
+            self.cursor += 1
+            return record, _evaluation(record)
+        evaluation = make()
+        gradient = evaluation.gradient
+        record = Record(
+            id=len(self.trajectory.records),
+            phase=phase,
+            driver=driver,
+            split=split,
+            value=None if evaluation.failed else float(evaluation.value),
+            generation=generation,
+            name=name,
+            per_task=dict(evaluation.per_task),
+            metrics={task: dict(values) for task, values in evaluation.metrics.items()},
+            vector_sha256=digest,
+            examples=examples,
+            seconds=dict(evaluation.seconds) | dict(extra_seconds or {}),
+            elapsed=self.elapsed,
+            gradient_norm=None if gradient is None else float(np.linalg.norm(gradient)),
+            error=evaluation.error,
+            vector=vector,
+            gradient=gradient,
+        )
+        self.trajectory.append(record)
+        self.cursor += 1
+        for sink in self.sinks:
+            sink.record(record)
+        return record, evaluation
+
+
+def _evaluation(record: Record) -> Evaluation:
+    return Evaluation(
+        value=float("nan") if record.value is None else record.value,
+        per_task=record.per_task,
+        metrics=record.metrics,
+        gradient=record.gradient,
+        error=record.error,
+        seconds=record.seconds,
+    )
+
+
+def substitute_failures(evaluations: Sequence[Evaluation]) -> list[Evaluation] | None:
+    """Failed evaluations with the generation's worst finite value in their place; None if all failed.
+
+    A failed evaluation's gradient is zero: the driver learns that the point is bad, not where to go.
+    """
+    finite = [evaluation.value for evaluation in evaluations if not evaluation.failed]
+    if not finite:
+        return None
+    worst = max(finite)
+    return [
+        replace(evaluation, value=worst, error=None, gradient=_like(evaluation.gradient)) if evaluation.failed else evaluation
+        for evaluation in evaluations
+    ]
+
+
+def _like(gradient: Vector | None) -> Vector | None:
+    return None if gradient is None else np.zeros_like(gradient)

@@ -1,0 +1,127 @@
+"""The manifest: what a run was made of, so that it can be repeated, and so that a resume notices what has changed.
+
+    manifest = make_manifest(problem)
+    check_manifest(stored, manifest, folder)
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from optmerge.errors import RunError
+
+if TYPE_CHECKING:
+    from optmerge.runner.problem import Problem
+
+PACKAGES = ("optmerge", "torch", "transformers", "safetensors", "numpy", "cma", "optuna", "datasets", "peft", "wandb")
+
+
+def make_manifest(problem: Problem) -> dict[str, Any]:
+    """Versions, seed, hardware, and the hashes of models and data."""
+    family = problem.family
+    checkpoints = {"base": family.base, **family.experts}
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv[1:],
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "seed": problem.config.seed,
+        "hardware": hardware(problem.device),
+        "models": {
+            name: {"reference": c.reference, "revision": c.revision, "sha256": c.sha256()}
+            for name, c in checkpoints.items()
+        },
+        "data": {name: data.sha256 for name, data in problem.calibration.tasks.items()},
+        "splits": {
+            name: {split: data.splits[split].size for split in data.splits}
+            for name, data in problem.calibration.tasks.items()
+        },
+        "notes": list(problem.calibration.notes),
+        "dimension": problem.space.dimension,
+        "variables": [variable.name for variable in problem.space.variables],
+        "heads": family.heads,
+        "dtype": str(problem.dtype).removeprefix("torch."),
+        "git": git_state(Path.cwd()),
+    }
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the arithmetic's last bits depend on."""
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }
+
+
+def check_manifest(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to resume what would not be the same run.
+
+    Raises:
+        RunError: A model, a data file, the machine, the thread count or torch differs; all differences are named.
+    """
+    problems: list[str] = []
+    for name, entry in stored["models"].items():
+        found = now["models"].get(name, {}).get("sha256")
+        if found != entry["sha256"]:
+            problems.append(f"the model {name} ({entry['reference']}) has changed")
+    for name, digest in stored["data"].items():
+        if now["data"].get(name) != digest:
+            problems.append(f"the data of task {name} has changed")
+    for key, value in stored["hardware"].items():
+        if now["hardware"].get(key) != value:
+            problems.append(f"{key} was {value!r} and is {now['hardware'].get(key)!r}")
+    for name in ("torch", "transformers"):
+        if now["versions"][name] != stored["versions"][name]:
+            problems.append(f"{name} was {stored['versions'][name]} and is {now['versions'][name]}")
+    if problems:
+        hint = ""
+        if now["hardware"]["threads"] != stored["hardware"]["threads"]:
+            hint = f" Set OMP_NUM_THREADS={stored['hardware']['threads']} for the thread count."
+        raise RunError(
+            f"{folder} cannot be resumed: {'; '.join(problems)}. A resumed run must give what an uninterrupted one would."
+            f"{hint} Restore what changed, or start a new search with --output in another folder."
+        )
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and cleanness of the git checkout that ``folder`` is in, or None."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit, "clean": git("status", "--porcelain") == ""}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

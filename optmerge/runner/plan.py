@@ -1,0 +1,233 @@
+"""What a search will cost, before any weight is loaded: headers, configs and calibration data only.
+
+    plan = make_plan(config, root=Path("."))
+    plan.dimension, plan.memory, plan.seconds
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from optmerge.calibration.data import load_calibration
+from optmerge.config.schema import SearchConfig
+from optmerge.merging.deltas import expand_directions
+from optmerge.merging.engine import CHUNK, DEVICE_CHUNK
+from optmerge.models.device import pick_device, pick_dtype
+from optmerge.models.family import Family, open_family
+from optmerge.models.tokenizer import tokenizer_for
+from optmerge.objective.objective import Objective
+from optmerge.records import SplitName
+from optmerge.runner.problem import absolute_references, label_map
+from optmerge.space.space import build_space
+
+EFFICIENCY = 0.4  # share of a plain matrix product's speed that small-batch transformers reach
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One tensor group of the plan."""
+
+    name: str
+    layer: int | None
+    kind: str
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The estimate. Memory in bytes, time in seconds; ``memory["mapped"]`` is page cache, not allocated.
+
+    Attributes:
+        dimension: Variables that the driver moves.
+        groups: The tensor groups.
+        directions: Names of what gets coefficients.
+        evaluations: Budget on the fit split, None when only the clock limits it.
+        baselines: How many recipes are scored before the search.
+        tokens: Split -> tokens of one pass over it.
+        memory: Part -> bytes.
+        seconds: Part -> estimated seconds; empty with --no-time.
+        warnings: What a user should know before starting.
+    """
+
+    dimension: int
+    groups: tuple[GroupRow, ...]
+    directions: tuple[str, ...]
+    evaluations: int | None
+    baselines: int
+    tokens: dict[str, int]
+    memory: dict[str, int]
+    seconds: dict[str, float]
+    warnings: tuple[str, ...]
+
+
+def make_plan(config: SearchConfig, *, root: Path) -> Plan:
+    """Estimate a search.
+
+    Raises:
+        UserError: Whatever would stop the search before its first evaluation, except values in the weights.
+    """
+    config = absolute_references(config, root)
+    family = open_family(
+        config.base,
+        config.experts,
+        relative_to=Path(),
+        heads=config.heads,
+        allow_pickle=config.allow_pickle,
+        check_values=False,
+    )
+    device, dtype = pick_device(config.device), pick_dtype(config.dtype, family)
+    directions = expand_directions(config.directions, list(family.experts))
+    roles = {name: parameter.role for name, parameter in family.parameters.items()}
+    space = build_space(config.space, roles, [direction.name for direction in directions])
+    objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
+    keep: set[SplitName] = {"report"} | ({"fit", "select"} if objective.labelled else set())
+    calibration = load_calibration(
+        config.tasks,
+        config.splits,
+        tokenizer=tokenizer_for(family, config.tokenizer),
+        kind=family.kind,
+        label_maps={task: label_map(family, spec.expert) for task, spec in config.tasks.items()},
+        relative_to=Path(),
+        keep_labels=frozenset(keep),
+        limit=config.limit,
+    )
+    names: tuple[SplitName, ...] = ("fit", "select", "report")
+    tokens = {
+        split: sum(
+            int(batch.inputs["input_ids"].numel())
+            for data in calibration.tasks.values()
+            for batch in data.splits[split].batches(batch_tokens=config.batch_tokens)
+        )
+        for split in names
+    }
+    groups = tuple(
+        GroupRow(g.name, g.layer, g.kind, len(g.parameters), sum(family.parameters[p].numel for p in g.parameters))
+        for g in space.groups
+    )
+    gradient = config.driver.name == "adam"
+    methods = {d.name for d in directions if d.kind == "method"} | {m.name for m in config.baselines.methods}
+    baselines = (
+        2 + len(config.experts) + len(config.baselines.grid) + len(methods) * len(config.baselines.method_grid)
+    )
+    watched = sum(groups[row].parameters for row in space.searched_groups)
+    memory = _memory(family, dtype, device, watched if gradient else 0, len(methods), config.batch_tokens)
+    seconds = _seconds(config, family, device, dtype, tokens, baselines, calibration.fit_sizes())
+    return Plan(
+        dimension=space.dimension,
+        groups=groups,
+        directions=space.directions,
+        evaluations=config.budget.evaluations,
+        baselines=baselines,
+        tokens=tokens,
+        memory=memory,
+        seconds=seconds,
+        warnings=tuple([*calibration.notes, *_warnings(config, space.dimension, calibration.fit_sizes())]),
+    )
+
+
+def _memory(
+    family: Family, dtype: torch.dtype, device: torch.device, watched: int, methods: int, batch_tokens: int
+) -> dict[str, int]:
+    merged = sum(parameter.numel for parameter in family.parameters.values())
+    heads = sum(
+        family.experts[name].tensors[disk].nbytes
+        for name in family.experts
+        for disk in family.experts[name].tensors
+        if family.maps[name].parameter_of(disk) in set(family.head_parameters)
+    )
+    config = family.configs["base"]
+    hidden = int(getattr(config, "hidden_size", 0) or 0)
+    layers = int(getattr(config, "num_hidden_layers", 0) or 0)
+    kept_per_token = 16 if watched else 2  # activations that a backward pass needs, in hidden-sized vectors a layer
+    chunk = CHUNK if device.type == "cpu" else DEVICE_CHUNK
+    return {
+        "resident model": merged * dtype.itemsize + heads,
+        "weight gradients": watched * dtype.itemsize,
+        "activations (estimate)": batch_tokens * hidden * (layers if watched else 2) * kept_per_token * dtype.itemsize,
+        "chunk buffers": 3 * chunk * 4,
+        "method deltas": methods * merged * 4,
+        "mapped": sum(info.nbytes for c in (family.base, *family.experts.values()) for info in c.tensors.values()),
+    }
+
+
+def _seconds(
+    config: SearchConfig,
+    family: Family,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokens: dict[str, int],
+    baselines: int,
+    fit_sizes: dict[str, int],
+) -> dict[str, float]:
+    # Embeddings are looked up, not multiplied, unless they are also the language model's output.
+    used = sum(
+        parameter.numel
+        for parameter in family.parameters.values()
+        if parameter.role.kind != "embedding" or family.kind == "causal-lm"
+    )
+    rate = _product_rate(device, dtype) * EFFICIENCY
+    forward = {split: 2.0 * used * count / rate for split, count in tokens.items()}
+    share = 1.0
+    batch = getattr(config.driver, "batch", None)
+    if batch is not None:
+        share = sum(min(batch, size) for size in fit_sizes.values()) / sum(fit_sizes.values())
+    passes = 3.0 if config.driver.name == "adam" else 1.0
+    evaluation = forward["fit"] * share * passes
+    result = {
+        "teachers": sum(forward.values()),
+        "baselines": forward["fit"] + baselines * (forward["select"] + forward["report"]),
+        "one evaluation": evaluation,
+    }
+    if config.budget.evaluations is not None:
+        generations = config.budget.evaluations / config.budget.select_every
+        if config.driver.name == "cma":
+            generations /= 12
+        result["search"] = config.budget.evaluations * evaluation + generations * forward["select"]
+    return result
+
+
+def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Multiply-adds (counted as two operations) per second of a mid-sized matrix product on the device."""
+    side = 512 if device.type == "cpu" else 4096
+    a = torch.ones(side, side, dtype=dtype, device=device)
+    out = torch.empty_like(a)
+    torch.mm(a, a, out=out)
+    _wait(device)
+    begun, count = time.perf_counter(), 0
+    while time.perf_counter() - begun < 0.2:
+        torch.mm(a, a, out=out)
+        count += 1
+        if device.type != "cpu" and count % 16 == 0:
+            _wait(device)
+    _wait(device)
+    return 2.0 * side**3 * count / (time.perf_counter() - begun)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _warnings(config: SearchConfig, dimension: int, fit_sizes: dict[str, int]) -> list[str]:
+    warnings = []
+    few = {task: size for task, size in fit_sizes.items() if size < 64}
+    if few and dimension > 20:
+        listed = ", ".join(f"{task} {size}" for task, size in few.items())
+        warnings.append(
+            f"{dimension} coefficients from few fit examples ({listed}) over-fit easily: use 64 or more a task, or "
+            "layer-wise coefficients."
+        )
+    budget = config.budget.evaluations
+    if config.driver.name != "adam" and budget is not None and budget < 5 * dimension:
+        warnings.append(
+            f"{budget} evaluations for {dimension} variables is close to random search for {config.driver.name}; "
+            "use adam, a coarser space, or a larger budget."
+        )
+    return warnings

@@ -1,0 +1,235 @@
+"""Everything that a search stands on, opened once: models, data, space, objective, and the resident model.
+
+    problem = open_problem(config, root, progress)
+    table = problem.expand(vector)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from optmerge.calibration.data import Calibration, load_calibration
+from optmerge.config.schema import SearchConfig
+from optmerge.errors import ConfigError
+from optmerge.merging.coefficients import Static, Table
+from optmerge.merging.deltas import Deltas, expand_directions
+from optmerge.merging.engine import Engine
+from optmerge.merging.recipe import Direction, Group, ModelEntry, Recipe
+from optmerge.models.cache import cache_dir
+from optmerge.models.device import pick_device, pick_dtype
+from optmerge.models.family import Family, open_family
+from optmerge.models.reference import ModelReference
+from optmerge.models.resident import ResidentModel
+from optmerge.models.tokenizer import tokenizer_for
+from optmerge.objective.objective import Objective
+from optmerge.records import SplitName, Vector
+from optmerge.space.space import SearchSpace, build_space
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass
+class Problem:
+    """A search's models, data, space and objective.
+
+    Attributes:
+        directions: All directions that the engine knows: every expert, then whole methods.
+        columns: Where the space's directions stand among them.
+    """
+
+    config: SearchConfig
+    family: Family
+    resident: ResidentModel
+    deltas: Deltas
+    engine: Engine
+    calibration: Calibration
+    objective: Objective
+    space: SearchSpace
+    directions: tuple[Direction, ...]
+    columns: list[int]
+    device: torch.device
+    dtype: torch.dtype
+    forward_options: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+
+    def expand(self, vector: Vector) -> Table:
+        """The space's vector as coefficients [G, D] over all directions."""
+        table = np.zeros((len(self.space.groups), len(self.directions)))
+        table[:, self.columns] = self.space.decode(vector)
+        return table
+
+    def column(self, name: str) -> int:
+        """The column of the direction called ``name``."""
+        return [direction.name for direction in self.directions].index(name)
+
+    def labelled(self, task: str) -> bool:
+        """Whether the report split of ``task`` has labels."""
+        return self.calibration.tasks[task].splits["report"].has_labels
+
+    def recipe(self, vector: Vector, created: Mapping[str, Any]) -> Recipe:
+        """The recipe of a vector, self-contained."""
+        family = self.family
+
+        def entry(name: str) -> ModelEntry:
+            checkpoint = family.base if name == "base" else family.experts[name]
+            reference = self.config.base if name == "base" else self.config.experts[name]
+            return ModelEntry(reference, checkpoint.sha256(), checkpoint.revision)
+
+        groups = tuple(
+            Group(
+                group.name,
+                tuple(disk for parameter in group.parameters for disk in family.disk_names(parameter)),
+                group.layer,
+                group.kind,
+            )
+            for group in self.space.groups
+        )
+        return Recipe(
+            base=entry("base"),
+            experts={name: entry(name) for name in family.experts},
+            directions=tuple(self.directions[column] for column in self.columns),
+            groups=groups,
+            coefficient_fn=Static(self.space.decode(vector)),
+            method=self.config.method.name,
+            heads=family.heads,
+            dtype=str(self.dtype).removeprefix("torch."),
+            tokenizer=self.config.tokenizer,
+            created=created,
+        )
+
+    def identity(self) -> str:
+        """A hash of everything that a measurement depends on beside the coefficients, the terms and the split."""
+        facts = [
+            self.family.fingerprint(),
+            self.family.heads,
+            self.calibration.fingerprint(),
+            str(self.dtype),
+            str(self.device),
+            self.config.batch_tokens,
+            torch.__version__,
+            torch.get_num_threads(),
+        ]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def absolute_references(config: SearchConfig, root: Path) -> SearchConfig:
+    """The config with every local path made absolute, so that its run can be resumed from anywhere."""
+
+    def model(text: str) -> str:
+        return ModelReference.parse(text, relative_to=root).text
+
+    def data(text: str) -> str:
+        path = Path(text).expanduser()
+        local = path if path.is_absolute() else root / path
+        return str(local.resolve()) if local.exists() or local.suffix else text
+
+    return config.model_copy(
+        update={
+            "base": model(config.base),
+            "experts": {name: model(reference) for name, reference in config.experts.items()},
+            "tasks": {name: spec.model_copy(update={"data": data(spec.data)}) for name, spec in config.tasks.items()},
+        }
+    )
+
+
+def open_problem(config: SearchConfig, *, progress: Progress | None = None) -> Problem:
+    """Open models and data, and allocate the resident model.
+
+    Args:
+        config: With absolute references.
+        progress: Told of long work.
+
+    Raises:
+        UserError: Anything about the models, the data or the combination of settings that cannot work.
+    """
+    objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
+    if config.driver.name == "adam" and not objective.differentiable:
+        names = ", ".join(term.name for term in objective.terms if not term.differentiable)
+        raise ConfigError(
+            f"driver is 'adam', which needs a gradient, and the objective's term {names} has none. "
+            "Use driver cma or optuna, or an objective such as expert-kl."
+        )
+    family = open_family(
+        config.base, config.experts, relative_to=Path(), heads=config.heads, allow_pickle=config.allow_pickle
+    )
+    if family.kind not in ("causal-lm", "sequence-classification"):
+        raise ConfigError(
+            f"The experts are {family.kind} models; a search can judge causal language models and sequence "
+            "classifiers. `optmerge merge` merges any architecture from a recipe."
+        )
+    tokenizer = tokenizer_for(family, config.tokenizer)
+    keep: set[SplitName] = {"report"}
+    if objective.labelled:
+        keep |= {"fit", "select"}
+    calibration = load_calibration(
+        config.tasks,
+        config.splits,
+        tokenizer=tokenizer,
+        kind=family.kind,
+        label_maps={task: label_map(family, spec.expert) for task, spec in config.tasks.items()},
+        relative_to=Path(),
+        keep_labels=frozenset(keep),
+        limit=config.limit,
+    )
+    for note in calibration.notes:
+        log.info("%s", note)
+    objective = Objective(
+        config.objective, list(config.tasks), {name: data.num_labels for name, data in calibration.tasks.items()}
+    )
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, family)
+    wanted = expand_directions(config.directions, list(family.experts))
+    directions = expand_directions(["experts", *_methods(config)], list(family.experts))
+    roles = {name: parameter.role for name, parameter in family.parameters.items()}
+    space = build_space(config.space, roles, [direction.name for direction in wanted])
+    deltas = Deltas(family, directions, cache=cache_dir() / "directions")
+    deltas.prepare(progress)
+    resident = ResidentModel(family, device=device, dtype=dtype)
+    names = [direction.name for direction in directions]
+    group_of = {name: row for row, group in enumerate(space.groups) for name in group.parameters}
+    engine = Engine(resident.parameters, lambda name: family.read("base", name), deltas.sources, group_of)
+    return Problem(
+        config=config,
+        family=family,
+        resident=resident,
+        deltas=deltas,
+        engine=engine,
+        calibration=calibration,
+        objective=objective,
+        space=space,
+        directions=directions,
+        columns=[names.index(direction.name) for direction in wanted],
+        device=device,
+        dtype=dtype,
+        forward_options={"use_cache": False} if family.kind == "causal-lm" else {},
+        tokenizer=tokenizer,
+    )
+
+
+def _methods(config: SearchConfig) -> list[Any]:
+    """Whole methods among the directions and the baselines, each once."""
+    methods: dict[str, Any] = {}
+    for entry in [*config.directions, *config.baselines.methods]:
+        if not isinstance(entry, str):
+            methods.setdefault(entry.name, entry)
+    return list(methods.values())
+
+
+def label_map(family: Family, expert: str) -> dict[str, int]:
+    """The names of an expert's classes and their indices in its head."""
+    label2id = getattr(family.configs[expert], "label2id", None) or {}
+    return {str(label): int(index) for label, index in label2id.items()}

@@ -1,0 +1,295 @@
+"""A whole search: open, teach, score baselines, loop, report. `resume` takes the same way over the recorded part.
+
+    run = search(config, root=Path("."))
+    run.recipe.save(Path("best.yaml"))
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optmerge.config.schema import SearchConfig
+from optmerge.drivers import driver_class
+from optmerge.drivers.base import Driver, Variables
+from optmerge.errors import RunFailed, RunInterrupted
+from optmerge.merging.recipe import Recipe
+from optmerge.records import Candidate, Evaluation, Record, Sink, SplitName, Trajectory, Vector
+from optmerge.runner.baselines import Baseline, CachedMeasurements, make_baselines, representable
+from optmerge.runner.evaluator import Evaluator, Measurement
+from optmerge.runner.folder import RunFolder
+from optmerge.runner.journal import Journal
+from optmerge.runner.loop import Outcome, run_loop
+from optmerge.runner.manifest import check_manifest, make_manifest
+from optmerge.runner.problem import Problem, absolute_references, open_problem
+from optmerge.runner.result import Scored, Scores, main_metric, make_comparisons, make_rows
+from optmerge.runner.state import StateStore
+from optmerge.runner.teachers import Teachers
+
+log = logging.getLogger(__name__)
+
+Stop = Callable[[], str | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run: its folder, the best recipe, and the content of result.json."""
+
+    folder: Path
+    recipe: Recipe | None
+    result: dict[str, Any]
+
+
+def search(config: SearchConfig, *, root: Path, sinks: Sequence[Sink] = (), stop: Stop = lambda: None) -> Run:
+    """Run a search from its start.
+
+    Args:
+        config: What to search; relative paths are relative to ``root``.
+        root: Folder of the search file.
+        sinks: Views that are fed while it runs.
+        stop: Asked before every evaluation; a reason ends the run with its state saved.
+
+    Raises:
+        UserError: Something that the user can mend, found before any evaluation.
+        RunInterrupted: ``stop`` gave a reason.
+        RunFailed: No candidate could be evaluated any more.
+    """
+    config = absolute_references(config, root)
+    folder = RunFolder.create(root / config.output, config)
+    with folder.locked():
+        return _run(folder, config, sinks, stop)
+
+
+def resume(path: Path, *, sinks: Sequence[Sink] = (), stop: Stop = lambda: None) -> Run:
+    """Continue a run from wherever it was interrupted; a finished one is returned as it is.
+
+    Raises:
+        RunError: There is no run, or its models, data or machine changed since.
+    """
+    folder = RunFolder.open(path)
+    with folder.locked():
+        result = folder.read_json("result.json")
+        if result is not None and result["status"] == "finished":
+            return Run(path, Recipe.load(path / "recipe.yaml"), result)
+        return _run(folder, folder.config(), sinks, stop)
+
+
+def _run(folder: RunFolder, config: SearchConfig, sinks: Sequence[Sink], stop: Stop) -> Run:
+    def progress(stage: str, done: int, total: int | None) -> None:
+        for sink in sinks:
+            sink.progress(stage, done, total)
+
+    problem = open_problem(config, progress=progress)
+    manifest = make_manifest(problem)
+    stored = folder.read_json("manifest.json")
+    if stored is None:
+        folder.write_json("manifest.json", manifest)
+    else:
+        check_manifest(stored, manifest, folder.path)
+    folder.write_json("result.json", {"status": "running", "reason": ""})
+    for sink in sinks:
+        sink.start(folder.path)
+    evaluator = Evaluator(problem, Teachers.make(problem, progress))
+    trajectory = Trajectory.open(folder.path)
+    try:
+        session = _Session(folder, problem, evaluator, Journal(trajectory, sinks), progress)
+        result, recipe = session.execute(stop)
+    except (RunInterrupted, RunFailed) as ended:
+        status = "interrupted" if isinstance(ended, RunInterrupted) else "failed"
+        folder.write_json("result.json", {"status": status, "reason": str(ended)})
+        for sink in sinks:
+            sink.finish(folder.path, str(ended))
+        raise
+    finally:
+        trajectory.close()
+    for sink in sinks:
+        sink.finish(folder.path, result["reason"])
+    return Run(folder.path, recipe, result)
+
+
+class _Session:
+    """The phases of one run, over what the journal already holds and beyond it."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        problem: Problem,
+        evaluator: Evaluator,
+        journal: Journal,
+        progress: Callable[[str, int, int | None], None],
+    ) -> None:
+        self.folder = folder
+        self.problem = problem
+        self.evaluator = evaluator
+        self.journal = journal
+        self.progress = progress
+        self.measurements = CachedMeasurements(evaluator)
+
+    def execute(self, stop: Stop) -> tuple[dict[str, Any], Recipe | None]:
+        """Baselines, search, report, recipe, result."""
+        config, problem = self.problem.config, self.problem
+        baselines = make_baselines(problem)
+        scored = self._score_baselines(baselines, stop)
+        driver = self._driver(self._start(baselines, scored))
+        outcome = run_loop(
+            driver,
+            self,
+            self.journal,
+            config.budget,
+            StateStore(self.folder.path / "state"),
+            stop=stop,
+        )
+        if outcome.best is None:
+            raise RunFailed(f"{outcome.reason}, and no candidate has a value on select; see trajectory.jsonl for the reasons.")
+        winner = self._report(driver, outcome)
+        metric = main_metric(all(problem.labelled(task) for task in config.tasks))
+        recipe = problem.recipe(outcome.best, {"run": self.folder.path.name, "driver": driver.name, "seed": config.seed})
+        recipe.save(self.folder.path / "recipe.yaml")
+        best = self.journal.trajectory.records[outcome.progress.best_record or 0]
+        result = {
+            "status": "finished",
+            "reason": outcome.reason,
+            "best": {"record": best.id, "select": best.value, "evaluations": outcome.progress.evaluations},
+            "metric": metric,
+            "rows": make_rows([*scored, winner], metric),
+            "comparison": make_comparisons(winner, scored, metric, seed=config.seed),
+            "evaluations": outcome.progress.evaluations,
+            "seconds": outcome.progress.seconds,
+            "transductive": False,
+            "labels": {task: problem.labelled(task) for task in config.tasks},
+        }
+        self.folder.write_json("result.json", result)
+        return result, recipe
+
+    def fit(self, candidate: Candidate) -> Evaluation:
+        """The objective of a candidate on its part of the fit split."""
+        return self.evaluator.evaluate(
+            self.problem.expand(candidate.vector),
+            "fit",
+            examples=candidate.examples,
+            gradient="gradient" in candidate.needs,
+        )
+
+    def select(self, vector: Vector) -> Evaluation:
+        """The objective of a vector on the whole select split, with the metrics that need no label."""
+        return self.evaluator.evaluate(self.problem.expand(vector), "select", metrics=True)
+
+    def _score_baselines(self, baselines: Sequence[Baseline], stop: Stop) -> list[Scored]:
+        scored: list[Scored] = []
+        for done, baseline in enumerate(baselines):
+            why = None if self.journal.replaying else stop()
+            if why:
+                raise RunInterrupted(why)
+            if baseline.name == "base":
+                self._baseline(baseline, "fit")  # sets the normalisers of the fit split
+            select, _ = self._baseline(baseline, "select")
+            report, evaluation = self._baseline(baseline, "report")
+            if report.error or select.error:
+                log.warning("the baseline %s failed: %s", baseline.name, report.error or select.error)
+            else:
+                seconds = sum(select.seconds.values()) + sum(report.seconds.values())
+                scores = self._scores(report, evaluation)
+                scored.append(Scored(baseline.name, baseline.family, select, report, scores, 1, seconds))
+            self.progress("baselines", done + 1, len(baselines))
+        return scored
+
+    def _baseline(self, baseline: Baseline, split: SplitName) -> tuple[Record, Evaluation]:
+        judged = split != "report"  # the report gives metrics; it is no objective
+
+        def make() -> Evaluation:
+            found = self.measurements.measure(baseline.table, split, objective=judged, metrics=split != "fit")
+            if isinstance(found, Evaluation):
+                return found
+            if baseline.name == "base" and judged:
+                self.problem.objective.set_normalisers(split, found.means)
+            return self.evaluator.judge(found, split) if judged else _metrics_only(found)
+
+        record, evaluation = self.journal.next(
+            "baseline", driver="baseline", split=split, vector=None, make=make, name=baseline.name
+        )
+        if baseline.name == "base":
+            if record.error:
+                raise RunFailed(f"The base model itself cannot be judged on {split}: {record.error}.")
+            if judged:
+                self.problem.objective.set_normalisers(split, record.metrics)
+        return record, evaluation
+
+    def _start(self, baselines: Sequence[Baseline], scored: Sequence[Scored]) -> Vector:
+        """The configured start, or the baseline within the space that is best on select."""
+        problem = self.problem
+        if problem.config.space.start != "best-baseline":
+            return problem.space.start
+        tables = {b.name: b.table for b in baselines if representable(problem, b)}
+        able = [row for row in scored if row.name in tables and row.select.value is not None]
+        if not able:
+            return problem.space.start
+        best = min(able, key=lambda row: row.select.value if row.select.value is not None else np.inf)
+        log.info("the search starts from the baseline %s", best.name)
+        return problem.space.encode(tables[best.name][:, problem.columns])
+
+    def _driver(self, start: Vector) -> Driver:
+        config, space = self.problem.config, self.problem.space
+        variables = Variables(tuple(v.name for v in space.variables), space.lower, space.upper, start)
+        return driver_class(config.driver.name)(
+            config.driver,
+            variables,
+            seed=np.random.SeedSequence(config.seed),
+            fit_sizes=self.problem.calibration.fit_sizes(),
+            budget=config.budget.evaluations,
+        )
+
+    def _report(self, driver: Driver, outcome: Outcome) -> Scored:
+        assert outcome.best is not None and outcome.progress.best_record is not None
+        vector = outcome.best
+
+        def make() -> Evaluation:
+            found = self.evaluator.attempt(
+                self.problem.expand(vector), "report", objective=False, metrics=True, per_example=True
+            )
+            return found if isinstance(found, Evaluation) else _metrics_only(found)
+
+        report, evaluation = self.journal.next(
+            "report", driver=driver.name, split="report", vector=vector, make=make, name=driver.name
+        )
+        if report.error:
+            raise RunFailed(f"The best recipe cannot be scored on the report split: {report.error}.")
+        return Scored(
+            driver.name,
+            "search",
+            self.journal.trajectory.records[outcome.progress.best_record],
+            report,
+            self._scores(report, evaluation),
+            outcome.progress.evaluations,
+            outcome.progress.seconds,
+        )
+
+    def _scores(self, record: Record, evaluation: Evaluation) -> Scores:
+        """Per-example report scores: from the evaluation just made, from the run's folder, or measured again."""
+        if evaluation.per_example is not None:
+            self.folder.save_examples(record.id, evaluation.per_example)
+            return evaluation.per_example
+        kept = self.folder.load_examples(record.id)
+        if kept is not None:
+            return kept
+        # The run was killed between the record and its scores.
+        if record.vector is not None:
+            table = self.problem.expand(record.vector)
+        else:
+            table = next(b.table for b in make_baselines(self.problem) if b.name == record.name)
+        found = self.measurements.measure(table, "report", objective=False, metrics=True)
+        if isinstance(found, Evaluation):
+            raise RunFailed(f"{record.name} could be scored before the interruption, and not now: {found.error}.")
+        self.folder.save_examples(record.id, found.per_example)
+        return found.per_example
+
+
+def _metrics_only(measured: Measurement) -> Evaluation:
+    """A report evaluation: metrics without an objective, so its value is recorded as null."""
+    return Evaluation(math.nan, {}, measured.means, per_example=measured.per_example, seconds=measured.seconds)
+

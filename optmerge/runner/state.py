@@ -1,0 +1,62 @@
+"""Saved states of a search: written atomically, the last two are kept, a damaged one is passed over.
+
+A state is only a short cut: the trajectory alone is enough to replay a search.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optmerge.atomic import atomic_write
+from optmerge.drivers.state import dumps, loads
+
+log = logging.getLogger(__name__)
+
+KEEP = 2
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A driver's state after the first ``cursor`` records of the trajectory."""
+
+    cursor: int
+    driver: dict[str, Any]
+    progress: dict[str, Any]
+
+
+class StateStore:
+    """The folder ``state/`` of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, cursor: int, driver: dict[str, Any], progress: dict[str, Any]) -> None:
+        """Write the state behind ``cursor`` records and drop all but the last two."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        body = dumps({"cursor": cursor, "driver": driver, "progress": progress})
+        atomic_write(self._path(cursor), hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+        for path in self._paths()[:-KEEP]:
+            path.unlink(missing_ok=True)
+
+    def load(self, *, limit: int) -> SavedState | None:
+        """The newest whole state of at most ``limit`` records; None if there is none, and the search is replayed."""
+        for path in reversed(self._paths()):
+            if int(path.stem) > limit:
+                continue
+            digest, _, body = path.read_bytes().partition(b"\n")
+            if hashlib.sha256(body).hexdigest().encode() != digest:
+                log.warning("%s is damaged; an earlier state is used, and the search replayed from there", path)
+                continue
+            state = loads(body)
+            return SavedState(state["cursor"], state["driver"], state["progress"])
+        return None
+
+    def _path(self, cursor: int) -> Path:
+        return self.folder / f"{cursor:08d}.state"
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("*.state"))

@@ -1,0 +1,104 @@
+"""Teacher outputs: what each expert says about its own calibration inputs, made once and cached by content.
+
+The expert is put into the resident model by its one-hot row (which copies its tensors), so no second model is ever
+loaded. Files are named by the hash of the expert, the data and the tokenizer's ids, the classes kept and the machine's
+arithmetic.
+
+    teachers = Teachers.make(problem, progress)
+    teacher = teachers.batch("topics", "fit", batch)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from optmerge.atomic import atomic_path
+from optmerge.merging.engine import one_hot
+from optmerge.models.cache import cache_dir
+from optmerge.objective.teacher import TeacherBatch, TeacherOutputs
+from optmerge.records import SplitName
+
+if TYPE_CHECKING:
+    from optmerge.calibration.data import Batch
+    from optmerge.runner.problem import Problem
+
+Progress = Callable[[str, int, int | None], None]
+SPLITS: tuple[SplitName, ...] = ("fit", "select", "report")
+
+
+class Teachers:
+    """Teacher outputs of every task and split."""
+
+    def __init__(self, outputs: dict[tuple[str, SplitName], TeacherOutputs]) -> None:
+        self._outputs = outputs
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the outputs take, in bytes."""
+        return sum(outputs.nbytes for outputs in self._outputs.values())
+
+    def batch(self, task: str, split: SplitName, batch: Batch) -> TeacherBatch:
+        """The teacher's outputs for one batch, on the outputs' device."""
+        return self._outputs[task, split].batch(batch)
+
+    @classmethod
+    def make(cls, problem: Problem, progress: Progress | None = None) -> Teachers:
+        """Load from the cache, or run the experts that are not in it."""
+        outputs: dict[tuple[str, SplitName], TeacherOutputs] = {}
+        total = len(problem.calibration.tasks) * len(SPLITS)
+        for task, data in problem.calibration.tasks.items():
+            for split in SPLITS:
+                path = cache_dir() / "teachers" / f"{_key(problem, task, split)}.safetensors"
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    column = problem.column(data.expert)
+                    problem.engine.apply(one_hot(len(problem.space.groups), len(problem.directions), column))
+                    made = TeacherOutputs.collect(_logits(problem, task, split), k=_top_k(problem))
+                    with atomic_path(path) as temporary:
+                        made.save(temporary)
+                # What was just made is read back too, so that a first and a later run see the same bits.
+                outputs[task, split] = TeacherOutputs.load(path, device=problem.device)
+                if progress:
+                    progress("teachers", len(outputs), total)
+        return cls(outputs)
+
+
+def _logits(problem: Problem, task: str, split: SplitName) -> Iterator[tuple[Batch, torch.Tensor]]:
+    data = problem.calibration.tasks[task]
+    model = problem.resident.model_for(data.expert)
+    with torch.no_grad():
+        for batch in data.splits[split].batches(batch_tokens=problem.config.batch_tokens):
+            moved = batch.to(problem.device)
+            yield moved, model(**moved.inputs, **problem.forward_options).logits
+
+
+def _top_k(problem: Problem) -> int | None:
+    """The most classes that any term wants to see; None (all) wins."""
+    wanted = [term.config.top_k for term in problem.objective.terms if term.name == "expert-kl"]  # type: ignore[attr-defined]
+    if not wanted:
+        return 1  # agreement needs the expert's first choice only
+    return None if None in wanted else max(wanted)
+
+
+def _key(problem: Problem, task: str, split: SplitName) -> str:
+    data = problem.calibration.tasks[task]
+    facts = [
+        problem.family.experts[data.expert].sha256(),
+        problem.family.base.sha256(),
+        problem.family.heads,
+        data.splits[split].keys,
+        data.sha256,
+        _top_k(problem),
+        str(problem.dtype),
+        str(problem.device),
+        problem.config.batch_tokens,
+        torch.__version__,
+        torch.get_num_threads(),
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+

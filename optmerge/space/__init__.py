@@ -1,0 +1,1 @@
+"""Search spaces: tensor groups, bounded variables, and the one translation between a vector and coefficients."""

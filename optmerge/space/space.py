@@ -1,0 +1,190 @@
+"""The search space: the only translator between a driver's flat vector and a table of coefficients [G, D].
+
+    space = build_space(config, roles, direction_names)
+    table = space.decode(vector)          # float64[d] -> float64[G, D]
+    vector = space.encode(table)          # the nearest vector within bounds
+    slope = space.pull_back(gradient)     # dL/dtable -> dL/dvector
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from optmerge.config.spaces import RuleConfig, SpaceConfig
+from optmerge.errors import ConfigError, did_you_mean
+from optmerge.space.groups import RoleLike, TensorGroup, make_groups
+
+Table = npt.NDArray[np.float64]
+Vector = npt.NDArray[np.float64]
+
+ROLE_KINDS = ("embedding", "attention", "mlp", "norm", "final-norm", "head", "other")
+DEFAULT_START = 0.3  # where task arithmetic is usually set, for a start that no baseline gives
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One coordinate of the vector."""
+
+    name: str
+    lower: float
+    upper: float
+    start: float
+
+
+@dataclass(frozen=True, eq=False)
+class SearchSpace:
+    """Groups, directions and variables.
+
+    Attributes:
+        groups: G tensor groups.
+        directions: D direction names.
+        variables: d named bounded variables.
+        index: int64[G, D]: which variable sets a coefficient, or -1 where it is frozen.
+        frozen: float64[G, D]: the coefficients where ``index`` is -1.
+    """
+
+    groups: tuple[TensorGroup, ...]
+    directions: tuple[str, ...]
+    variables: tuple[Variable, ...]
+    index: npt.NDArray[np.int64]
+    frozen: Table
+
+    @property
+    def dimension(self) -> int:
+        """How many variables are searched."""
+        return len(self.variables)
+
+    @property
+    def lower(self) -> Vector:
+        """float64[d]."""
+        return np.array([variable.lower for variable in self.variables])
+
+    @property
+    def upper(self) -> Vector:
+        """float64[d]."""
+        return np.array([variable.upper for variable in self.variables])
+
+    @property
+    def start(self) -> Vector:
+        """float64[d]; the configured start, before any baseline is known."""
+        return np.array([variable.start for variable in self.variables])
+
+    @property
+    def searched_groups(self) -> list[int]:
+        """Rows with at least one searched coefficient: the only parameters that need gradients."""
+        rows: list[int] = np.flatnonzero((self.index >= 0).any(axis=1)).tolist()
+        return rows
+
+    def decode(self, vector: Vector) -> Table:
+        """float64[d] -> coefficients float64[G, D]."""
+        return np.where(self.index >= 0, np.append(vector, 0.0)[self.index], self.frozen)
+
+    def encode(self, table: Table) -> Vector:
+        """The vector whose coefficients are nearest to ``table`` (mean over what a variable sets), within bounds."""
+        return np.clip(self._gather(table) / self._sizes(), self.lower, self.upper)
+
+    def pull_back(self, gradient: Table) -> Vector:
+        """DL/dvector from dL/dcoefficients [G, D]: the transpose of `decode`."""
+        return self._gather(gradient)
+
+    def _gather(self, table: Table) -> Vector:
+        searched = self.index >= 0
+        return np.bincount(self.index[searched], weights=table[searched], minlength=self.dimension)
+
+    def _sizes(self) -> Vector:
+        return np.bincount(self.index[self.index >= 0], minlength=self.dimension).astype(np.float64)
+
+
+def build_space(config: SpaceConfig, roles: Mapping[str, RoleLike], directions: Sequence[str]) -> SearchSpace:
+    """Build the space of a model.
+
+    Args:
+        config: Granularity, bounds, start, rules.
+        roles: Merged parameter -> role, in module order.
+        directions: Names of the directions that get coefficients.
+
+    Raises:
+        ConfigError: A rule matches nothing, its start lies outside its bounds, or nothing is left to search.
+    """
+    groups = make_groups(roles, config.granularity)
+    groups = _split_by_rules(groups, roles, config.rules)
+    used = [False] * len(config.rules)
+    variables: list[Variable] = []
+    index = np.full((len(groups), len(directions)), -1, dtype=np.int64)
+    frozen = np.zeros((len(groups), len(directions)))
+    shared: dict[str, int] = {}
+    for row, group in enumerate(groups):
+        for column, direction in enumerate(directions):
+            freeze, bounds, start = None, config.bounds, config.start
+            for number, rule in enumerate(config.rules):
+                if not (_matches(rule, group, roles) and fnmatch.fnmatchcase(direction, rule.direction)):
+                    continue
+                used[number] = True
+                freeze = rule.freeze if rule.freeze is not None else (
+                    None if rule.bounds is not None or rule.start is not None else freeze
+                )
+                bounds = rule.bounds or bounds
+                start = rule.start if rule.start is not None else start
+            if freeze is not None:
+                frozen[row, column] = freeze
+                continue
+            name = _variable_name(config.granularity, group, direction)
+            if name not in shared:
+                first = DEFAULT_START if isinstance(start, str) else float(start)
+                if isinstance(start, str):
+                    first = min(max(first, bounds[0]), bounds[1])
+                elif not bounds[0] <= first <= bounds[1]:
+                    raise ConfigError(f"space: {name} would start at {first}, outside its bounds {list(bounds)}.")
+                shared[name] = len(variables)
+                variables.append(Variable(name, float(bounds[0]), float(bounds[1]), first))
+            index[row, column] = shared[name]
+    for number, rule in enumerate(config.rules):
+        if not used[number]:
+            raise ConfigError(
+                f"space.rules.{number} matches nothing: match {rule.match!r}, direction {rule.direction!r}. "
+                f"Use a role ({', '.join(ROLE_KINDS)}) or a glob over parameter names such as {next(iter(roles))!r}; "
+                f"directions are {', '.join(directions)}."
+                + (did_you_mean(rule.match, [*ROLE_KINDS, *roles]) if "*" not in rule.match else "")
+            )
+    if not variables:
+        raise ConfigError("space: every coefficient is frozen, so there is nothing to search. Remove a rule that freezes.")
+    return SearchSpace(groups, tuple(directions), tuple(variables), index, frozen)
+
+
+def _variable_name(granularity: str, group: TensorGroup, direction: str) -> str:
+    if granularity == "model-wise":
+        return "model" if group.name == "model" else group.name
+    return f"{group.name}/{direction}"
+
+
+def _matches(rule: RuleConfig, group: TensorGroup, roles: Mapping[str, RoleLike]) -> bool:
+    return _matches_parameter(rule, group.parameters[0], roles)  # a group never straddles a rule
+
+
+def _matches_parameter(rule: RuleConfig, parameter: str, roles: Mapping[str, RoleLike]) -> bool:
+    return rule.match == roles[parameter].kind or fnmatch.fnmatchcase(parameter, rule.match)
+
+
+def _split_by_rules(
+    groups: tuple[TensorGroup, ...], roles: Mapping[str, RoleLike], rules: Sequence[RuleConfig]
+) -> tuple[TensorGroup, ...]:
+    """Split groups that a rule matches only in part, so that every group obeys exactly one set of rules."""
+    result: list[TensorGroup] = []
+    for group in groups:
+        parts: dict[tuple[bool, ...], list[str]] = {}
+        for parameter in group.parameters:
+            parts.setdefault(tuple(_matches_parameter(rule, parameter, roles) for rule in rules), []).append(parameter)
+        if len(parts) == 1:
+            result.append(group)
+            continue
+        for signature, parameters in parts.items():
+            hits = [rules[number].match for number, hit in enumerate(signature) if hit]
+            kinds = {roles[parameter].kind for parameter in parameters}
+            name = "+".join([group.name, *hits]) if hits else group.name
+            result.append(TensorGroup(name, tuple(parameters), group.layer, kinds.pop() if len(kinds) == 1 else group.kind))
+    return tuple(result)
