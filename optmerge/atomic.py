@@ -82,7 +82,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in sorted(path.parent.glob(f".{path.name}.tmp-*")):
-            log.warning("%s is left from an interrupted write; delete it unless another process is writing it", leftover)
+            log.warning(
+                "%s is left from an interrupted write; delete it unless a process is still writing it", leftover
+            )
         temporary = _temporary(path)
         try:
             temporary.mkdir()

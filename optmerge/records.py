@@ -176,7 +176,8 @@ class Trajectory:
 
     def append(self, record: Record) -> None:
         """Write one record and make it durable (vectors first, then the line that points at them)."""
-        assert self._lines is not None and self._vectors is not None, "opened with read(), not open()"
+        assert self._lines is not None, "opened with read(), not open()"
+        assert self._vectors is not None
         line = _to_json(record)
         for name in ("vector", "gradient"):
             values: Vector | None = getattr(record, name)
@@ -200,7 +201,8 @@ class Trajectory:
 
     def _trim(self, path: Path) -> None:
         """Cut what an interruption left behind the last whole record, in both files."""
-        assert self._lines is not None and self._vectors is not None
+        assert self._lines is not None
+        assert self._vectors is not None
         raw = path.read_bytes()
         whole = raw.rfind(b"\n") + 1
         lines = [line for line in raw[:whole].split(b"\n") if line]

@@ -27,9 +27,7 @@ class CmaConfig(Strict):
     name: Literal["cma"] = "cma"
     sigma: float = Field(0.1, gt=0, description="initial step size, in units of a coefficient")
     population: int | None = Field(None, ge=2, description="candidates per generation; null = 4 + floor(3 ln d)")
-    diagonal: bool | Literal["auto"] = Field(
-        "auto", description="diagonal covariance; auto = from 200 variables on"
-    )
+    diagonal: bool | Literal["auto"] = Field("auto", description="diagonal covariance; auto = from 200 variables on")
 
 
 class OptunaConfig(Strict):

@@ -16,11 +16,17 @@ class TaskArithmeticConfig(Strict):
 
 
 class IsoCConfig(Strict):
-    """Isotropic merging in the common subspace (Marczak et al. 2025, algorithm 1): a flat spectrum on the summed task vectors."""
+    """Isotropic merging in the common subspace: the summed task vectors with a flat spectrum.
+
+    Marczak et al. 2025, algorithm 1.
+    """
 
     name: Literal["iso-c"] = "iso-c"
     tolerance: float = Field(
-        1e-6, ge=0, lt=1, description="singular values below this share of the largest are cut (their directions are arbitrary)"
+        1e-6,
+        ge=0,
+        lt=1,
+        description="singular values below this share of the largest are cut (their directions are arbitrary)",
     )
 
 

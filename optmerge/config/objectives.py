@@ -25,7 +25,9 @@ class ExpertKLConfig(Strict):
     name: Literal["expert-kl"] = "expert-kl"
     weight: float = Field(1.0, description="factor in the weighted sum of terms")
     normalise: Normaliser = Field("base", description="what a task's mean is divided by")
-    temperature: float = Field(1.0, gt=0, description="softmax temperature T of both sides; the value is times T squared")
+    temperature: float = Field(
+        1.0, gt=0, description="softmax temperature T of both sides; the value is times T squared"
+    )
     top_k: int | None = Field(
         128, ge=1, description="classes kept of the expert, the rest as one tail class; null or >= C = all"
     )
@@ -56,6 +58,7 @@ TERM_CONFIGS: dict[str, type[Strict]] = {
     "cross-entropy": CrossEntropyConfig,
     "accuracy": AccuracyConfig,
 }
+LABELLED_TERMS = frozenset({"cross-entropy", "accuracy"})  # these read labels
 
 
 class ObjectiveConfig(Strict):

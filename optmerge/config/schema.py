@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from optmerge.config.base import Strict
 from optmerge.config.drivers import AdamConfig, DriverConfig
 from optmerge.config.methods import MethodConfig, TaskArithmeticConfig
-from optmerge.config.objectives import ObjectiveConfig
+from optmerge.config.objectives import LABELLED_TERMS, ObjectiveConfig
 from optmerge.config.spaces import SpaceConfig
+from optmerge.errors import did_you_mean
+
+VERSION = 1  # of the search file's format
 
 
 def _named(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
+
+
+def _as_text(value: object) -> object:
+    """Label values are compared as text, however the file has them (``0``, ``true``, ``spam``)."""
+    return {str(key): index for key, index in value.items()} if isinstance(value, Mapping) else value
 
 
 class TemplateConfig(Strict):
@@ -31,27 +40,31 @@ class TaskConfig(Strict):
     data: str = Field(description="jsonl, json, csv, parquet or text file, or a hub data set id[:split]")
     text: str = Field("text", description="column with the input")
     text_pair: str | None = Field(None, description="column with the second input of a pair")
-    label: str | None = Field(None, description="column with the label; read for the report, and by labelled objectives only")
-    labels: dict[str, int] | None = Field(None, description="label value -> index in the expert's head; null = the head's own")
+    label: str | None = Field(
+        None, description="column with the label; read for the report, and by labelled objectives only"
+    )
+    labels: Annotated[dict[str, int] | None, BeforeValidator(_as_text)] = Field(
+        None, description="label value -> index in the expert's head; null = the head's own"
+    )
     template: TemplateConfig | None = Field(None, description="prompt and completion, for language models")
     max_tokens: int = Field(128, ge=2, description="inputs are cut to this many tokens")
+
+
+def _sensible_size(size: int | float) -> int | float:
+    if size <= 0 or (size >= 1 and size != int(size)):
+        raise ValueError(f"{size} is no size; give a count (1, 2, ...) or a share between 0 and 1")
+    return size
+
+
+Size = Annotated[int | float, AfterValidator(_sensible_size)]
 
 
 class SplitsConfig(Strict):
     """How many examples of each task go where: counts, or shares of the data."""
 
-    fit: int | float = Field(180, description="what the driver is told about")
-    select: int | float = Field(60, description="what decides which iterate is best")
-    report: int | float = Field(500, description="what the tables show; never steers anything")
-
-    @model_validator(mode="after")
-    def _sensible(self) -> Self:
-        for name in ("fit", "select", "report"):
-            size = getattr(self, name)
-            whole = float(size) == int(size)
-            if size <= 0 or (size >= 1 and not whole):
-                raise ValueError(f"{name} is {size}: give a count (1, 2, ...) or a share between 0 and 1")
-        return self
+    fit: Size = Field(180, description="what the driver is told about")
+    select: Size = Field(60, description="what decides which iterate is best")
+    report: Size = Field(500, description="what the tables show; never steers anything")
 
 
 class BudgetConfig(Strict):
@@ -74,7 +87,9 @@ class BaselinesConfig(Strict):
     """What is scored before the search, by the same evaluator."""
 
     grid: list[float] = Field([0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0], description="uniform task-arithmetic coefficients")
-    method_grid: list[float] = Field([0.8, 1.0, 1.2, 1.4, 1.6], description="scales of each direction that is a whole method")
+    method_grid: list[float] = Field(
+        [0.8, 1.0, 1.2, 1.4, 1.6], description="scales of each direction that is a whole method"
+    )
     methods: list[Annotated[MethodConfig, BeforeValidator(_named)]] = Field(
         default_factory=list, description="whole methods scored as baselines beside those among the directions"
     )
@@ -90,6 +105,13 @@ class TrackingConfig(Strict):
     tags: list[str] = Field(default_factory=list, description="W&B tags beside driver, space and objective")
 
 
+Direction = Literal["experts"] | Annotated[MethodConfig, BeforeValidator(_named)]
+
+
+def _task_vectors() -> list[Direction]:
+    return ["experts"]
+
+
 class SearchConfig(Strict):
     """A whole search file, presets resolved."""
 
@@ -98,8 +120,8 @@ class SearchConfig(Strict):
     experts: dict[str, str] = Field(min_length=1, description="name -> folder, hub id[@revision], or base+adapter")
     tasks: dict[str, TaskConfig] = Field(min_length=1, description="calibration data")
     method: Annotated[Annotated[TaskArithmeticConfig, Field()], BeforeValidator(_named)] = TaskArithmeticConfig()
-    directions: list[Literal["experts"] | Annotated[MethodConfig, BeforeValidator(_named)]] = Field(
-        default_factory=lambda: ["experts"], min_length=1, description="what gets coefficients"
+    directions: list[Direction] = Field(
+        default_factory=_task_vectors, min_length=1, description="what gets coefficients"
     )
     heads: Literal["auto", "own", "merged"] = Field(
         "auto", description="own: each task keeps its expert's head; merged: the head is merged like any tensor"
@@ -113,33 +135,75 @@ class SearchConfig(Strict):
     budget: BudgetConfig = BudgetConfig()
     seed: int = Field(0, ge=0, description="every generator of the run is derived from it")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the resident model; auto = the base's")
-    limit: int | None = Field(None, ge=1, description="look at no more than this many examples per task and split, to try things out")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the resident model; auto = the base's"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="look at no more than this many examples per task and split, to try things out"
+    )
     batch_tokens: int = Field(4096, ge=1, description="most padded tokens in one forward pass")
-    allow_pickle: bool = Field(False, description="read pytorch_model.bin files, which can run code; off unless you trust them")
+    allow_pickle: bool = Field(
+        False, description="read pytorch_model.bin files, which can run code; off unless you trust them"
+    )
     tracking: TrackingConfig = TrackingConfig()
     output: str = Field("runs/search", description="folder of the run")
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        from optmerge.errors import did_you_mean
-
-        problems = [
-            f"tasks.{task}.expert is {spec.expert!r}, which is not among experts ({', '.join(self.experts)})."
-            + did_you_mean(spec.expert, self.experts)
-            for task, spec in self.tasks.items()
-            if spec.expert not in self.experts
-        ]
-        if self.tokenizer != "base" and self.tokenizer not in self.experts:
-            problems.append(
-                f"tokenizer is {self.tokenizer!r}; expected 'base' or an expert's name ({', '.join(self.experts)})."
-                + did_you_mean(self.tokenizer, ["base", *self.experts])
-            )
-        for task in self.objective.task_weights:
-            if task not in self.tasks:
-                problems.append(f"objective.task_weights names {task!r}, which is not a task." + did_you_mean(task, self.tasks))
-        if "base" in self.experts:
-            problems.append("an expert may not be called 'base'")
+        problems = name_problems(self.model_dump())
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+
+def name_problems(data: Mapping[str, Any]) -> list[str]:
+    """What disagrees between the parts of a search: names that one part uses and another does not have.
+
+    Args:
+        data: A search as plain data, presets resolved; parts that are malformed are passed over.
+    """
+    experts, tasks = _mapping(data.get("experts")), _mapping(data.get("tasks"))
+    names = [str(name) for name in experts]
+    listed = ", ".join(names)
+    problems = []
+    for task, spec in tasks.items():
+        expert = _mapping(spec).get("expert")
+        if isinstance(expert, str) and experts and expert not in experts:
+            near = did_you_mean(expert, names)
+            problems.append(f"tasks.{task}.expert is {expert!r}; expected one of the experts ({listed}).{near}")
+    if "base" in experts:
+        problems.append("experts.base: the name 'base' stands for the base model; give the expert another one.")
+    tokenizer = data.get("tokenizer", "base")
+    if isinstance(tokenizer, str) and tokenizer not in ("base", *experts) and experts:
+        near = did_you_mean(tokenizer, ["base", *names])
+        problems.append(f"tokenizer is {tokenizer!r}; expected 'base' or an expert's name ({listed}).{near}")
+    objective, driver, budget = (_mapping(data.get(part)) for part in ("objective", "driver", "budget"))
+    for task in _mapping(objective.get("task_weights")):
+        if tasks and task not in tasks:
+            near = did_you_mean(str(task), [str(known) for known in tasks])
+            problems.append(
+                f"objective.task_weights.{task}: there is no such task ({', '.join(map(str, tasks))}).{near}"
+            )
+    raw_terms = objective.get("terms")
+    terms = [_mapping(term).get("name") for term in raw_terms] if isinstance(raw_terms, list) else []
+    driver_name = data.get("driver") if isinstance(data.get("driver"), str) else driver.get("name", "adam")
+    if driver_name == "adam" and "accuracy" in terms:
+        problems.append(
+            "driver is adam, which needs a gradient, and the objective's term accuracy has none. "
+            "Use the driver cma or optuna, or the term cross-entropy."
+        )
+    labelled = [term for term in terms if term in LABELLED_TERMS]
+    for task, spec in tasks.items():
+        if labelled and isinstance(spec, Mapping) and not spec.get("label"):
+            problems.append(f"tasks.{task}.label: missing; the objective's term {labelled[0]} reads labels.")
+    population, evaluations = driver.get("population"), budget.get("evaluations")
+    if isinstance(population, int) and isinstance(evaluations, int) and population > evaluations:
+        problems.append(
+            f"driver.population is {population}, more than budget.evaluations ({evaluations}), so not one generation "
+            "would be whole."
+        )
+    return problems
+
+
+def _mapping(value: object) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}

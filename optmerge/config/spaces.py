@@ -15,7 +15,9 @@ GRANULARITIES: tuple[str, ...] = ("model-wise", "task-wise", "layer-wise", "laye
 class RuleConfig(Strict):
     """Overrides for the variables whose tensors (and direction) match; the last matching rule wins."""
 
-    match: str = Field("*", description="glob over parameter names, or a role: embedding, attention, mlp, norm, head, other")
+    match: str = Field(
+        "*", description="glob over parameter names, or a role: embedding, attention, mlp, norm, head, other"
+    )
     direction: str = Field("*", description="glob over direction names")
     freeze: float | None = Field(None, description="keep these coefficients at this value; they are not searched")
     bounds: tuple[float, float] | None = Field(None, description="lowest and highest coefficient")

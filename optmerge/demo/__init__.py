@@ -1,0 +1,5 @@
+"""``optmerge demo``: real searches on a real pretrained encoder, on a laptop, without an account.
+
+assets (pinned archives) -> tasks (four text data sets) -> zoo (base and experts, trained on the spot) -> run (searches,
+one table, export). Only `train` needs torch.
+"""

@@ -72,18 +72,18 @@ def _election_tweets(text: str) -> Iterator[Row]:
 
 
 def _sentiment_tweets(text: str) -> Iterator[Row]:
-    """``sentiment,confidence,text``; only rows whose annotators agreed."""
+    """``sentiment,confidence,text``; only rows whose annotators agreed (no confidence is given where they did not vote)."""
     rows = _table(text, ",")
     next(rows)
     for row in rows:
-        if float(row[1]) >= 0.99:
+        if row[1] and float(row[1]) >= 0.99:
             yield row[2], row[0]
 
 
 def _newsgroups(text: str) -> Iterator[Row]:
-    """An Orange table (three header lines): newsgroup in column 0, text in column 1."""
+    """An Orange table (three header lines and a blank one): newsgroup in column 0, text in column 1."""
     for number, row in enumerate(_table(text, "\t")):
-        if number >= 3:
+        if number >= 3 and row:
             yield row[1], row[0]
 
 

@@ -33,7 +33,8 @@ def driver_class(name: str) -> type[Driver]:
         ConfigError: There is no such driver.
     """
     if name not in DRIVERS:
-        raise ConfigError(f"There is no driver {name!r}; the drivers are {', '.join(DRIVERS)}." + did_you_mean(name, DRIVERS))
+        known = ", ".join(DRIVERS)
+        raise ConfigError(f"There is no driver {name!r}; the drivers are {known}." + did_you_mean(name, DRIVERS))
     module, _, attribute = DRIVERS[name].partition(":")
     found: type[Driver] = getattr(importlib.import_module(module), attribute)
     return found

@@ -63,7 +63,9 @@ class Variables:
             object.__setattr__(self, field, values)
         for name, low, high, at in zip(self.names, self.lower, self.upper, self.start, strict=True):
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise ConfigError(f"The bounds of {name} are [{low}, {high}]; give two finite numbers, the lower first.")
+                raise ConfigError(
+                    f"The bounds of {name} are [{low}, {high}]; expected two finite numbers, low then high."
+                )
             if not low <= at <= high:
                 raise ConfigError(f"The start of {name} is {at}, outside its bounds [{low}, {high}].")
 
@@ -168,7 +170,8 @@ class Driver(ABC):
 
         While a generation is open this is the state before it: a driver that loads it asks that generation again.
         """
-        return {"driver": self.name, "dimension": len(self.variables), "generation": self.generation} | self._state()
+        head: State = {"driver": self.name, "dimension": len(self.variables), "generation": self.generation}
+        return head | self._state()
 
     def load_state_dict(self, state: State) -> None:
         """Continue where the driver of ``state`` was; this one was made with the same arguments.
@@ -179,9 +182,15 @@ class Driver(ABC):
         for key, mine in (("driver", self.name), ("dimension", len(self.variables))):
             if state.get(key) != mine:
                 raise RunError(f"The saved state has {key} {state.get(key)!r}, but this search has {mine!r}.")
+        try:
+            self.generation = cast(int, state["generation"])
+            self._load(state)
+        except (KeyError, TypeError, ValueError) as problem:
+            raise RunError(
+                f"The saved state of driver {self.name!r} does not fit this version of optmerge ({problem!r}). "
+                "Resume with the version in the run's manifest.json."
+            ) from problem
         self._open = None
-        self.generation = cast(int, state["generation"])
-        self._load(state)
 
     def candidate(
         self,

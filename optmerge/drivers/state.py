@@ -23,7 +23,7 @@ import numpy.typing as npt
 from optmerge.errors import RunError
 
 StateValue: TypeAlias = (
-    "None | bool | int | float | str | bytes | npt.NDArray[Any] | list[StateValue] | dict[str, StateValue]"
+    "bool | int | float | str | bytes | npt.NDArray[Any] | list[StateValue] | dict[str, StateValue] | None"
 )
 State: TypeAlias = "dict[str, StateValue]"
 

@@ -18,7 +18,9 @@ Table = npt.NDArray[np.float64]
 class CoefficientFn(Protocol):
     """Coefficients [G, D] of every tensor group and direction."""
 
-    static: bool
+    @property
+    def static(self) -> bool:
+        """Whether the table is the same for every input."""
 
     def __call__(self) -> Table:
         """The table, float64[G, D]."""
@@ -34,12 +36,16 @@ class Static:
     """
 
     values: Table
-    static: bool = True
 
     def __post_init__(self) -> None:
         frozen = np.array(self.values, dtype=np.float64)
         frozen.setflags(write=False)
         object.__setattr__(self, "values", frozen)
+
+    @property
+    def static(self) -> bool:
+        """Always."""
+        return True
 
     def __call__(self) -> Table:
         """The table, float64[G, D], read-only."""

@@ -55,7 +55,9 @@ def expand_directions(directions: Sequence[str | MethodConfig], experts: Sequenc
         if isinstance(entry, str):
             expanded += [Direction(name, "expert") for name in experts]
         elif isinstance(entry, TaskArithmeticConfig):
-            raise ConfigError("directions: task_arithmetic has no delta of its own; write 'experts' for the task vectors.")
+            raise ConfigError(
+                "directions: task_arithmetic has no delta of its own; write 'experts' for the task vectors."
+            )
         else:
             expanded.append(Direction(entry.name, "method", entry))
     names = [direction.name for direction in expanded]

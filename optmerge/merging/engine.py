@@ -1,9 +1,9 @@
 """The engine: writes coefficients into the resident model, and contracts weight gradients into coefficient gradients.
 
 Both go through the parameters in chunks that stay in cache. No state dict is built and nothing is allocated per
-candidate beyond the chunk buffers, which are made once. Design laws: the order of accumulation is
-acc = sum_k fl(c_k * fl(theta_k - theta_0)) in direction order in fp32, then theta_0 + acc, one cast at the end; all-zero
-coefficients give the base exactly; a one-hot row copies the expert.
+candidate beyond the chunk buffers, which are made once. The order of accumulation is part of the contract:
+acc = sum_k fl(c_k * fl(theta_k - theta_0)) in direction order in fp32, then theta_0 + acc, one cast at the end;
+all-zero coefficients give the base exactly; a one-hot row copies the expert.
 
     engine = Engine(parameters, base, sources, group_of, dtype)
     engine.apply(table)                      # float64[G, D]
@@ -25,7 +25,9 @@ from torch import nn
 from optmerge.merging.coefficients import Table
 from optmerge.merging.deltas import Source
 
-CHUNK = 1 << 16  # elements; with fp32 buffers a handful of chunks fit a core's L2 cache
+CHUNK = (
+    1 << 15
+)  # elements: three fp32 buffers fit a core's L2 cache, and torch runs such an operation without waking threads
 DEVICE_CHUNK = 1 << 24  # on an accelerator kernels are launched asynchronously, and big ones are better
 
 
@@ -69,18 +71,35 @@ def write_merge(
     flat = [(source.tensor.reshape(-1), source.absolute, c) for source, c in active]
     for lo in range(0, flat_out.numel(), buffers.size):
         hi = min(lo + buffers.size, flat_out.numel())
-        theta, delta, total = (buffer[: hi - lo] for buffer in (buffers.base, buffers.delta, buffers.total))
-        theta.copy_(flat_base[lo:hi], non_blocking=True)
+        delta, total = buffers.delta[: hi - lo], buffers.total[: hi - lo]
+        theta = _precise(flat_base[lo:hi], buffers.base[: hi - lo])
         for position, (tensor, absolute, c) in enumerate(flat):
             target = total if position == 0 else delta
-            target.copy_(tensor[lo:hi], non_blocking=True)
-            if absolute:
-                target.sub_(theta)
+            _delta(tensor[lo:hi], theta if absolute else None, target)
             target.mul_(c)
             if position:
                 total.add_(delta)
-        total.add_(theta)
-        flat_out[lo:hi].copy_(total)
+        if flat_out.dtype == total.dtype:
+            torch.add(total, theta, out=flat_out[lo:hi])
+        else:
+            flat_out[lo:hi].copy_(total.add_(theta))
+
+
+def _precise(chunk: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+    """The chunk in the buffer's dtype and device: itself when it is so already, else copied into the buffer."""
+    if chunk.dtype == buffer.dtype and chunk.device == buffer.device:
+        return chunk
+    return buffer.copy_(chunk, non_blocking=True)
+
+
+def _delta(chunk: torch.Tensor, theta: torch.Tensor | None, out: torch.Tensor) -> None:
+    """Out <- chunk - theta, or the chunk itself when it is a delta already."""
+    if theta is not None and chunk.dtype == out.dtype and chunk.device == out.device:
+        torch.sub(chunk, theta, out=out)
+        return
+    out.copy_(chunk, non_blocking=True)
+    if theta is not None:
+        out.sub_(theta)
 
 
 def _copied_source(sources: Sequence[Source], coefficients: Sequence[float]) -> torch.Tensor | None:
@@ -112,13 +131,11 @@ def contract(
     flat = [(d, sources[d].tensor.reshape(-1), sources[d].absolute) for d in columns]
     for lo in range(0, flat_gradient.numel(), buffers.size):
         hi = min(lo + buffers.size, flat_gradient.numel())
-        theta, delta, slope = (buffer[: hi - lo] for buffer in (buffers.base, buffers.delta, buffers.total))
-        slope.copy_(flat_gradient[lo:hi])
-        theta.copy_(flat_base[lo:hi], non_blocking=True)
+        delta = buffers.delta[: hi - lo]
+        slope = _precise(flat_gradient[lo:hi], buffers.total[: hi - lo])
+        theta = _precise(flat_base[lo:hi], buffers.base[: hi - lo])
         for direction, tensor, absolute in flat:
-            delta.copy_(tensor[lo:hi], non_blocking=True)
-            if absolute:
-                delta.sub_(theta)
+            _delta(tensor[lo:hi], theta if absolute else None, delta)
             out[direction].add_(torch.dot(slope, delta))
 
 
@@ -226,7 +243,8 @@ class GradientGatherer:
             if parameter.grad is not None:
                 parameter.grad.zero_()
             if engine.form == "hooks":
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._drop(name)))
+                hook = parameter.register_post_accumulate_grad_hook(self._drop(name))  # type: ignore[no-untyped-call]
+                self._hooks.append(hook)
 
     def table(self) -> Table:
         """dL/dcoefficients, float64[G, D]; the one synchronisation of a gradient evaluation."""

@@ -24,7 +24,8 @@ def flatten_spectrum(matrix: torch.Tensor, *, tolerance: float = 1e-6) -> torch.
     u, sigma, vh = torch.linalg.svd(work, full_matrices=False)
     keep = (sigma > tolerance * sigma[..., :1]).to(work.dtype)
     mean = sigma.mean(dim=-1, keepdim=True)
-    return (u * (keep * mean).unsqueeze(-2)) @ vh
+    flat: torch.Tensor = (u * (keep * mean).unsqueeze(-2)) @ vh
+    return flat
 
 
 def iso_c(deltas: list[torch.Tensor], *, tolerance: float = 1e-6) -> torch.Tensor:

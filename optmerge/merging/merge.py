@@ -1,7 +1,7 @@
 """A merge outside the search: one parameter at a time, by the same kernel as the resident model's.
 
-    for parameter, tensor in iter_merged(recipe, family):
-        ...
+for parameter, tensor in iter_merged(recipe, family):
+    ...
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def group_of_parameters(recipe: Recipe, family: Family) -> dict[str, int]:
         for tensor in group.tensors:
             if tensor not in known_set:
                 raise RecipeError(
-                    f"The recipe's group {group.name} names the tensor {tensor}, which the base {recipe.base.reference} "
-                    f"does not have among its merged tensors.{did_you_mean(tensor, known)}"
+                    f"The recipe's group {group.name} names the tensor {tensor}, which the base "
+                    f"{recipe.base.reference} does not have among its merged tensors.{did_you_mean(tensor, known)}"
                 )
             parameter = family.parameter_of(tensor)
             if rows.setdefault(parameter, row) != row:

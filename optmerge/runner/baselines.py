@@ -21,6 +21,7 @@ from optmerge.merging.recipe import Direction
 from optmerge.models.cache import cache_dir
 from optmerge.records import Evaluation, SplitName, Vector
 from optmerge.runner.evaluator import Evaluator, Measurement
+from optmerge.runner.teachers import SPLITS
 
 if TYPE_CHECKING:
     from optmerge.runner.problem import Problem
@@ -85,7 +86,7 @@ class CachedMeasurements:
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
         self.folder = cache_dir() / "measurements"
-        self._identity = evaluator.problem.identity()
+        self._identities = {split: evaluator.problem.identity(split) for split in SPLITS}
 
     def measure(self, table: Table, split: SplitName, *, objective: bool, metrics: bool) -> Measurement | Evaluation:
         """A measurement, looked up or made; a failed `Evaluation` if it cannot be made."""
@@ -110,11 +111,11 @@ class CachedMeasurements:
             for parameter in group.parameters
         }
         facts = [
-            self._identity,
+            self._identities[split],
             split,
             [_direction_key(problem.directions[column]) for column in used],
             rows,
-            [term.config.model_dump() for term in problem.objective.terms] if objective else None,
+            [term.model_dump() for term in problem.config.objective.terms] if objective else None,
             metrics,
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]

@@ -150,11 +150,7 @@ class Evaluator:
         begun = time.perf_counter()
         self.engine.apply(table)
         merged = time.perf_counter()
-        scope = (
-            self.engine.gradient(problem.space.searched_groups, problem.columns)
-            if gradient
-            else nullcontext(None)
-        )
+        scope = self.engine.gradient(problem.space.searched_groups, problem.columns) if gradient else nullcontext(None)
         sums: dict[tuple[str, str], torch.Tensor] = {}
         kept: dict[tuple[str, str], torch.Tensor] = {}
         counts: dict[str, int] = {}
@@ -162,9 +158,7 @@ class Evaluator:
             for task, data in problem.calibration.tasks.items():
                 terms = self._terms(task, objective=objective, metrics=metrics)
                 positions = None if examples is None else examples[task]
-                batches = data.splits[split].batches(
-                    batch_tokens=problem.config.batch_tokens, positions=positions
-                )
+                batches = data.splits[split].batches(batch_tokens=problem.config.batch_tokens, positions=positions)
                 counts[task] = data.splits[split].size if positions is None else len(positions)
                 model = problem.resident.model_for(data.expert)
                 for batch in batches:

@@ -34,17 +34,28 @@ class RunFolder:
         Raises:
             RunError: The folder holds something already, or cannot be written.
         """
+        cls.require_free(path)
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            atomic_write(path / "search.yaml", dump_config(config))
+        return cls(path)
+
+    @staticmethod
+    def require_free(path: Path) -> None:
+        """Check that a search may use the folder, without touching it.
+
+        Raises:
+            RunError: The folder holds something already.
+        """
         if (path / "search.yaml").exists():
             raise RunError(
                 f"{path} holds another run. Continue it with `optmerge resume {path}`, or give this search a folder of "
                 "its own with --output."
             )
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunError(f"{path} exists and is not empty; a search needs a folder of its own. Choose one with --output.")
-        with disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-            atomic_write(path / "search.yaml", dump_config(config))
-        return cls(path)
+            raise RunError(
+                f"{path} exists and is not empty; a search needs a folder of its own. Choose one with --output."
+            )
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -115,5 +126,7 @@ class RunFolder:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise RunError(f"Another process is searching in {self.path}. Wait for it, or watch it with `optmerge status`.") from None
+                raise RunError(
+                    f"Another process is searching in {self.path}. Wait for it, or watch it with `optmerge status`."
+                ) from None
             yield

@@ -1,7 +1,7 @@
 """The journal: the trajectory as the source of events.
 
-A search is a deterministic function of its evaluations. After a resume the loop runs again from the last saved state and
-asks for the same evaluations in the same order; those that the trajectory already holds are handed back from it, the
+A search is a deterministic function of its evaluations. After a resume the loop runs again from the last saved state
+and asks for the same evaluations in the same order; those that the trajectory already holds are handed back from it, the
 others are made, written, and shown to the sinks.
 
     journal = Journal(Trajectory.open(run), sinks)
@@ -74,8 +74,9 @@ class Journal:
             found = (record.phase, record.split, record.vector_sha256, record.examples, record.name)
             if asked != found:
                 raise RunError(
-                    f"{self.trajectory.folder}: evaluation {record.id} in the trajectory is {found}, but the search asks "
-                    f"for {asked}. Its settings, seed or libraries have changed since; start a new run in another folder."
+                    f"{self.trajectory.folder}: evaluation {record.id} in the trajectory is {found}, but the search "
+                    f"asks for {asked}. Its settings, seed or libraries have changed since; start a new run in another "
+                    "folder."
                 )
             self.cursor += 1
             return record, _evaluation(record)
@@ -128,7 +129,9 @@ def substitute_failures(evaluations: Sequence[Evaluation]) -> list[Evaluation] |
         return None
     worst = max(finite)
     return [
-        replace(evaluation, value=worst, error=None, gradient=_like(evaluation.gradient)) if evaluation.failed else evaluation
+        replace(evaluation, value=worst, error=None, gradient=_like(evaluation.gradient))
+        if evaluation.failed
+        else evaluation
         for evaluation in evaluations
     ]
 

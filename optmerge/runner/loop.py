@@ -68,7 +68,7 @@ def run_loop(
     saved = store.load(limit=len(journal.trajectory.records))
     if saved is not None:
         driver.load_state_dict(saved.driver)
-        progress = Progress(**saved.progress)
+        progress = Progress(**saved.progress)  # type: ignore[arg-type]
         journal.seek(saved.cursor)
     last_save = time.perf_counter()
 
@@ -136,7 +136,7 @@ def run_loop(
 
 
 def examples_hash(candidate: Candidate) -> str:
-    """"all", or a hash of the positions that a candidate is judged on."""
+    """The word "all", or a hash of the positions that a candidate is judged on."""
     if candidate.examples is None:
         return "all"
     listed = {task: list(map(int, positions)) for task, positions in candidate.examples.items()}

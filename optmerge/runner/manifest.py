@@ -1,7 +1,7 @@
 """The manifest: what a run was made of, so that it can be repeated, and so that a resume notices what has changed.
 
-    manifest = make_manifest(problem)
-    check_manifest(stored, manifest, folder)
+manifest = make_manifest(problem)
+check_manifest(stored, manifest, folder)
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def check_manifest(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
         if now["hardware"]["threads"] != stored["hardware"]["threads"]:
             hint = f" Set OMP_NUM_THREADS={stored['hardware']['threads']} for the thread count."
         raise RunError(
-            f"{folder} cannot be resumed: {'; '.join(problems)}. A resumed run must give what an uninterrupted one would."
-            f"{hint} Restore what changed, or start a new search with --output in another folder."
+            f"{folder} cannot be resumed: {'; '.join(problems)}. A resumed run must give what an uninterrupted one "
+            f"would.{hint} Restore what changed, or start a new search with --output in another folder."
         )
 
 
@@ -99,7 +99,9 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+            done = subprocess.run(
+                ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

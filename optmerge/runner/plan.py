@@ -1,7 +1,7 @@
 """What a search will cost, before any weight is loaded: headers, configs and calibration data only.
 
-    plan = make_plan(config, root=Path("."))
-    plan.dimension, plan.memory, plan.seconds
+plan = make_plan(config, root=Path("."))
+plan.dimension, plan.memory, plan.seconds
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Plan:
     directions: tuple[str, ...]
     evaluations: int | None
     baselines: int
-    tokens: dict[str, int]
+    tokens: dict[SplitName, int]
     memory: dict[str, int]
     seconds: dict[str, float]
     warnings: tuple[str, ...]
@@ -85,7 +85,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     space = build_space(config.space, roles, [direction.name for direction in directions])
     objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
-    keep: set[SplitName] = {"report"} | ({"fit", "select"} if objective.labelled else set())
+    keep: frozenset[SplitName] = frozenset({"fit", "select", "report"} if objective.labelled else {"report"})
     calibration = load_calibration(
         config.tasks,
         config.splits,
@@ -93,7 +93,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         kind=family.kind,
         label_maps={task: label_map(family, spec.expert) for task, spec in config.tasks.items()},
         relative_to=Path(),
-        keep_labels=frozenset(keep),
+        keep_labels=keep,
         limit=config.limit,
     )
     names: tuple[SplitName, ...] = ("fit", "select", "report")
@@ -111,9 +111,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     )
     gradient = config.driver.name == "adam"
     methods = {d.name for d in directions if d.kind == "method"} | {m.name for m in config.baselines.methods}
-    baselines = (
-        2 + len(config.experts) + len(config.baselines.grid) + len(methods) * len(config.baselines.method_grid)
-    )
+    baselines = 2 + len(config.experts) + len(config.baselines.grid) + len(methods) * len(config.baselines.method_grid)
     watched = sum(groups[row].parameters for row in space.searched_groups)
     memory = _memory(family, dtype, device, watched if gradient else 0, len(methods), config.batch_tokens)
     seconds = _seconds(config, family, device, dtype, tokens, baselines, calibration.fit_sizes())
@@ -160,7 +158,7 @@ def _seconds(
     family: Family,
     device: torch.device,
     dtype: torch.dtype,
-    tokens: dict[str, int],
+    tokens: dict[SplitName, int],
     baselines: int,
     fit_sizes: dict[str, int],
 ) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Everything that a search stands on, opened once: models, data, space, objective, and the resident model.
 
-    problem = open_problem(config, root, progress)
-    table = problem.expand(vector)
+problem = open_problem(config, root, progress)
+table = problem.expand(vector)
 """
 
 from __future__ import annotations
@@ -111,12 +111,22 @@ class Problem:
             created=created,
         )
 
-    def identity(self) -> str:
-        """A hash of everything that a measurement depends on beside the coefficients, the terms and the split."""
+    def identity(self, split: SplitName) -> str:
+        """A hash of everything that a measurement on a split depends on, beside the coefficients and the terms.
+
+        Other splits do not count, so that searches with fewer fit examples share their baselines.
+        """
+        data: list[object] = []
+        for task, entry in self.calibration.tasks.items():
+            labels = [
+                batch.labels.tolist() if batch.labels is not None else None
+                for batch in entry.splits[split].batches(batch_tokens=self.config.batch_tokens)
+            ]
+            data.append([task, entry.expert, entry.splits[split].sha256, entry.splits[split].has_labels, labels])
         facts = [
             self.family.fingerprint(),
             self.family.heads,
-            self.calibration.fingerprint(),
+            data,
             str(self.dtype),
             str(self.device),
             self.config.batch_tokens,
@@ -130,7 +140,8 @@ def absolute_references(config: SearchConfig, root: Path) -> SearchConfig:
     """The config with every local path made absolute, so that its run can be resumed from anywhere."""
 
     def model(text: str) -> str:
-        return ModelReference.parse(text, relative_to=root).text
+        absolute: str = ModelReference.parse(text, relative_to=root).text
+        return absolute
 
     def data(text: str) -> str:
         path = Path(text).expanduser()
@@ -172,9 +183,7 @@ def open_problem(config: SearchConfig, *, progress: Progress | None = None) -> P
             "classifiers. `optmerge merge` merges any architecture from a recipe."
         )
     tokenizer = tokenizer_for(family, config.tokenizer)
-    keep: set[SplitName] = {"report"}
-    if objective.labelled:
-        keep |= {"fit", "select"}
+    keep: frozenset[SplitName] = frozenset({"fit", "select", "report"} if objective.labelled else {"report"})
     calibration = load_calibration(
         config.tasks,
         config.splits,
@@ -182,7 +191,7 @@ def open_problem(config: SearchConfig, *, progress: Progress | None = None) -> P
         kind=family.kind,
         label_maps={task: label_map(family, spec.expert) for task, spec in config.tasks.items()},
         relative_to=Path(),
-        keep_labels=frozenset(keep),
+        keep_labels=keep,
         limit=config.limit,
     )
     for note in calibration.notes:
@@ -199,7 +208,7 @@ def open_problem(config: SearchConfig, *, progress: Progress | None = None) -> P
     deltas = Deltas(family, directions, cache=cache_dir() / "directions")
     deltas.prepare(progress)
     resident = ResidentModel(family, device=device, dtype=dtype)
-    names = [direction.name for direction in directions]
+    columns = [direction.name for direction in directions]
     group_of = {name: row for row, group in enumerate(space.groups) for name in group.parameters}
     engine = Engine(resident.parameters, lambda name: family.read("base", name), deltas.sources, group_of)
     return Problem(
@@ -212,7 +221,7 @@ def open_problem(config: SearchConfig, *, progress: Progress | None = None) -> P
         objective=objective,
         space=space,
         directions=directions,
-        columns=[names.index(direction.name) for direction in wanted],
+        columns=[columns.index(direction.name) for direction in wanted],
         device=device,
         dtype=dtype,
         forward_options={"use_cache": False} if family.kind == "causal-lm" else {},

@@ -1,7 +1,7 @@
 """A whole search: open, teach, score baselines, loop, report. `resume` takes the same way over the recorded part.
 
-    run = search(config, root=Path("."))
-    run.recipe.save(Path("best.yaml"))
+run = search(config, root=Path("."))
+run.recipe.save(Path("best.yaml"))
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from optmerge.config.schema import SearchConfig
-from optmerge.drivers import driver_class
+from optmerge.drivers import make_driver
 from optmerge.drivers.base import Driver, Variables
 from optmerge.errors import RunFailed, RunInterrupted
 from optmerge.merging.recipe import Recipe
@@ -35,6 +35,7 @@ from optmerge.runner.teachers import Teachers
 log = logging.getLogger(__name__)
 
 Stop = Callable[[], str | None]
+Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +62,11 @@ def search(config: SearchConfig, *, root: Path, sinks: Sequence[Sink] = (), stop
         RunFailed: No candidate could be evaluated any more.
     """
     config = absolute_references(config, root)
+    RunFolder.require_free(root / config.output)
+    problem = open_problem(config, progress=_fan_out(sinks))  # a user's mistake is found before anything is written
     folder = RunFolder.create(root / config.output, config)
     with folder.locked():
-        return _run(folder, config, sinks, stop)
+        return _run(folder, problem, sinks, stop)
 
 
 def resume(path: Path, *, sinks: Sequence[Sink] = (), stop: Stop = lambda: None) -> Run:
@@ -77,15 +80,19 @@ def resume(path: Path, *, sinks: Sequence[Sink] = (), stop: Stop = lambda: None)
         result = folder.read_json("result.json")
         if result is not None and result["status"] == "finished":
             return Run(path, Recipe.load(path / "recipe.yaml"), result)
-        return _run(folder, folder.config(), sinks, stop)
+        return _run(folder, open_problem(folder.config(), progress=_fan_out(sinks)), sinks, stop)
 
 
-def _run(folder: RunFolder, config: SearchConfig, sinks: Sequence[Sink], stop: Stop) -> Run:
+def _fan_out(sinks: Sequence[Sink]) -> Progress:
     def progress(stage: str, done: int, total: int | None) -> None:
         for sink in sinks:
             sink.progress(stage, done, total)
 
-    problem = open_problem(config, progress=progress)
+    return progress
+
+
+def _run(folder: RunFolder, problem: Problem, sinks: Sequence[Sink], stop: Stop) -> Run:
+    progress = _fan_out(sinks)
     manifest = make_manifest(problem)
     stored = folder.read_json("manifest.json")
     if stored is None:
@@ -122,7 +129,7 @@ class _Session:
         problem: Problem,
         evaluator: Evaluator,
         journal: Journal,
-        progress: Callable[[str, int, int | None], None],
+        progress: Progress,
     ) -> None:
         self.folder = folder
         self.problem = problem
@@ -146,10 +153,14 @@ class _Session:
             stop=stop,
         )
         if outcome.best is None:
-            raise RunFailed(f"{outcome.reason}, and no candidate has a value on select; see trajectory.jsonl for the reasons.")
+            raise RunFailed(
+                f"{outcome.reason}, and no candidate has a value on select; see trajectory.jsonl for the reasons."
+            )
         winner = self._report(driver, outcome)
         metric = main_metric(all(problem.labelled(task) for task in config.tasks))
-        recipe = problem.recipe(outcome.best, {"run": self.folder.path.name, "driver": driver.name, "seed": config.seed})
+        recipe = problem.recipe(
+            outcome.best, {"run": self.folder.path.name, "driver": driver.name, "seed": config.seed}
+        )
         recipe.save(self.folder.path / "recipe.yaml")
         best = self.journal.trajectory.records[outcome.progress.best_record or 0]
         result = {
@@ -236,7 +247,7 @@ class _Session:
     def _driver(self, start: Vector) -> Driver:
         config, space = self.problem.config, self.problem.space
         variables = Variables(tuple(v.name for v in space.variables), space.lower, space.upper, start)
-        return driver_class(config.driver.name)(
+        return make_driver(
             config.driver,
             variables,
             seed=np.random.SeedSequence(config.seed),
@@ -245,7 +256,8 @@ class _Session:
         )
 
     def _report(self, driver: Driver, outcome: Outcome) -> Scored:
-        assert outcome.best is not None and outcome.progress.best_record is not None
+        assert outcome.best is not None
+        assert outcome.progress.best_record is not None
         vector = outcome.best
 
         def make() -> Evaluation:
@@ -292,4 +304,3 @@ class _Session:
 def _metrics_only(measured: Measurement) -> Evaluation:
     """A report evaluation: metrics without an objective, so its value is recorded as null."""
     return Evaluation(math.nan, {}, measured.means, per_example=measured.per_example, seconds=measured.seconds)
-

@@ -5,14 +5,14 @@ A state is only a short cut: the trajectory alone is enough to replay a search.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from optmerge.atomic import atomic_write
-from optmerge.drivers.state import dumps, loads
+from optmerge.drivers.state import State, dumps, loads
+from optmerge.errors import RunError
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +24,8 @@ class SavedState:
     """A driver's state after the first ``cursor`` records of the trajectory."""
 
     cursor: int
-    driver: dict[str, Any]
-    progress: dict[str, Any]
+    driver: State
+    progress: State
 
 
 class StateStore:
@@ -34,11 +34,10 @@ class StateStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, cursor: int, driver: dict[str, Any], progress: dict[str, Any]) -> None:
+    def save(self, cursor: int, driver: State, progress: State) -> None:
         """Write the state behind ``cursor`` records and drop all but the last two."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        body = dumps({"cursor": cursor, "driver": driver, "progress": progress})
-        atomic_write(self._path(cursor), hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+        atomic_write(self._path(cursor), dumps({"cursor": cursor, "driver": driver, "progress": progress}))
         for path in self._paths()[:-KEEP]:
             path.unlink(missing_ok=True)
 
@@ -47,12 +46,12 @@ class StateStore:
         for path in reversed(self._paths()):
             if int(path.stem) > limit:
                 continue
-            digest, _, body = path.read_bytes().partition(b"\n")
-            if hashlib.sha256(body).hexdigest().encode() != digest:
-                log.warning("%s is damaged; an earlier state is used, and the search replayed from there", path)
+            try:
+                state = loads(path.read_bytes())
+            except RunError as problem:
+                log.warning("%s: %s An earlier state is used, and the search replayed from there.", path, problem)
                 continue
-            state = loads(body)
-            return SavedState(state["cursor"], state["driver"], state["progress"])
+            return SavedState(cast(int, state["cursor"]), cast(State, state["driver"]), cast(State, state["progress"]))
         return None
 
     def _path(self, cursor: int) -> Path:

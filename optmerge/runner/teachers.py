@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from optmerge.atomic import atomic_path
+from optmerge.config.objectives import ExpertKLConfig
 from optmerge.merging.engine import one_hot
 from optmerge.models.cache import cache_dir
 from optmerge.objective.teacher import TeacherBatch, TeacherOutputs
@@ -78,11 +79,10 @@ def _logits(problem: Problem, task: str, split: SplitName) -> Iterator[tuple[Bat
 
 
 def _top_k(problem: Problem) -> int | None:
-    """The most classes that any term wants to see; None (all) wins."""
-    wanted = [term.config.top_k for term in problem.objective.terms if term.name == "expert-kl"]  # type: ignore[attr-defined]
-    if not wanted:
-        return 1  # agreement needs the expert's first choice only
-    return None if None in wanted else max(wanted)
+    """The most classes that any term wants to see; None (all) wins. Without such a term, what expert-kl would keep."""
+    wanted = [term.top_k for term in problem.config.objective.terms if isinstance(term, ExpertKLConfig)]
+    wanted = wanted or [ExpertKLConfig().top_k]
+    return None if None in wanted else max(k for k in wanted if k is not None)
 
 
 def _key(problem: Problem, task: str, split: SplitName) -> str:
@@ -91,8 +91,7 @@ def _key(problem: Problem, task: str, split: SplitName) -> str:
         problem.family.experts[data.expert].sha256(),
         problem.family.base.sha256(),
         problem.family.heads,
-        data.splits[split].keys,
-        data.sha256,
+        data.splits[split].sha256,
         _top_k(problem),
         str(problem.dtype),
         str(problem.device),
@@ -101,4 +100,3 @@ def _key(problem: Problem, task: str, split: SplitName) -> str:
         torch.get_num_threads(),
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-

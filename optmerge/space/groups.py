@@ -2,7 +2,8 @@
 
     groups = make_groups(parameters, "layer-wise")
 
-``parameters`` are (name, role) pairs in module order; roles come from the module tree, so no architecture is named here.
+``parameters`` are (name, role) pairs in module order; roles come from the module tree, so that no
+architecture is named here.
 """
 
 from __future__ import annotations

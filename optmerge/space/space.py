@@ -1,9 +1,9 @@
 """The search space: the only translator between a driver's flat vector and a table of coefficients [G, D].
 
-    space = build_space(config, roles, direction_names)
-    table = space.decode(vector)          # float64[d] -> float64[G, D]
-    vector = space.encode(table)          # the nearest vector within bounds
-    slope = space.pull_back(gradient)     # dL/dtable -> dL/dvector
+space = build_space(config, roles, direction_names)
+table = space.decode(vector)          # float64[d] -> float64[G, D]
+vector = space.encode(table)          # the nearest vector within bounds
+slope = space.pull_back(gradient)     # dL/dtable -> dL/dvector
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ class SearchSpace:
 
     def _gather(self, table: Table) -> Vector:
         searched = self.index >= 0
-        return np.bincount(self.index[searched], weights=table[searched], minlength=self.dimension)
+        summed: Vector = np.bincount(self.index[searched], weights=table[searched], minlength=self.dimension).astype(
+            np.float64
+        )
+        return summed
 
     def _sizes(self) -> Vector:
         return np.bincount(self.index[self.index >= 0], minlength=self.dimension).astype(np.float64)
@@ -125,8 +128,10 @@ def build_space(config: SpaceConfig, roles: Mapping[str, RoleLike], directions: 
                 if not (_matches(rule, group, roles) and fnmatch.fnmatchcase(direction, rule.direction)):
                     continue
                 used[number] = True
-                freeze = rule.freeze if rule.freeze is not None else (
-                    None if rule.bounds is not None or rule.start is not None else freeze
+                freeze = (
+                    rule.freeze
+                    if rule.freeze is not None
+                    else (None if rule.bounds is not None or rule.start is not None else freeze)
                 )
                 bounds = rule.bounds or bounds
                 start = rule.start if rule.start is not None else start
@@ -152,7 +157,9 @@ def build_space(config: SpaceConfig, roles: Mapping[str, RoleLike], directions: 
                 + (did_you_mean(rule.match, [*ROLE_KINDS, *roles]) if "*" not in rule.match else "")
             )
     if not variables:
-        raise ConfigError("space: every coefficient is frozen, so there is nothing to search. Remove a rule that freezes.")
+        raise ConfigError(
+            "space: every coefficient is frozen, so there is nothing to search. Remove a rule that freezes."
+        )
     return SearchSpace(groups, tuple(directions), tuple(variables), index, frozen)
 
 
@@ -186,5 +193,7 @@ def _split_by_rules(
             hits = [rules[number].match for number, hit in enumerate(signature) if hit]
             kinds = {roles[parameter].kind for parameter in parameters}
             name = "+".join([group.name, *hits]) if hits else group.name
-            result.append(TensorGroup(name, tuple(parameters), group.layer, kinds.pop() if len(kinds) == 1 else group.kind))
+            result.append(
+                TensorGroup(name, tuple(parameters), group.layer, kinds.pop() if len(kinds) == 1 else group.kind)
+            )
     return tuple(result)

@@ -108,8 +108,10 @@ def test_contraction_equals_autograd_through_functional_call(form: str) -> None:
     model = Tied(torch.float64)
     base = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     experts = [
-        {name: value + 0.2 * torch.randn(value.shape, generator=torch.Generator().manual_seed(k), dtype=value.dtype)
-         for name, value in base.items()}
+        {
+            name: value + 0.2 * torch.randn(value.shape, generator=torch.Generator().manual_seed(k), dtype=value.dtype)
+            for name, value in base.items()
+        }
         for k in range(3)
     ]
     groups = {"embedding": 0, "matrix": 1, "bias": 1}

@@ -44,7 +44,7 @@ def test_every_digit_of_every_coefficient_survives(values: list[float]) -> None:
 
 
 def test_coefficients_are_read_only() -> None:
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ValueError, match=r"read-only"):
         recipe().coefficients[0, 0] = 1.0
 
 
@@ -69,5 +69,5 @@ def test_damaged_recipes(change: tuple[str, str], message: str) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="There is no recipe file"):
+    with pytest.raises(RecipeError, match=r"There is no recipe file"):
         Recipe.load(tmp_path / "recipe.yaml")

@@ -39,7 +39,13 @@ def space(directions: tuple[str, ...] = ("a", "b"), **settings: object) -> Searc
 
 @pytest.mark.parametrize(
     ("granularity", "groups", "dimension"),
-    [("model-wise", 1, 1), ("task-wise", 1, 2), ("layer-wise", 5, 10), ("layer-kind-wise", 9, 18), ("tensor-wise", 9, 18)],
+    [
+        ("model-wise", 1, 1),
+        ("task-wise", 1, 2),
+        ("layer-wise", 5, 10),
+        ("layer-kind-wise", 9, 18),
+        ("tensor-wise", 9, 18),
+    ],
 )
 def test_dimension(granularity: str, groups: int, dimension: int) -> None:
     made = space(granularity=granularity)
@@ -106,10 +112,10 @@ def test_a_rule_that_matches_nothing_is_named_with_near_matches() -> None:
 
 
 def test_nothing_left_to_search() -> None:
-    with pytest.raises(ConfigError, match="every coefficient is frozen"):
+    with pytest.raises(ConfigError, match=r"every coefficient is frozen"):
         space(rules=[{"match": "*", "freeze": 0.3}])
 
 
 def test_a_start_outside_a_rules_bounds() -> None:
-    with pytest.raises(ConfigError, match="outside its bounds"):
+    with pytest.raises(ConfigError, match=r"outside its bounds"):
         space(start=0.8, rules=[{"match": "head", "bounds": [0.0, 0.5]}])

@@ -1,0 +1,58 @@
+# Everything starts from a fresh clone: each target makes the virtual environment that it needs, once.
+#
+#   make demo         the whole way on real models: fine-tune four experts, search, compare, export (about 12 minutes)
+#   make test         format, lint, types, layers, tests
+#   make test-peers   exported configs run by mergekit, in an environment of its own
+#
+# Another interpreter: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+PEERS := .venv-peers
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint test-peers bench-startup clean-env
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+	@echo "make bench-startup  time of optmerge --help"
+	@echo "make clean-env      remove the virtual environments"
+
+demo: $(VENV)/.installed
+	$(BIN)/optmerge demo
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-peers: $(VENV)/.installed $(PEERS)/.installed
+	OPTMERGE_PEERS=$(CURDIR)/$(PEERS) $(BIN)/pytest -m peers tests/peers
+
+bench-startup: $(VENV)/.installed
+	$(BIN)/python benchmarks/startup.py
+
+clean-env:
+	rm -rf $(VENV) $(PEERS)
+
+# The stamps are newer than what they were installed from, so a second run installs nothing.
+$(VENV)/.installed: pyproject.toml constraints.txt | check-python
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,peft]'
+	touch $@
+
+$(PEERS)/.installed: requirements/peers.txt | check-python
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check --progress-bar off -r requirements/peers.txt
+	touch $@
+
+.PHONY: check-python
+check-python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "optmerge needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }

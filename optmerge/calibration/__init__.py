@@ -1,0 +1,6 @@
+"""Calibration data: files and hub data sets in, tokenised fit / select / report splits and padded batches out."""
+
+from optmerge.calibration.batches import Batch, Split
+from optmerge.calibration.data import Calibration, TaskData, load_calibration
+
+__all__ = ["Batch", "Calibration", "Split", "TaskData", "load_calibration"]

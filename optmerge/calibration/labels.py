@@ -1,0 +1,56 @@
+"""Label values as they stand in the data, turned into indices of the expert's head.
+
+    index = label_index("positive", {"positive": 1, "negative": 0}, None, classes=2)
+
+Names are matched first; whole numbers that are no names are indices themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from optmerge.errors import DataError, did_you_mean
+
+
+def label_index(value: object, head: Mapping[str, int], given: Mapping[str, int] | None, *, classes: int) -> int:
+    """The head's index that a label value means.
+
+    Args:
+        value: As the data has it: a name or a number.
+        head: The expert's ``label2id``.
+        given: The task's own ``labels`` mapping; when there is one, it alone decides.
+        classes: Size of the head.
+
+    Raises:
+        DataError: The value means nothing to the mapping, or an index outside the head.
+
+    >>> label_index("1", {"LABEL_0": 0, "LABEL_1": 1}, None, classes=2)
+    1
+    """
+    text = _as_text(value)
+    known = head if given is None else given
+    if text in known:
+        index = known[text]
+    elif given is None and text.lstrip("-").isdigit():
+        index = int(text)
+    else:
+        owner = "the expert's head" if given is None else "labels"
+        raise DataError(
+            f"the label {text!r} is not among {owner}: {_listing(known)}.{did_you_mean(text, known)} "
+            "Say what it means with `labels: {value: index}` in the task."
+        )
+    if not 0 <= index < classes:
+        raise DataError(
+            f"the label {text!r} means class {index}, and the expert's head has the classes 0 to {classes - 1}. "
+            "Say what it means with `labels: {value: index}` in the task, or leave such rows out of the data."
+        )
+    return index
+
+
+def _as_text(value: object) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _listing(known: Mapping[str, int], most: int = 12) -> str:
+    names = [repr(name) for name in known]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

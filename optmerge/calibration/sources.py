@@ -1,0 +1,253 @@
+"""Rows of calibration data, out of a local file or a hub data set.
+
+Only the columns that are asked for are kept, so a label column that nobody may read never leaves this module.
+
+    rows = read_rows("zoo/data/topic.jsonl", {"text"}, relative_to=Path())
+    rows.columns["text"][0], rows.numbers[0]
+
+Local files are read with the standard library (Parquet with pyarrow): values arrive as they are written, damage is
+reported with its line, and nothing is cached or downloaded. Hub data sets go through ``datasets``, which honours
+``HF_HUB_OFFLINE``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optmerge.errors import DataError, did_you_mean
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".parquet", ".txt")
+_HUB = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+?))?(?::(?P<split>[\w.\[\]%:-]+))?")
+_LONGEST_FIELD = 2**31 - 1  # of a CSV file, in characters; the csv module's own limit is 131,072
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some columns of a data set.
+
+    Attributes:
+        source: What messages call it: the file's path or the hub id.
+        available: Every column that the source has.
+        columns: Column -> one value per row, for those asked for that exist; None where a row has no value.
+        numbers: Line (or row, or element) of every row in the source, from 1.
+        class_names: Column -> names of its classes, where the source stores labels as numbers with names.
+    """
+
+    source: str
+    available: tuple[str, ...]
+    columns: dict[str, list[Any]]
+    numbers: Sequence[int]
+    class_names: dict[str, list[str]] = field(default_factory=dict)
+
+
+def is_local(text: str, *, relative_to: Path) -> bool:
+    """Whether ``text`` means a file: it exists, ends like one, lies in a folder that exists, or is no hub id."""
+    path = relative_to / Path(text).expanduser()
+    in_known_folder = "/" in text and path.parent.is_dir()
+    return path.exists() or path.suffix.lower() in SUFFIXES or in_known_folder or not _HUB.fullmatch(text)
+
+
+def read_rows(text: str, wanted: Collection[str], *, relative_to: Path) -> Rows:
+    """Read the wanted columns of a file or of a hub data set ``id[@revision][:split]``.
+
+    Args:
+        text: Path (relative to ``relative_to``) or hub id.
+        wanted: Columns to keep; those that the source lacks are missing from ``Rows.columns``.
+        relative_to: Where relative paths start.
+
+    Raises:
+        DataError: The file or data set is missing, of an unknown kind, or damaged (with the line).
+    """
+    if not is_local(text, relative_to=relative_to):
+        return _read_hub(text, wanted)
+    path = relative_to / Path(text).expanduser()
+    if not path.is_file():
+        raise DataError(_missing(path))
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".jsonl", ".ndjson"):
+            return _read_json_lines(path, wanted)
+        if suffix == ".json":
+            return _read_json(path, wanted)
+        if suffix in (".csv", ".tsv", ".tab"):
+            return _read_csv(path, wanted, delimiter="," if suffix == ".csv" else "\t")
+        if suffix == ".parquet":
+            return _read_parquet(path, wanted)
+        if suffix == ".txt":
+            return _read_text(path, wanted)
+    except UnicodeDecodeError as problem:
+        raise DataError(
+            f"{path} is not UTF-8 text (byte {problem.start}: {problem.reason}). Convert it to UTF-8."
+        ) from None
+    except OSError as problem:
+        raise DataError(f"{path} cannot be read: {problem.strerror or problem}.") from None
+    raise DataError(f"{path} ends in {suffix or 'nothing'}; expected one of {', '.join(SUFFIXES)}.")
+
+
+def _missing(path: Path) -> str:
+    if path.is_dir():
+        inside = sorted(file.name for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        listing = f" It holds {', '.join(inside[:5])}." if inside else ""
+        return f"{path} is a folder; name one data file ({', '.join(SUFFIXES)}).{listing}"
+    if not path.parent.is_dir():
+        reason = f": the folder {path.parent} does not exist"
+        return f"There is no data file {path}{reason}. Paths are relative to the search file."
+    beside = [file.name for file in path.parent.iterdir() if file.is_file()]
+    near = did_you_mean(path.name, beside)
+    return f"There is no data file {path}.{near} Paths are relative to the search file."
+
+
+def _gather(
+    source: str, objects: list[tuple[int, dict[str, Any]]], wanted: Collection[str], names: dict[str, None]
+) -> Rows:
+    columns = {name: [row.get(name) for _, row in objects] for name in wanted if name in names}
+    return Rows(source, tuple(names), columns, [number for number, _ in objects])
+
+
+def _read_json_lines(path: Path, wanted: Collection[str]) -> Rows:
+    objects: list[tuple[int, dict[str, Any]]] = []
+    names: dict[str, None] = {}
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if not text:
+                    continue
+                row = json.loads(text)
+            except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+                raise DataError(
+                    f"{path}, line {number} is not valid JSON: {problem}. Every line must be one JSON object, "
+                    'such as {"text": "..."}; mend or remove that line.'
+                ) from None
+            objects.append((number, _kept(row, wanted, names, f"{path}, line {number}")))
+    return _gather(str(path), objects, wanted, names)
+
+
+def _read_json(path: Path, wanted: Collection[str]) -> Rows:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as problem:
+        raise DataError(f"{path} is not valid JSON: {problem}. If it has one object a line, call it .jsonl.") from None
+    if not isinstance(content, list):
+        raise DataError(
+            f"{path} holds {_kind(content)} at the top; expected a list of objects, "
+            "or one object a line in a .jsonl file."
+        )
+    names: dict[str, None] = {}
+    objects = [
+        (number, _kept(row, wanted, names, f"{path}, element {number}")) for number, row in enumerate(content, 1)
+    ]
+    return _gather(str(path), objects, wanted, names)
+
+
+def _kept(row: object, wanted: Collection[str], names: dict[str, None], where: str) -> dict[str, Any]:
+    """The wanted fields of one object; every field's name is noted in ``names``."""
+    if not isinstance(row, dict):
+        raise DataError(f'{where} is {_kind(row)}; expected an object with named fields, such as {{"text": "..."}}.')
+    names.update(dict.fromkeys(row))
+    return {name: row[name] for name in wanted if name in row}
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _read_csv(path: Path, wanted: Collection[str], *, delimiter: str) -> Rows:
+    columns: dict[str, list[Any]] = {}
+    numbers: list[int] = []
+    with path.open(encoding="utf-8-sig", newline="") as lines, _long_fields():
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            names = next(reader, [])
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise DataError(f"{path} names the column {repeated[0]!r} twice; rename one of them.")
+            places = {name: names.index(name) for name in wanted if name in names}
+            columns = {name: [] for name in places}
+            for row in reader:
+                if not row:
+                    continue
+                if len(row) != len(names):
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: the row has {len(row)} fields and the header {len(names)} "
+                        f"({', '.join(names[:8])}). Quote fields that contain the delimiter {delimiter!r}."
+                    )
+                numbers.append(reader.line_num)
+                for name, place in places.items():
+                    columns[name].append(row[place])
+        except csv.Error as problem:
+            raise DataError(f"{path}, line {reader.line_num} is not valid CSV: {problem}.") from None
+    return Rows(str(path), tuple(names), columns, numbers)
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let the csv module read long documents, and leave its limit as it was."""
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _read_parquet(path: Path, wanted: Collection[str]) -> Rows:
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow import parquet
+
+    try:
+        names = tuple(parquet.read_schema(path).names)
+        present = [name for name in wanted if name in names]
+        table = parquet.read_table(path, columns=present)
+        count = parquet.read_metadata(path).num_rows
+    except pyarrow.ArrowException as problem:
+        raise DataError(f"{path} is not a readable Parquet file: {problem}") from None
+    return Rows(str(path), names, {name: table.column(name).to_pylist() for name in present}, range(1, count + 1))
+
+
+def _read_text(path: Path, wanted: Collection[str]) -> Rows:
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    columns = {"text": [line for _, line in filled]} if "text" in wanted else {}
+    return Rows(str(path), ("text",), columns, [number for number, _ in filled])
+
+
+def _read_hub(text: str, wanted: Collection[str]) -> Rows:
+    import datasets
+
+    match = _HUB.fullmatch(text)
+    assert match is not None, "is_local() sends everything else elsewhere"
+    name, revision, split = match["id"], match["revision"], match["split"]
+    try:
+        loaded = datasets.load_dataset(name, split=split, revision=revision)
+    except Exception as problem:  # whatever the hub, the network or a builder raises means: this data cannot be had
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        raise DataError(
+            f"The data set {text!r} cannot be loaded from the hub ({type(problem).__name__}: {reason}). It is "
+            f"no file beside the search file. Check the id (https://huggingface.co/datasets/{name}), log in with "
+            "`hf auth login` if it is gated, or name a local file; with HF_HUB_OFFLINE set only cached data sets load."
+        ) from None
+    if isinstance(loaded, dict):
+        if "train" not in loaded and len(loaded) > 1:
+            raise DataError(
+                f"The data set {text!r} has the splits {', '.join(loaded)}; choose one, as in "
+                f"'{name}:{next(iter(loaded))}'."
+            )
+        loaded = loaded.get("train", next(iter(loaded.values())))
+    available = tuple(loaded.column_names)
+    present = [column for column in wanted if column in available]
+    kept = loaded.select_columns(present)
+    return Rows(
+        text,
+        available,
+        {column: list(kept[column]) for column in present},
+        range(1, len(loaded) + 1),
+        {column: list(kept.features[column].names) for column in present if hasattr(kept.features[column], "names")},
+    )

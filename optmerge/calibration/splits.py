@@ -1,0 +1,52 @@
+"""Which example goes where: by the hash of its content, never by the order of the file.
+
+Examples are put in the order of their hashes. Report takes the first, select the next, fit the next, so that the two
+splits which judge stay the same whatever the size of fit, and shuffling or appending to a file moves few examples.
+
+    sizes = split_sizes(SplitsConfig(fit=0.5, select=0.2, report=0.3), 1000)
+    parts = allocate(order, sizes)           # {"report": [...], "select": [...], "fit": [...]}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from optmerge.config.schema import SplitsConfig
+from optmerge.records import SplitName
+
+ORDER: tuple[SplitName, ...] = ("report", "select", "fit")
+_SALT = "optmerge calibration 1"  # another salt would be another choice of splits for everybody
+
+Item = TypeVar("Item")
+
+
+def content_key(*parts: str | None) -> str:
+    """The hash that stands for an example: of its texts alone, so that neither label nor place can matter.
+
+    >>> content_key("a good film", None)[:8]
+    'f66ca6b9'
+    """
+    return hashlib.sha256(json.dumps([_SALT, *parts]).encode()).hexdigest()
+
+
+def split_sizes(splits: SplitsConfig, count: int) -> dict[SplitName, int]:
+    """Counts as they are, shares (below 1) of ``count`` rounded down.
+
+    >>> split_sizes(SplitsConfig(fit=0.5, select=20, report=0.3), 100)
+    {'report': 30, 'select': 20, 'fit': 50}
+    """
+    wanted = {name: float(getattr(splits, name)) for name in ORDER}
+    return {name: int(size if size >= 1 else size * count + 1e-9) for name, size in wanted.items()}
+
+
+def allocate(ordered: Sequence[Item], sizes: Mapping[SplitName, int]) -> dict[SplitName, list[Item]]:
+    """Cut ``ordered`` (by content hash) into consecutive parts: report, then select, then fit."""
+    parts: dict[SplitName, list[Item]] = {}
+    begin = 0
+    for name in ORDER:
+        parts[name] = list(ordered[begin : begin + sizes[name]])
+        begin += sizes[name]
+    return parts

@@ -1,0 +1,129 @@
+"""Optuna's samplers by ask and tell; a generation is one trial.
+
+In: the value of the last trial. Out: the next one, the first being the start.
+
+    driver = OptunaDriver(OptunaConfig(sampler="tpe"), variables, seed=seed, fit_sizes={}, budget=100)
+
+The study lives in memory and is never the truth. Each ask gets a fresh sampler, seeded by the run's seed and the
+generation, so the state is just the trials so far, and resuming is exact. (For a file that optuna-dashboard opens,
+the trials are mirrored by ``optmerge.tracking``.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, cast
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import Trial, TrialState, create_trial
+
+from optmerge.config.drivers import OptunaConfig
+from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.state import State
+from optmerge.records import Candidate, Evaluation, Vector
+
+
+class OptunaDriver(Driver):
+    """TPE (Bergstra et al. 2011; multivariate: Falkner et al. 2018) or random search, by Optuna.
+
+    >>> import numpy as np
+    >>> variables = Variables(("a", "b"), lower=[0, 0], upper=[1, 1], start=[0.3, 0.3])
+    >>> driver = OptunaDriver(OptunaConfig(), variables, seed=np.random.SeedSequence(0), fit_sizes={}, budget=9)
+    >>> (candidate,) = driver.ask()
+    >>> driver.tell([candidate], [Evaluation(0.5)])
+    >>> driver.info()
+    {'trials': 1.0, 'best': 0.5}
+    """
+
+    name: ClassVar[str] = "optuna"
+
+    def __init__(
+        self,
+        config: OptunaConfig,
+        variables: Variables,
+        *,
+        seed: np.random.SeedSequence,
+        fit_sizes: Mapping[str, int],
+        budget: int | None,
+    ) -> None:
+        super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
+        self.config = config
+        self._distributions: dict[str, BaseDistribution] = {
+            name: FloatDistribution(float(low), float(high))
+            for name, low, high in zip(variables.names, variables.lower, variables.upper, strict=True)
+        }
+        self._begin()
+
+    def info(self) -> dict[str, float]:
+        """``trials`` so far and the ``best`` value among them."""
+        return {"trials": float(len(self._values))} | ({"best": min(self._values)} if self._values else {})
+
+    def _begin(self) -> None:
+        """An empty study."""
+        with _quiet():
+            self._study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction="minimize")
+        self._vectors: list[Vector] = []
+        self._values: list[float] = []
+        self._asked: tuple[Vector, Trial | None] = (self.variables.start, None)
+
+    def _ask(self) -> list[Candidate]:
+        trial: Trial | None = None
+        vector = self.variables.start
+        if self.generation:
+            with _quiet():
+                self._study.sampler = self._sampler()
+                trial = self._study.ask(self._distributions)
+            vector = self.variables.project([trial.params[name] for name in self.variables.names])
+        self._asked = (vector, trial)
+        return [self.candidate(vector)]
+
+    def _tell(self, evaluations: list[Evaluation]) -> None:
+        vector, trial = self._asked
+        if trial is not None:  # samplers look past failed trials; what counts is added as a resumed run would add it
+            with _quiet():
+                self._study.tell(trial, state=TrialState.FAIL)
+        for evaluation in evaluations:
+            self._add(vector, float(evaluation.value))
+
+    def _add(self, vector: Vector, value: float) -> None:
+        params = dict(zip(self.variables.names, vector.tolist(), strict=True))
+        with _quiet():
+            self._study.add_trial(create_trial(params=params, distributions=self._distributions, value=value))
+        self._vectors.append(vector)
+        self._values.append(value)
+
+    def _sampler(self) -> BaseSampler:
+        """This generation's own sampler."""
+        key = (*self.seed.spawn_key, self.generation)
+        seed = int(np.random.SeedSequence(self.seed.entropy, spawn_key=key).generate_state(1)[0])
+        if self.config.sampler == "random":
+            return RandomSampler(seed=seed)
+        startup = self.config.startup + 1  # the start point is a trial too
+        return TPESampler(seed=seed, n_startup_trials=startup, multivariate=self.config.multivariate)
+
+    def _state(self) -> State:
+        shape = (len(self._vectors), len(self.variables))
+        return {"vectors": np.array(self._vectors).reshape(shape), "values": np.array(self._values, dtype=np.float64)}
+
+    def _load(self, state: State) -> None:
+        self._begin()
+        for vector, value in zip(cast(Vector, state["vectors"]), cast(Vector, state["values"]), strict=True):
+            self._add(self.variables.project(vector), float(value))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna without its log of trials and its notes on experimental arguments; the user's settings come back."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,329 @@
+"""What every driver must do, as checks that also serve drivers of your own.
+
+Each check takes a `Maker`, that is, anything that makes a fresh driver from the arguments the search loop gives:
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    def test_my_driver(check):
+        check(functools.partial(MyDriver, MyConfig()))
+
+A check raises AssertionError. The objectives are quadratics over a few variables; all checks together take seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.state import dumps, loads
+from optmerge.records import Candidate, Evaluation, Vector
+
+Evaluate = Callable[[Candidate], Evaluation]
+
+FIT_SIZES: Mapping[str, int] = {"first": 10, "second": 7}
+EVALUATIONS = 60
+
+
+class Maker(Protocol):
+    """Makes a fresh driver."""
+
+    def __call__(
+        self, variables: Variables, *, seed: np.random.SeedSequence, fit_sizes: Mapping[str, int], budget: int | None
+    ) -> Driver:
+        """A driver at its start."""
+
+
+def variables(dimension: int = 3) -> Variables:
+    """Variables in a box around `optimum`, which starts far from it."""
+    names = tuple(f"x{index}" for index in range(dimension))
+    return Variables(names, np.full(dimension, -0.5), np.full(dimension, 2.0), np.full(dimension, 0.1))
+
+
+def optimum(dimension: int) -> Vector:
+    """Where `quadratic` is zero: 1 and 1.25 in turn."""
+    return 1.0 + 0.25 * (np.arange(dimension, dtype=np.float64) % 2)
+
+
+def quadratic(candidate: Candidate) -> Evaluation:
+    """The mean squared distance from the optimum, with its gradient; rounded the same on every machine."""
+    offset = candidate.vector - optimum(len(candidate.vector))
+    value = math.fsum(offset**2) / len(offset)
+    return Evaluation(value, gradient=2 * offset / len(offset))
+
+
+def noisy(seed: int, *, scale: float = 0.05) -> Evaluate:
+    """`quadratic` with Gaussian noise of standard deviation ``scale`` on the value and on every partial derivative."""
+    generator = np.random.default_rng(seed)
+
+    def evaluate(candidate: Candidate) -> Evaluation:
+        true = quadratic(candidate)
+        assert true.gradient is not None
+        noise = scale * generator.standard_normal(1 + len(true.gradient))
+        return Evaluation(true.value + float(noise[0]), gradient=true.gradient + noise[1:])
+
+    return evaluate
+
+
+def begin(make: Maker, *, dimension: int = 3, seed: int = 0, budget: int | None = EVALUATIONS) -> Driver:
+    """A fresh driver over `variables`."""
+    return make(variables(dimension), seed=np.random.SeedSequence(seed), fit_sizes=FIT_SIZES, budget=budget)
+
+
+def run(driver: Driver, evaluate: Evaluate = quadratic, *, evaluations: int = EVALUATIONS) -> list[Vector]:
+    """Search as the loop does: cut to the budget, failures told as the generation's worst. Gives every vector asked."""
+    vectors: list[Vector] = []
+    while len(vectors) < evaluations and not driver.stop():
+        candidates = driver.ask()[: evaluations - len(vectors)]
+        results = [evaluate(candidate) for candidate in candidates]
+        finite = [result.value for result in results if not result.failed]
+        if finite:
+            told = [replace(r, value=max(finite), error=None) if r.failed else r for r in results]
+            driver.tell(candidates, told)
+        else:
+            driver.tell([], [])
+        vectors += [candidate.vector for candidate in candidates]
+    return vectors
+
+
+def same(first: list[Vector], second: list[Vector]) -> bool:
+    """Whether two trajectories agree bit for bit."""
+    return len(first) == len(second) and all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
+
+
+def check_candidates(make: Maker) -> None:
+    """Vectors are float64, read-only and within bounds; examples are positions of the fit split; needs are met."""
+    for dimension in (1, 2, 5):
+        driver = begin(make, dimension=dimension)
+        for _ in range(4):
+            candidates = driver.ask()
+            assert candidates, "a generation without candidates"
+            for candidate in candidates:
+                vector = candidate.vector
+                assert vector.shape == (dimension,)
+                assert vector.dtype == np.float64
+                assert not vector.flags.writeable, "a caller could change what the driver remembers"
+                assert (driver.variables.lower <= vector).all()
+                assert (vector <= driver.variables.upper).all()
+                assert "gradient" in candidate.needs or not driver.needs_gradient
+                for task, positions in (candidate.examples or {}).items():
+                    assert len(set(positions)) == len(positions) > 0
+                    assert set(positions) <= set(range(FIT_SIZES[task]))
+            driver.tell(candidates, [quadratic(candidate) for candidate in candidates])
+
+
+def check_bounds_pull(make: Maker) -> None:
+    """Bounds hold, and are not crossed by a bit, when the optimum lies far outside them or the start on them."""
+    box = Variables(("a", "b"), np.array([-0.3, 0.1]), np.array([0.7, 0.3]), np.array([0.7, 0.1]))
+    driver = make(box, seed=np.random.SeedSequence(0), fit_sizes=FIT_SIZES, budget=EVALUATIONS)
+
+    def slope(candidate: Candidate) -> Evaluation:
+        return Evaluation(float(-candidate.vector[0] - candidate.vector[1]), gradient=np.array([-1.0, -1.0]))
+
+    for vector in run(driver, slope):
+        assert (box.lower <= vector).all()
+        assert (vector <= box.upper).all()
+
+
+def check_start_first(make: Maker) -> None:
+    """The first candidate is the start, bit for bit."""
+    for dimension in (1, 4):
+        driver = begin(make, dimension=dimension)
+        assert driver.ask()[0].vector.tobytes() == driver.variables.start.tobytes()
+
+
+def check_generations(make: Maker) -> None:
+    """Every tell closes a generation, and so does an ask after a generation that nobody told."""
+    driver = begin(make)
+    assert driver.generation == 0
+    candidates = driver.ask()
+    driver.tell(candidates, [quadratic(candidate) for candidate in candidates])
+    assert driver.generation == 1
+    driver.ask()
+    driver.ask()
+    assert driver.generation == 2
+
+
+def check_misuse(make: Maker) -> None:
+    """A tell that does not fit what was asked is refused, and so is a value that is not finite."""
+    driver = begin(make)
+    _refused(driver, [], [], "tell without ask")
+    candidates = driver.ask()
+    _refused(driver, candidates, [], "fewer evaluations than candidates")
+    _refused(driver, candidates, [Evaluation(math.nan) for _ in candidates], "NaN")
+    _refused(driver, candidates, [Evaluation(math.inf) for _ in candidates], "an infinity")
+    moved = replace(candidates[0], vector=candidates[0].vector + 1.0)
+    _refused(driver, [moved], [Evaluation(1.0)], "another vector")
+    driver.tell(candidates, [quadratic(candidate) for candidate in candidates])
+
+
+def _refused(driver: Driver, candidates: list[Candidate], evaluations: list[Evaluation], what: str) -> None:
+    try:
+        driver.tell(candidates, evaluations)
+    except ValueError:
+        return
+    raise AssertionError(f"tell accepted {what}")
+
+
+def check_seeds(make: Maker) -> None:
+    """Equal seeds give equal trajectories; different ones do not, unless nothing random is drawn at all."""
+    first, again = run(begin(make)), run(begin(make))
+    assert same(first, again)
+    candidates = begin(make).ask()
+    if len(candidates) > 1 or not candidates[0].needs & {"gradient", "jacobian"}:
+        assert not same(first, run(begin(make, seed=1))), "the seed changes nothing"
+
+
+def check_global_generator(make: Maker) -> None:
+    """An evaluator that seeds numpy's global generator at each call (lm-eval does) changes nothing."""
+    before = np.random.get_state(legacy=False)
+
+    def reseeding(candidate: Candidate) -> Evaluation:
+        np.random.seed(1234)
+        return quadratic(candidate)
+
+    try:
+        for dimension in (3, 200):  # 200: where cma turns diagonal
+            evaluations = EVALUATIONS if dimension == 3 else len(begin(make, dimension=dimension).ask()) + 2
+            np.random.seed(1234)
+            untouched = dumps({"state": np.random.get_state(legacy=False)})
+            undisturbed = run(begin(make, dimension=dimension), evaluations=evaluations)
+            assert dumps({"state": np.random.get_state(legacy=False)}) == untouched, "the driver draws from numpy's"
+            assert same(undisturbed, run(begin(make, dimension=dimension), reseeding, evaluations=evaluations))
+    finally:
+        np.random.set_state(before)
+
+
+def check_resume(make: Maker) -> None:
+    """From the state at every generation, through bytes, the rest is the uninterrupted trajectory bit for bit."""
+    whole = begin(make)
+    evaluate = noisy(0)
+    values: dict[bytes, Evaluation] = {}
+
+    def remembered(candidate: Candidate) -> Evaluation:
+        return values.setdefault(candidate.vector.tobytes(), evaluate(candidate))
+
+    blobs: list[bytes] = []
+    generations: list[tuple[list[Candidate], list[Evaluation]]] = []
+    told: list[tuple[dict[str, float], dict[str, str]]] = []
+    while len(generations) < 14 and not whole.stop():
+        blob = dumps(whole.state_dict())
+        candidates = whole.ask()
+        assert dumps(whole.state_dict()) == blob, "the state while a generation is open is the one before it"
+        results = [remembered(candidate) for candidate in candidates]
+        if len(generations) == 2:  # nobody could score it
+            candidates, results = [], []
+        whole.tell(candidates, results)
+        blobs.append(blob)
+        generations.append((candidates, results))
+        told.append((whole.info(), whole.stop()))
+    for start, blob in enumerate(blobs):
+        resumed = begin(make)
+        resumed.load_state_dict(loads(blob))
+        assert resumed.generation == start
+        assert dumps(resumed.state_dict()) == blob
+        if start:
+            assert (resumed.info(), resumed.stop()) == told[start - 1]
+        for (candidates, results), expected in zip(generations[start:], told[start:], strict=True):
+            asked = resumed.ask()
+            if candidates:
+                assert same([c.vector for c in asked], [c.vector for c in candidates])
+                assert [(c.examples, c.needs) for c in asked] == [(c.examples, c.needs) for c in candidates]
+            resumed.tell(candidates, results)
+            assert (resumed.info(), resumed.stop()) == expected
+
+
+def check_state_is_refused(make: Maker) -> None:
+    """A state of another dimension or driver raises RunError."""
+    from optmerge.errors import RunError
+
+    state = begin(make, dimension=2).state_dict()
+    for wrong, driver in ((state, begin(make, dimension=3)), ({**state, "driver": "?"}, begin(make, dimension=2))):
+        try:
+            driver.load_state_dict(wrong)
+        except RunError:
+            continue
+        raise AssertionError("a state that does not fit was accepted")
+
+
+def check_improves(make: Maker) -> None:
+    """Halves the distance to the optimum of a convex quadratic within `EVALUATIONS`, in one variable and in three."""
+    for dimension in (1, 3):
+        _improves(begin(make, dimension=dimension), quadratic)
+
+
+def check_improves_with_noise(make: Maker) -> None:
+    """Does so when values and gradients are noisy, judged without the noise."""
+    _improves(begin(make), noisy(7))
+
+
+def check_survives_failures(make: Maker) -> None:
+    """Does so when every third evaluation fails and, in between, whole generations do."""
+    driver = begin(make, budget=2 * EVALUATIONS)
+    calls = iter(range(10**6))
+
+    def failing(candidate: Candidate) -> Evaluation:
+        call = next(calls)
+        if call % 3 == 1 or 20 <= call < 35:
+            return Evaluation(math.nan, error="out of memory")
+        return quadratic(candidate)
+
+    _improves(driver, failing, evaluations=2 * EVALUATIONS)
+    assert all(math.isfinite(number) for number in driver.info().values())
+    assert not driver.stop(), "failures alone are no reason to stop"
+
+
+def _improves(driver: Driver, evaluate: Evaluate, *, evaluations: int = EVALUATIONS) -> None:
+    vectors = run(driver, evaluate, evaluations=evaluations)
+    true = [quadratic(Candidate(vector)).value for vector in vectors]
+    assert min(true) < 0.25 * true[0], f"from {true[0]:.4f} only to {min(true):.4f}"
+
+
+def check_budget_cuts(make: Maker) -> None:
+    """A generation cut short to any length is accepted, leaves a state that resumes, and the search can go on."""
+    size = len(begin(make).ask())
+    for length in range(size + 1):
+        driver = begin(make)
+        run(driver, evaluations=2 * size)
+        candidates = driver.ask()[:length]
+        driver.tell(candidates, [quadratic(candidate) for candidate in candidates])
+        resumed = begin(make)
+        resumed.load_state_dict(loads(dumps(driver.state_dict())))
+        assert same([c.vector for c in resumed.ask()], [c.vector for c in driver.ask()])
+
+
+def check_views(make: Maker) -> None:
+    """``info`` is finite and ``stop`` is words; looking at them changes nothing."""
+    watched = begin(make)
+
+    def watching(candidate: Candidate) -> Evaluation:
+        for number in watched.info().values():
+            assert math.isfinite(number)
+        for word, sentence in watched.stop().items():
+            assert word
+            assert sentence
+        dumps(watched.state_dict())
+        return quadratic(candidate)
+
+    assert same(run(watched, watching), run(begin(make)))
+
+
+CHECKS: tuple[Callable[[Maker], None], ...] = (
+    check_candidates,
+    check_bounds_pull,
+    check_start_first,
+    check_generations,
+    check_misuse,
+    check_seeds,
+    check_global_generator,
+    check_resume,
+    check_state_is_refused,
+    check_improves,
+    check_improves_with_noise,
+    check_survives_failures,
+    check_budget_cuts,
+    check_views,
+)

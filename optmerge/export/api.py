@@ -1,0 +1,150 @@
+"""The two functions behind ``optmerge merge`` and ``optmerge export``.
+
+A recipe is given as a value, as its file, or as the folder of a run.
+
+    tensors = merge("runs/first/recipe.yaml")                            # dict of tensors by name on disk
+    folder = merge("runs/first/recipe.yaml", Path("merged"))             # a checkpoint
+    export("runs/first", "coefficients", Path("coefficients.csv"))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from optmerge.errors import ExportError, RecipeError, did_you_mean
+from optmerge.export import EXPORTERS
+from optmerge.export.base import Progress
+from optmerge.export.checkpoint import merged_tensors
+from optmerge.merging.recipe import Recipe, open_recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@overload
+def merge(
+    recipe: Recipe | Path | str,
+    to: None = None,
+    *,
+    relative_to: Path | None = None,
+    check_hashes: bool = True,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def merge(
+    recipe: Recipe | Path | str,
+    to: Path | str,
+    *,
+    relative_to: Path | None = None,
+    check_hashes: bool = True,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> Path: ...
+
+
+def merge(
+    recipe: Recipe | Path | str,
+    to: Path | str | None = None,
+    *,
+    relative_to: Path | None = None,
+    check_hashes: bool = True,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Tensor] | Path:
+    """Make the merged model of a recipe.
+
+    Args:
+        recipe: A recipe, its file, or the folder of a run (its best recipe).
+        to: Where the checkpoint goes, an absent or empty folder; None gives the tensors instead.
+        relative_to: Where the recipe's relative model paths start; default its file's folder, or the working directory.
+        check_hashes: Refuse models whose content differs from the recipe's hashes.
+        allow_pickle: Read pickle-only checkpoints, which can run code.
+        progress: Told how many bytes are written.
+
+    Returns:
+        The folder, or the tensors by the base's names on disk in the recipe's dtype (with a head per expert: the
+        body's).
+
+    Raises:
+        RecipeError: The recipe is missing, malformed or does not fit its models.
+        ModelError: A model is missing, damaged or does not fit the others.
+        ExportError: ``to`` is taken.
+        RunError: The disk refuses.
+    """
+    if to is not None:
+        return export(
+            recipe,
+            "checkpoint",
+            to,
+            relative_to=relative_to,
+            check_hashes=check_hashes,
+            allow_pickle=allow_pickle,
+            progress=progress,
+        )
+    loaded, start, _ = _load(recipe, relative_to)
+    family = open_recipe(loaded, relative_to=start, check_hashes=check_hashes, allow_pickle=allow_pickle)
+    return merged_tensors(loaded, family)
+
+
+def export(
+    recipe: Recipe | Path | str,
+    format: str,
+    to: Path | str,
+    *,
+    relative_to: Path | None = None,
+    check_hashes: bool = True,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a recipe in one of the formats of `EXPORTERS`.
+
+    Args:
+        recipe: A recipe, its file, or the folder of a run (its best recipe, with its scores).
+        format: ``checkpoint``, ``mergekit`` or ``coefficients``.
+        to: The folder or file to write; nothing is overwritten.
+        relative_to: See `merge`.
+        check_hashes: See `merge`.
+        allow_pickle: See `merge`.
+        progress: See `merge`.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ExportError: The format is unknown or cannot express the recipe (the message says what can), or ``to`` is taken.
+        RecipeError: See `merge`.
+        ModelError: See `merge`.
+        RunError: The disk refuses.
+    """
+    if format not in EXPORTERS:
+        raise ExportError(
+            f"There is no export format {format!r}; the formats are {', '.join(EXPORTERS)}."
+            + did_you_mean(format, EXPORTERS)
+        )
+    loaded, start, result = _load(recipe, relative_to)
+    exporter = EXPORTERS[format]()
+    family = None
+    if exporter.needs_models:
+        family = open_recipe(loaded, relative_to=start, check_hashes=check_hashes, allow_pickle=allow_pickle)
+    return exporter.export(loaded, family, Path(to), result=result, progress=progress)
+
+
+def _load(recipe: Recipe | Path | str, relative_to: Path | None) -> tuple[Recipe, Path, Mapping[str, Any] | None]:
+    """The recipe, where its relative paths start, and its run's result if it lies in a run."""
+    if isinstance(recipe, Recipe):
+        return recipe, relative_to or Path(), None
+    path = Path(recipe)
+    if path.is_dir():
+        path = path / "recipe.yaml"
+        if not path.exists():
+            raise RecipeError(f"{path.parent} holds no recipe.yaml: the run has no result yet, or this is no run.")
+    loaded = Recipe.load(path)
+    result = path.parent / "result.json"
+    scores = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None
+    return loaded, relative_to or path.parent, scores

@@ -1,0 +1,338 @@
+"""The checkpoint map: which tensor on disk holds which part of which module parameter.
+
+transformers renames weights on load and converts some of them (Mixtral's experts become one tensor). The map asks
+transformers for its conversions, follows them symbolically (see `tracing`), and keeps the result as pieces: a box of a
+parameter that is a strided view of a disk tensor. Names and shapes suffice, so a map costs no weights.
+
+    layout = checkpoint_map(model_on_meta, checkpoint)
+    weight = layout.read(checkpoint, "model.layers.0.mlp.experts.gate_up_proj")   # module layout
+    on_disk = layout.split("model.layers.0.mlp.experts.gate_up_proj", weight)     # {disk name: tensor}, exact inverse
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from optmerge.errors import ModelError, did_you_mean
+from optmerge.models.tracing import Block, Traced, UntraceableError, trace_source
+
+if TYPE_CHECKING:
+    from optmerge.models.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A box of a parameter that is a strided view of one disk tensor.
+
+    Attributes:
+        disk: Name of the disk tensor.
+        parameter: Name of the module parameter (or persistent buffer).
+        index: Where in the parameter the box sits; ``()`` is all of it.
+        view: Sizes, strides and offset of the disk tensor's part; ``None`` when the box is the disk tensor as it is.
+        lengths: The box's shape.
+    """
+
+    disk: str
+    parameter: str
+    index: tuple[slice, ...]
+    view: tuple[tuple[int, ...], tuple[int, ...], int] | None
+    lengths: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """How many elements the piece has."""
+        return math.prod(self.lengths)
+
+    def of_disk(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The piece in module layout, a view of the disk tensor wherever its layout allows."""
+        if self.view is None:
+            return tensor
+        return tensor.contiguous().as_strided(*self.view).reshape(self.lengths)
+
+    def write_disk(self, disk: torch.Tensor, parameter: torch.Tensor) -> None:
+        """Write the parameter's box into its place in the contiguous disk tensor."""
+        box = parameter[self.index]
+        if self.view is None:
+            disk.copy_(box)
+        else:
+            disk.as_strided(*self.view).copy_(box.reshape(self.view[0]))
+
+
+class CheckpointMap:
+    """Ties the tensors of one checkpoint to the parameters of one model.
+
+    Attributes:
+        pieces: Every (disk tensor, parameter) pair, in the order of the model's parameters.
+        unused: Disk tensors that no parameter takes, buffers such as ``position_ids`` included.
+        missing: Parameters that no disk tensor fills.
+        mismatched: Parameter -> (shape that the disk tensors give, shape that the model wants).
+        duplicates: Disk tensor -> parameter, for the second and later disk copies of a tied parameter. Reading takes
+            the first copy, splitting writes them all.
+        buffers: Persistent buffers that the checkpoint fills (batch-norm statistics); `read` knows them too.
+    """
+
+    def __init__(
+        self,
+        pieces: Iterable[Piece],
+        *,
+        disk_shapes: Mapping[str, tuple[int, ...]],
+        shapes: Mapping[str, tuple[int, ...]],
+        buffers: Mapping[str, Piece],
+        duplicates: Mapping[str, str],
+        reference: str,
+    ) -> None:
+        by_parameter: dict[str, list[Piece]] = defaultdict(list)
+        for piece in pieces:
+            by_parameter[piece.parameter].append(piece)
+        self._by_parameter = {name: tuple(by_parameter[name]) for name in shapes if name in by_parameter}
+        self.pieces = tuple(piece for group in self._by_parameter.values() for piece in group)
+        self._by_disk: dict[str, list[Piece]] = defaultdict(list)
+        for piece in self.pieces:
+            self._by_disk[piece.disk].append(piece)
+        self._disk_shapes = dict(disk_shapes)
+        self._reference = reference
+        self._buffers = dict(buffers)
+        self.buffers = tuple(buffers)
+        self.duplicates = dict(duplicates)
+        self.unused = tuple(name for name in disk_shapes if name not in self._by_disk)
+        self.missing = tuple(name for name in shapes if name not in self._by_parameter)
+        found = {name: self._found_shape(name) for name in self._by_parameter}
+        self.mismatched = {name: (found[name], shapes[name]) for name in found if found[name] != shapes[name]}
+
+    def _found_shape(self, parameter: str) -> tuple[int, ...]:
+        pieces = self._sources(parameter)
+        if not pieces[0].index:
+            return pieces[0].lengths
+        return tuple(max(piece.index[dim].stop for piece in pieces) for dim in range(len(pieces[0].index)))
+
+    def _sources(self, parameter: str) -> tuple[Piece, ...]:
+        """The pieces that fill a parameter once."""
+        pieces = self._pieces_of(parameter)
+        return tuple(piece for piece in pieces if piece.disk not in self.duplicates) or pieces
+
+    def _pieces_of(self, parameter: str) -> tuple[Piece, ...]:
+        if parameter in self._by_parameter:
+            return self._by_parameter[parameter]
+        if parameter in self._buffers:
+            return (self._buffers[parameter],)
+        if parameter in self.missing:
+            raise ModelError(f"The checkpoint {self._reference} has no tensor for the model's parameter {parameter!r}.")
+        raise ModelError(
+            f"{parameter!r} is not a parameter of the model of {self._reference}."
+            f"{did_you_mean(parameter, self._by_parameter)}"
+        )
+
+    def disk_names(self, parameter: str) -> tuple[str, ...]:
+        """The disk tensors that hold a parameter (or its tied copies), in the order of its elements."""
+        return tuple(dict.fromkeys(piece.disk for piece in self._pieces_of(parameter)))
+
+    def parameters_of(self, disk: str) -> tuple[str, ...]:
+        """The parameters that take their values from a disk tensor; more than one when a load cuts it up."""
+        if disk not in self._by_disk:
+            where = "is not taken by any parameter" if disk in self._disk_shapes else "is not in the checkpoint"
+            raise ModelError(f"The tensor {disk!r} {where} of {self._reference}.{did_you_mean(disk, self._by_disk)}")
+        return tuple(dict.fromkeys(piece.parameter for piece in self._by_disk[disk]))
+
+    def parameter_of(self, disk: str) -> str:
+        """The parameter (the first of several) that takes its values from a disk tensor."""
+        return self.parameters_of(disk)[0]
+
+    def read(self, checkpoint: Checkpoint, parameter: str) -> torch.Tensor:
+        """A parameter's (or persistent buffer's) value in module layout.
+
+        The result is a view of the mapped file when one disk tensor holds it all; never write to it.
+
+        Raises:
+            ModelError: If the checkpoint has no tensor for it.
+        """
+        pieces = self._sources(parameter)
+        if not pieces[0].index:
+            return pieces[0].of_disk(checkpoint.read(pieces[0].disk))
+        parts = [piece.of_disk(checkpoint.read(piece.disk)) for piece in pieces]
+        dtype = parts[0].dtype
+        for part in parts[1:]:
+            dtype = torch.promote_types(dtype, part.dtype)
+        value = torch.empty(self._found_shape(parameter), dtype=dtype)
+        for piece, part in zip(pieces, parts, strict=True):
+            value[piece.index].copy_(part)
+        return value
+
+    def split(self, parameter: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The disk tensors that hold a parameter, made from its value in module layout; the inverse of `read`.
+
+        Tied copies on disk are all written. The results may be views of ``tensor``.
+
+        Raises:
+            ModelError: If a disk tensor also holds other parameters; `disk_tensor` makes those.
+        """
+        return {disk: self.disk_tensor(disk, {parameter: tensor}) for disk in self.disk_names(parameter)}
+
+    def disk_tensor(self, disk: str, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """One disk tensor, made from the values (module layout) of all the parameters that it holds.
+
+        Raises:
+            ModelError: If one of those values is not given.
+        """
+        owners = self.parameters_of(disk)
+        absent = [name for name in owners if name not in values]
+        if absent:
+            raise ModelError(
+                f"The tensor {disk!r} of {self._reference} holds {', '.join(owners)} together, and can only be written "
+                f"when all their values are given; {', '.join(absent)} was not."
+            )
+        pieces = self._by_disk[disk]
+        if pieces[0].view is None:
+            return values[owners[0]][pieces[0].index]
+        first = values[owners[0]]
+        out = torch.empty(self._disk_shapes[disk], dtype=first.dtype, device=first.device)
+        for piece in pieces:
+            piece.write_disk(out, values[piece.parameter])
+        return out
+
+
+def checkpoint_map(model: nn.Module, checkpoint: Checkpoint) -> CheckpointMap:
+    """The map between a checkpoint and a transformers model, which may be (and usually is) on the meta device.
+
+    Args:
+        model: A ``PreTrainedModel``. A bare body's checkpoint fits a class with a head, and the other way round.
+        checkpoint: Only names and shapes of its tensors are looked at.
+
+    Raises:
+        ModelError: If the checkpoint is quantized, or transformers converts it in a way that cannot be followed.
+    """
+    if getattr(getattr(model, "config", None), "quantization_config", None) is not None:
+        raise ModelError(
+            f"The checkpoint {checkpoint.reference} is quantized; merging needs plain floating-point weights. "
+            "Use the model it was quantized from."
+        )
+    canonical = _canonical_names(model)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    disk_shapes = {name: tuple(info.shape) for name, info in checkpoint.tensors.items()}
+
+    pieces: list[Piece] = []
+    buffers: dict[str, Piece] = {}
+    duplicates: dict[str, str] = {}
+    filled: set[str] = set()
+    landed = _landings(model, checkpoint)
+    for target in sorted(landed, key=lambda name: canonical.get(name) != name):  # canonical names before tied copies
+        name = canonical.get(target, target)
+        own = landed[target]
+        if name not in shapes:
+            if target in wanted and len(own) == 1:
+                buffers[target] = own[0]
+            continue
+        if name in filled:
+            duplicates.update({piece.disk: name for piece in own})
+        filled.add(name)
+        pieces.extend(Piece(piece.disk, name, piece.index, piece.view, piece.lengths) for piece in own)
+    return CheckpointMap(
+        pieces,
+        disk_shapes=disk_shapes,
+        shapes=shapes,
+        buffers=buffers,
+        duplicates=duplicates,
+        reference=checkpoint.reference,
+    )
+
+
+def _canonical_names(model: nn.Module) -> dict[str, str]:
+    """Every name of every parameter -> the first name of that parameter; tied ones have several."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def _landings(model: nn.Module, checkpoint: Checkpoint) -> dict[str, list[Piece]]:
+    """State-dict name -> the pieces that fill it, as transformers' own loading would fill it.
+
+    Follows ``transformers.core_model_loading.convert_and_load_state_dict_in_model`` name by name.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    transforms = get_model_conversion_mapping(model)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    state = model.state_dict()
+    prefix = getattr(model, "base_model_prefix", "")
+
+    landed: dict[str, list[Piece]] = {}
+    conversions: dict[str, tuple[Any, list[str]]] = {}
+    for disk in sorted(checkpoint.tensors, key=dot_natural_key):
+        target, pattern = rename_source_key(disk, renamings, converters, prefix, state)
+        if target not in state and disk in state:
+            target, pattern = rename_source_key(disk, [], [], prefix, state)
+        if target not in state:
+            continue
+        shape = tuple(checkpoint.tensors[disk].shape)
+        if pattern is None:
+            landed.setdefault(target, [Piece(disk, target, (), None, shape)])  # a second name for it is not read
+        else:
+            converter, sources = conversions.setdefault(target, (deepcopy(converter_of[pattern]), []))
+            converter.add_tensor(target, disk, pattern, trace_source(disk, shape))
+            sources.append(disk)
+    for target, (converter, sources) in conversions.items():
+        traced_by_name = _converted(model, converter, target, sources, checkpoint, state)
+        for name, traced in traced_by_name.items():
+            landed[name] = _pieces(name, traced, checkpoint)
+    return landed
+
+
+def _converted(
+    model: nn.Module,
+    converter: Any,
+    target: str,
+    sources: list[str],
+    checkpoint: Checkpoint,
+    state: Mapping[str, torch.Tensor],
+) -> dict[str, Traced]:
+    """What one of transformers' converters makes of traced disk tensors."""
+    operations = ", ".join(type(operation).__name__ for operation in converter.operations)
+    shown = ", ".join(sources[:3]) + (f" and {len(sources) - 3} more" if len(sources) > 3 else "")
+    trouble = f"The checkpoint {checkpoint.reference} holds {target!r} as {shown}, which transformers converts on load "
+    try:
+        results = converter.convert(target, model=model, config=getattr(model, "config", None))
+    except (UntraceableError, ValueError, TypeError, RuntimeError, AttributeError) as problem:
+        raise ModelError(f"{trouble}by {operations}; optmerge cannot follow that ({problem}).") from problem
+    traced = {name: value[0] if isinstance(value, list) else value for name, value in results.items()}
+    lost = [name for name, value in traced.items() if name not in state or not isinstance(value, Traced)]
+    landed = sum(value.numel() for name, value in traced.items() if name not in lost)
+    held = sum(math.prod(checkpoint.tensors[disk].shape) for disk in sources)
+    if lost or landed != held:
+        raise ModelError(
+            f"{trouble}by {operations}; {landed} of its {held} elements were followed into the model"
+            + (f", and {', '.join(lost)} could not be." if lost else ".")
+        )
+    return traced
+
+
+def _pieces(name: str, traced: Traced, checkpoint: Checkpoint) -> list[Piece]:
+    """The blocks of a traced parameter as pieces."""
+    shape = tuple(traced.shape)
+    pieces = []
+    for block in traced.blocks:
+        lengths = block.lengths
+        index = tuple(slice(start, start + length) for start, length in zip(block.start, lengths, strict=True))
+        if lengths == shape:
+            index = ()
+        pieces.append(Piece(block.source, name, index, _view(block, tuple(checkpoint.tensors[block.source].shape)), lengths))
+    return pieces
+
+
+def _view(block: Block, disk_shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
+    """Sizes, strides and offset of a block in its source; None when it is the whole source as it is."""
+    flat = [factor for dimension in block.factors for factor in dimension]
+    sizes, strides = tuple(size for size, _ in flat), tuple(stride for _, stride in flat)
+    row_major = tuple(math.prod(sizes[position + 1 :]) for position in range(len(sizes)))
+    if block.lengths == disk_shape and block.offset == 0 and strides == row_major:
+        return None
+    return sizes, strides, block.offset

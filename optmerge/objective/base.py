@@ -1,0 +1,145 @@
+"""What a term is: one number per example, out of the model's logits.
+
+    class Margin(ModelTerm):
+        name = "margin"
+        ...
+        def per_example(self, logits, batch, teacher):
+            return mean_per_example(by_rows(self._margin, scored_logits(logits, batch)), batch)
+
+A *row* is one prediction: a classifier's for an example, or a language model's for one scored token. A term computes
+per row, in fp32 (fp64 for fp64 logits), and a language model's example gets the mean over its scored tokens. Rows never
+see each other, so neither the size of a batch nor its padding can change a value.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from optmerge.calibration.batches import Batch
+from optmerge.config.base import Strict
+
+if TYPE_CHECKING:
+    from optmerge.objective.teacher import TeacherBatch
+
+Need = Literal["labels", "teacher"]
+CHUNK = 1 << 24  # logits converted to fp32 at a time: 64 MiB, so that a large vocabulary is never whole in fp32
+
+
+class ModelTerm(ABC):
+    """Judges a model on examples; raw, in its own unit, not normalised.
+
+    Attributes:
+        name: What search files, trajectories and tables call it.
+        needs: What must be given beside the logits.
+        differentiable: Whether it has a useful gradient.
+        higher_is_better: Whether a good model has a high value.
+        unit: Of its values.
+        paper: Where it is from.
+        config: Its settings; None for a report-only term.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[Need]]
+    differentiable: ClassVar[bool]
+    higher_is_better: ClassVar[bool]
+    unit: ClassVar[str]
+    paper: ClassVar[str]
+
+    def __init__(self, config: Strict | None = None) -> None:
+        self.config = config
+
+    @abstractmethod
+    def per_example(self, logits: Tensor, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
+        """One value per example.
+
+        Args:
+            logits: [B, C] of a classifier, or [B, T, V] of a language model; any floating dtype.
+            batch: What the logits are for, on their device.
+            teacher: The expert's outputs for the batch, where ``needs`` says so.
+
+        Returns:
+            fp32[B] (fp64 for fp64 logits), in ``unit``.
+
+        Raises:
+            ValueError: Something that ``needs`` names is missing.
+        """
+
+
+def scored_logits(logits: Tensor, batch: Batch) -> Tensor:
+    """The logits that count, one row per prediction: [N, C], where N = B for a classifier."""
+    if batch.rows is None:
+        return logits
+    return logits.reshape(-1, logits.shape[-1]).index_select(0, batch.rows)
+
+
+def targets(batch: Batch, term: str) -> Tensor:
+    """The true class of every row: int64[N].
+
+    Raises:
+        ValueError: The batch has no labels (classifiers).
+    """
+    if batch.rows is not None:
+        return batch.inputs["input_ids"].reshape(-1).index_select(0, batch.rows + 1)
+    if batch.labels is None:
+        raise ValueError(f"term {term} needs labels, and this batch has none")
+    return batch.labels
+
+
+def needed(teacher: TeacherBatch | None, term: str) -> TeacherBatch:
+    """The teacher, which must be there.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if teacher is None:
+        raise ValueError(f"term {term} needs the expert's outputs, and none were given")
+    return teacher
+
+
+def mean_per_example(values: Tensor, batch: Batch) -> Tensor:
+    """Rows' values [N] as examples' values [B]: themselves, or the mean over an example's scored tokens."""
+    if batch.scored is None or batch.rows is None:
+        return values
+    spread = values.new_zeros(batch.scored.numel()).index_copy(0, batch.rows, values)
+    return spread.view(batch.scored.shape).sum(1) / batch.scored.sum(1).clamp(min=1)
+
+
+def by_rows(function: Callable[..., Tensor], logits: Tensor, *others: Tensor | None) -> Tensor:
+    """Apply ``function(logits, *others) -> [N]`` chunk by chunk of rows, with the logits in the working precision.
+
+    Where there is more than one chunk and a gradient is wanted, a chunk is computed again in the backward pass rather
+    than its intermediate values be kept.
+
+    Args:
+        function: Takes rows of logits in fp32 (or fp64) and the same rows of the others.
+        logits: [N, C].
+        others: [N, ...] each, or None.
+    """
+    rows = max(1, CHUNK // max(1, logits.shape[-1]))
+    if len(logits) <= rows:
+        return function(_precise(logits), *others)
+    pieces = []
+    split = [[None] * -(-len(logits) // rows) if other is None else torch.split(other, rows) for other in others]
+    again = torch.is_grad_enabled() and logits.requires_grad
+
+    def on_chunk(chunk: Tensor, *rest: Tensor | None) -> Tensor:
+        return function(_precise(chunk), *rest)
+
+    for chunk, *rest in zip(torch.split(logits, rows), *split, strict=True):
+        piece = (
+            checkpoint(on_chunk, chunk, *rest, use_reentrant=False, preserve_rng_state=False)
+            if again
+            else on_chunk(chunk, *rest)
+        )
+        pieces.append(piece)
+    return torch.cat(pieces)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,213 @@
+"""What an expert said about one split of its task: made once, kept small, looked up batch by batch.
+
+    outputs = TeacherOutputs.collect(((batch, logits) for ...), k=128)
+    outputs.save(path)
+    outputs = TeacherOutputs.load(path, device=device)
+    teacher = outputs.batch(batch)           # rows in the order of the batch's predictions
+
+Kept per row (an example, or a scored token): log-probabilities of the k likeliest classes and of all others together,
+at temperature 1 and in fp32, and the likeliest class. With k >= C that is every class, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from optmerge.atomic import atomic_path
+from optmerge.calibration.batches import Batch
+from optmerge.errors import RunError
+from optmerge.objective.base import CHUNK, scored_logits
+
+_FORMAT = "optmerge teacher outputs 1"
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherBatch:
+    """An expert's predictions for the rows of one batch.
+
+    Attributes:
+        log_probs: fp32[N, C], or fp32[N, k + 1] where only some classes are kept: the last column is the log of the
+            probability of all others together.
+        indices: int64[N, k], which classes are kept; None for all, in order.
+        choice: int64[N], the expert's likeliest class.
+    """
+
+    log_probs: Tensor
+    indices: Tensor | None
+    choice: Tensor
+
+
+def coarse_log_probs(logits: Tensor, kept: Tensor | None) -> Tensor:
+    """Log-probabilities of the kept classes and of all others together.
+
+    The others are summed as they are (their logits' logsumexp), because 1 minus the kept ones' sum would lose its
+    digits, and its gradient, as soon as the kept classes hold nearly everything.
+
+    Args:
+        logits: [N, C].
+        kept: int64[N, k] with k < C; None keeps all.
+
+    Returns:
+        [N, C], or [N, k + 1].
+    """
+    if kept is None:
+        return logits.log_softmax(-1)
+    total = logits.logsumexp(-1, keepdim=True)
+    others = logits.scatter(-1, kept, -float("inf")).logsumexp(-1, keepdim=True)
+    return torch.cat([logits.gather(-1, kept), others], -1) - total
+
+
+class TeacherOutputs:
+    """An expert's predictions for all n examples of a split.
+
+    Attributes:
+        classes: Size of the head or vocabulary.
+    """
+
+    def __init__(
+        self,
+        log_probs: Tensor,
+        indices: Tensor | None,
+        choice: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+        *,
+        classes: int,
+    ) -> None:
+        self.classes = classes
+        self._log_probs, self._indices, self._choice = log_probs, indices, choice
+        self._starts, self._lengths = starts, lengths  # of every example's rows; on the CPU
+
+    @classmethod
+    def collect(cls, outputs: Iterable[tuple[Batch, Tensor]], k: int | None) -> TeacherOutputs:
+        """Keep what is needed of an expert's logits over a whole split.
+
+        Args:
+            outputs: Batches and their logits, [B, C] or [B, T, V]; together they hold every example once.
+            k: Classes to keep; None or at least C keeps all.
+
+        Raises:
+            ValueError: An example is missing or comes twice.
+        """
+        pieces: list[tuple[Tensor, Tensor | None, Tensor]] = []
+        positions: list[Tensor] = []
+        counts: list[Tensor] = []
+        classes = 0
+        for batch, logits in outputs:
+            classes = logits.shape[-1]
+            positions.append(batch.positions)
+            scored = batch.scored
+            counts.append(torch.ones_like(batch.positions) if scored is None else scored.sum(1).cpu())
+            rows = scored_logits(logits.detach(), batch)
+            pieces += [_summary(chunk.float(), k) for chunk in torch.split(rows, max(1, CHUNK // classes))]
+        order = torch.cat(positions) if positions else torch.empty(0, dtype=torch.int64)
+        if not torch.equal(order.sort().values, torch.arange(len(order))):
+            raise ValueError("teacher outputs must be collected over every example of a split, once each")
+        count = torch.cat(counts) if counts else order
+        starts, lengths = torch.empty_like(order), torch.empty_like(order)
+        starts[order], lengths[order] = count.cumsum(0) - count, count
+        log_probs = torch.cat([piece[0] for piece in pieces]) if pieces else torch.empty(0, 0)
+        indices = [piece[1] for piece in pieces if piece[1] is not None]
+        choice = torch.cat([piece[2] for piece in pieces]) if pieces else order.int()
+        return cls(log_probs, torch.cat(indices) if indices else None, choice, starts, lengths, classes=classes)
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return len(self._starts)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory taken, in bytes."""
+        tensors = (self._log_probs, self._indices, self._choice, self._starts, self._lengths)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+    def batch(self, batch: Batch) -> TeacherBatch:
+        """The rows of a batch's examples, in its order, on the device where the outputs are.
+
+        No synchronisation with the device. The batches that the outputs were collected from are views, others are
+        gathered.
+        """
+        starts, lengths = self._starts[batch.positions], self._lengths[batch.positions]
+        ends = starts + lengths
+        if len(starts) and torch.equal(starts[1:], ends[:-1]):
+            rows = slice(int(starts[0]), int(ends[-1]))
+            return TeacherBatch(
+                self._log_probs[rows],
+                None if self._indices is None else self._indices[rows].long(),
+                self._choice[rows].long(),
+            )
+        first = lengths.cumsum(0) - lengths  # where each example's rows begin in the batch
+        within = torch.arange(int(lengths.sum())) - first.repeat_interleave(lengths)
+        place = (starts.repeat_interleave(lengths) + within).to(self._log_probs.device, non_blocking=True)
+        return TeacherBatch(
+            self._log_probs.index_select(0, place),
+            None if self._indices is None else self._indices.index_select(0, place).long(),
+            self._choice.index_select(0, place).long(),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, whole or not at all.
+
+        Raises:
+            RunError: The disk refuses.
+        """
+        tensors = {
+            "log_probs": self._log_probs,
+            "choice": self._choice,
+            "starts": self._starts,
+            "lengths": self._lengths,
+        }
+        if self._indices is not None:
+            tensors["indices"] = self._indices
+        with atomic_path(path) as temporary:
+            save_file(
+                {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
+                temporary,
+                metadata={"format": _FORMAT, "classes": str(self.classes), "temperature": "1"},
+            )
+
+    @classmethod
+    def load(cls, path: Path, *, device: torch.device | str = "cpu") -> TeacherOutputs:
+        """Read what `save` wrote, onto ``device``.
+
+        Raises:
+            RunError: The file is damaged, or something else.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                # Copies, because a mapped file that is cut short later would end the process.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError) as problem:
+            raise RunError(
+                f"The cached teacher outputs {path} cannot be read ({problem}). Delete the file; it is made again."
+            ) from None
+        if metadata.get("format") != _FORMAT:
+            raise RunError(f"{path} does not hold teacher outputs of this version. Delete the file; it is made again.")
+        indices = tensors.get("indices")
+        return cls(
+            tensors["log_probs"].to(device),
+            None if indices is None else indices.to(device),
+            tensors["choice"].to(device),
+            tensors["starts"],
+            tensors["lengths"],
+            classes=int(metadata["classes"]),
+        )
+
+
+def _summary(logits: Tensor, k: int | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """What is kept of rows of logits: log-probabilities, which classes they are of, and the likeliest class."""
+    choice = logits.argmax(-1).int()
+    classes = logits.shape[-1]
+    if k is None or k >= classes:
+        return logits.log_softmax(-1), None, choice
+    kept = logits.topk(k, -1).indices
+    return coarse_log_probs(logits, kept), kept.to(torch.int16 if classes <= 1 << 15 else torch.int32), choice

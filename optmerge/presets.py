@@ -1,0 +1,75 @@
+"""Preset name -> file: the YAML files of ``search_spaces/`` and ``objectives/``.
+
+    path = find_preset("space", "layer-wise")
+    preset_names("objective")            # ['accuracy', 'cross-entropy', 'entropy', 'expert-kl']
+
+An installed wheel carries the folders under ``optmerge/data/``; in an editable install they stand beside the package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from optmerge.errors import ConfigError, did_you_mean
+
+PresetKind = Literal["space", "objective"]
+FOLDERS: dict[PresetKind, str] = {"space": "search_spaces", "objective": "objectives"}
+SUFFIXES = (".yaml", ".yml")
+
+
+def preset_folder(kind: PresetKind, *, package: Path | None = None) -> Path:
+    """The folder with the presets of a kind.
+
+    Args:
+        kind: ``space`` or ``objective``.
+        package: The package's folder; the one that this module is in by default.
+
+    Raises:
+        ConfigError: Neither place has it, so the installation is incomplete.
+    """
+    package = package or Path(__file__).resolve().parent
+    places = (package / "data" / FOLDERS[kind], package.parent / FOLDERS[kind])
+    for place in places:
+        if place.is_dir():
+            return place
+    raise ConfigError(
+        f"The presets in {FOLDERS[kind]}/ are missing: neither {places[0]} nor {places[1]} exists. "
+        "Install optmerge again (pip install --force-reinstall --no-deps optmerge)."
+    )
+
+
+def preset_names(kind: PresetKind) -> list[str]:
+    """The names of a kind's presets, sorted."""
+    return sorted(path.stem for path in preset_folder(kind).iterdir() if path.suffix in SUFFIXES)
+
+
+def find_preset(kind: PresetKind, name: str, *, relative_to: Path | None = None) -> Path:
+    """The file that a name or a path stands for.
+
+    Args:
+        kind: ``space`` or ``objective``.
+        name: A preset's name, or a path ending in ``.yaml`` or ``.yml``.
+        relative_to: Folder that a relative path starts from.
+
+    Raises:
+        ConfigError: There is no such preset or file; near matches are named.
+    """
+    if name.endswith(SUFFIXES) or "/" in name:
+        path = (relative_to or Path()) / Path(name).expanduser()
+        if path.is_file():
+            return path
+        raise ConfigError(f"{kind} is {name!r}, and there is no file {path}.")
+    names = preset_names(kind)
+    if name not in names:
+        raise ConfigError(
+            f"{kind} is {name!r}; expected one of {', '.join(names)}, a path ending in .yaml, or a mapping."
+            + did_you_mean(name, names)
+        )
+    return next(path for path in preset_folder(kind).iterdir() if path.stem == name and path.suffix in SUFFIXES)
+
+
+def preset_summary(path: Path) -> str:
+    """The first line of a preset's opening comment; empty when it has none."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else ""

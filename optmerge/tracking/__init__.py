@@ -1,0 +1,40 @@
+"""Views of a run: terminal, W&B, the Optuna mirror, report, comparison. None of them can hurt the search.
+
+    sinks = standard_sinks(config)
+    search(config, root=Path("."), sinks=[sinks])
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from optmerge.config.schema import SearchConfig
+    from optmerge.records import Sink
+    from optmerge.tracking.sinks import SafeSinks
+
+
+def standard_sinks(config: SearchConfig, *, terminal: bool = True, console: Console | None = None) -> SafeSinks:
+    """What watches a search that a user starts.
+
+    Args:
+        config: The search.
+        terminal: Whether to show it on the terminal.
+        console: Where that is; stderr when not given.
+    """
+    from optmerge.tracking.optuna_mirror import OptunaMirror
+    from optmerge.tracking.report import ReportSink
+    from optmerge.tracking.sinks import BackgroundSink, SafeSinks
+
+    sinks: list[Sink] = [BackgroundSink(OptunaMirror()), ReportSink()]
+    if config.tracking.wandb != "disabled":
+        from optmerge.tracking.wandb_sink import WandbSink
+
+        sinks.append(BackgroundSink(WandbSink(config.tracking)))
+    if terminal:
+        from optmerge.tracking.terminal import TerminalSink
+
+        sinks.insert(0, TerminalSink(console))
+    return SafeSinks(sinks)

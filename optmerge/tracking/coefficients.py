@@ -1,0 +1,114 @@
+"""Coefficients as a table for people: groups in depth order down, directions across.
+
+    table = from_recipe(recipe)
+    table.rows, table.columns, table.values        # labels, labels, float64[G, D]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from optmerge.merging.recipe import Recipe
+
+_LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|/|$)")
+_ENDS = ("final-norm", "head")  # kinds that come after the layers
+_ALL = "all directions"  # the column of variables that set every direction at once
+
+
+@dataclass(frozen=True, eq=False)
+class Coefficients:
+    """A table of coefficients.
+
+    Attributes:
+        rows: Names of the G groups.
+        layers: The transformer layer of each group, None outside the layers.
+        columns: Names of the D directions.
+        values: float64[G, D]; NaN where a coefficient is not known.
+    """
+
+    rows: tuple[str, ...]
+    layers: tuple[int | None, ...]
+    columns: tuple[str, ...]
+    values: npt.NDArray[np.float64]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The rows' names without the part that all share."""
+        if len(self.rows) < 2:
+            return self.rows
+        shared = os.path.commonprefix(self.rows)
+        cut = shared.rfind(".") + 1
+        return tuple(row[cut:].removesuffix(".weight") for row in self.rows)
+
+
+def from_recipe(recipe: Recipe) -> Coefficients:
+    """The coefficients of a recipe, groups in depth order."""
+    kinds = [group.kind for group in recipe.groups]
+    layers = [group.layer for group in recipe.groups]
+    order = _depth_order(layers, kinds)
+    return Coefficients(
+        rows=tuple(recipe.groups[row].name for row in order),
+        layers=tuple(layers[row] for row in order),
+        columns=tuple(direction.name for direction in recipe.directions),
+        values=np.asarray(recipe.coefficients, dtype=np.float64)[order],
+    )
+
+
+def from_vector(variables: Sequence[str], vector: npt.NDArray[np.float64]) -> Coefficients:
+    """The coefficients that a vector sets, by its variables' names ("group/direction"); frozen ones are not known."""
+    groups: dict[str, int] = {}
+    columns: dict[str, int] = {}
+    cells: list[tuple[int, int]] = []
+    for name in variables:
+        group, direction = split_variable(name)
+        cells.append((groups.setdefault(group, len(groups)), columns.setdefault(direction, len(columns))))
+    values = np.full((len(groups), len(columns)), np.nan)
+    for (row, column), value in zip(cells, vector, strict=True):
+        values[row, column] = value
+    layers = [layer_of(group) for group in groups]
+    order = _depth_order(layers, ["final-norm" if group in _ENDS else "" for group in groups])
+    names = list(groups)
+    return Coefficients(
+        tuple(names[row] for row in order), tuple(layers[row] for row in order), tuple(columns), values[order]
+    )
+
+
+def split_variable(name: str) -> tuple[str, str]:
+    """A variable's group and direction.
+
+    >>> split_variable("layer.3/sentiment"), split_variable("model")
+    (('layer.3', 'sentiment'), ('model', 'all directions'))
+    """
+    group, _, direction = name.rpartition("/")
+    return (group, direction) if group else (name, _ALL)
+
+
+def layer_of(group: str) -> int | None:
+    """The layer in a group's name, where it holds one.
+
+    >>> layer_of("bert.encoder.layer.11.output.dense.weight"), layer_of("embedding")
+    (11, None)
+    """
+    found = _LAYER.search(group)
+    return int(found[1]) if found else None
+
+
+def _depth_order(layers: Sequence[int | None], kinds: Sequence[str]) -> list[int]:
+    """Input side first: what has no layer and comes before the first layer, the layers, then the rest."""
+    numbered = [row for row, layer in enumerate(layers) if layer is not None]
+    first = numbered[0] if numbered else len(layers)
+
+    def depth(row: int) -> tuple[int, int, int]:
+        layer = layers[row]
+        if layer is not None:
+            return 1, layer, row
+        after = kinds[row] in _ENDS or (row > first and kinds[row] != "embedding")
+        return (2, 0, row) if after else (0, 0, row)
+
+    return sorted(range(len(layers)), key=depth)

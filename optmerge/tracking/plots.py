@@ -1,0 +1,198 @@
+"""The pictures of a run, as PNG: the trajectory beside its baselines, and the best coefficients.
+
+    save_figure(trajectory_figure(view), run / "trajectory.png")
+    save_figure(heat_map_figure(view.coefficients), run / "coefficients.png")
+
+Only `matplotlib.figure.Figure` objects and the Agg canvas are used: nothing here touches matplotlib's global state.
+Colours are those of Okabe & Ito (2008) and the diverging map RdBu, which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from optmerge.atomic import atomic_path
+from optmerge.tracking.coefficients import Coefficients
+from optmerge.tracking.view import RunView, baseline_family
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FIT, SELECT, BEST = "#9FB4C7", "#0072B2", "#D55E00"
+LINES = ("#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9", "#7F7F7F")
+DOTS_PER_INCH = 150
+
+_ROW_INCHES = 0.155  # of a labelled row of the heat map
+_TALLEST = 26.0  # inches; more rows than fit are drawn thinner, and only layers are labelled
+_WRITTEN_CELLS = 120  # up to so many coefficients are also written as numbers
+_OFF_SCALE = 1.5  # a baseline farther above the search than this many of its ranges is named, not drawn
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically; the same figure gives the same bytes.
+
+    Raises:
+        RunError: The disk refuses.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+
+
+def trajectory_figure(view: RunView) -> Figure:
+    """Fit and select values against evaluations, the baselines' select values as labelled lines, the best marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    if view.fit:
+        x, y = [p.evaluations for p in view.fit], [p.value for p in view.fit]
+        axes.plot(x, y, ".", color=FIT, markersize=4, label="fit, each candidate", zorder=2)
+    if view.select:
+        x, y = [p.evaluations for p in view.select], [p.value for p in view.select]
+        axes.plot(x, y, "-", color=SELECT, linewidth=1.4, label="select, each generation's best", zorder=3)
+    if view.best is not None:
+        label = f"best on select: {view.best.value:.4g} after {view.best.evaluations} evaluations"
+        axes.plot([view.best.evaluations], [view.best.value], "*", color=BEST, markersize=14, label=label, zorder=5)
+    last = max((p.evaluations for p in (*view.fit, *view.select)), default=1)
+    axes.set_xlim(0, last * 1.02)
+    _draw_baselines(axes, view)
+    axes.set_xlabel("evaluations on the fit split")
+    axes.set_ylabel("objective (lower is better)")
+    axes.set_title(_title(view), loc="left", fontsize=10)
+    axes.grid(True, color="#E6E6E6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False, loc="upper right")
+    else:
+        axes.text(0.5, 0.5, "no evaluation yet", transform=axes.transAxes, ha="center", color="#7F7F7F")
+    return figure
+
+
+def heat_map_figure(coefficients: Coefficients) -> Figure:
+    """Coefficients by group (in depth order, down) and direction (across); white is zero, hatched is not searched."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    values = coefficients.values
+    rows, columns = values.shape
+    row_inches = min(max(_ROW_INCHES, 0.3 if rows <= 30 else 0.0), _TALLEST / max(rows, 1))
+    every_row = row_inches >= 0.9 * _ROW_INCHES
+    labels = coefficients.labels
+    names = max((len(label) for label in labels), default=0) * 0.062 if every_row else 1.0
+    column_inches = max(0.55, min(1.1, 4.5 / columns))
+    figure = Figure(
+        figsize=(max(4.8, names + columns * column_inches + 1.8), rows * row_inches + 1.5), layout="constrained"
+    )
+    axes = figure.add_subplot()
+    finite = np.abs(values[np.isfinite(values)])
+    limit = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+    norm = Normalize(-limit, limit)
+    axes.set_facecolor("#DDDDDD")
+    axes.imshow(np.ma.masked_invalid(values), cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
+    axes.set_xticks(range(columns), coefficients.columns, rotation=30 if columns > 2 else 0, ha="left", fontsize=9)
+    axes.xaxis.tick_top()
+    _label_rows(axes, coefficients, labels if every_row else None)
+    axes.tick_params(length=0)
+    if values.size <= _WRITTEN_CELLS:
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                ink = "white" if abs(value) > 0.65 * limit else "black"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
+    for column in range(1, columns):
+        axes.axvline(column - 0.5, color="white", linewidth=1.0)
+    bar = figure.colorbar(
+        ScalarMappable(norm, "RdBu_r"), ax=axes, shrink=min(1.0, 4.0 / (rows * row_inches + 1.5)), anchor=(0.0, 1.0)
+    )
+    bar.set_label("coefficient", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def _title(view: RunView) -> str:
+    terms = " + ".join(term["name"] for term in (view.settings.get("objective") or {}).get("terms", []))
+    driver = (view.settings.get("driver") or {}).get("name", "?")
+    return f"{view.name}: {terms or 'objective'} by {driver}"
+
+
+def _draw_baselines(axes: Axes, view: RunView) -> None:
+    best: dict[str, tuple[str, float]] = {}
+    for name, splits in view.baselines.items():
+        value = splits["select"].value if "select" in splits else None
+        family = baseline_family(name)
+        if value is not None and (family not in best or value < best[family][1]):
+            best[family] = (name, value)
+    lines = sorted(best.values(), key=lambda pair: pair[1])
+    searched = np.array([p.value for p in (*view.fit, *view.select)])
+    if searched.size:
+        low, high = float(searched.min()), float(np.percentile(searched, 98))
+        nearest = [value for _, value in lines[:2]]
+        low, high = min([low, *nearest]), max([high, *nearest])
+        reach = high + _OFF_SCALE * max(high - low, 0.05 * abs(high))
+    else:
+        low, reach = min((value for _, value in lines), default=0.0), float("inf")
+    drawn = [(name, value) for name, value in lines if value <= reach]
+    if searched.size:
+        high = max([high, *(value for _, value in drawn)])
+        margin = 0.06 * (high - low or abs(high) or 1.0)
+        axes.set_ylim(low - margin, high + margin)
+    for colour, (_, value) in zip(_cycle(LINES, len(drawn)), drawn, strict=True):
+        axes.axhline(value, color=colour, linestyle="--", linewidth=1.0, zorder=1)
+    heights = _spread([value for _, value in drawn], axes.get_ylim(), 0.045)
+    for colour, (name, value), height in zip(_cycle(LINES, len(drawn)), drawn, heights, strict=True):
+        axes.annotate(
+            f"{name}  {value:.3g}",
+            (1.005, height),
+            xycoords=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=8,
+            color=colour,
+            annotation_clip=False,
+        )
+    beyond = [f"{name} {value:.3g}" for name, value in lines if value > reach]
+    if beyond:
+        axes.annotate("above the picture: " + ", ".join(beyond), (0.01, 0.985), xycoords="axes fraction", va="top", fontsize=8)
+
+
+def _label_rows(axes: Axes, coefficients: Coefficients, labels: Sequence[str] | None) -> None:
+    """Every row's name, or the layers' numbers where rows are too thin; a line between layers either way."""
+    layers = coefficients.layers
+    starts = [0, *(row for row in range(1, len(layers)) if layers[row] != layers[row - 1])]
+    ends = [*starts[1:], len(layers)]
+    if len(starts) < len(layers):
+        for start in starts[1:]:
+            axes.axhline(start - 0.5, color="#555555", linewidth=0.6)
+    if labels is not None:
+        axes.set_yticks(range(len(labels)), labels, fontsize=9 if len(labels) <= 30 else 7)
+        return
+    middles = [(start + end - 1) / 2 for start, end in zip(starts, ends, strict=True)]
+    names = [coefficients.labels[s] if layers[s] is None else f"layer {layers[s]}" for s in starts]
+    axes.set_yticks(middles, names, fontsize=8)
+
+
+def _spread(values: Sequence[float], limits: tuple[float, float], share: float) -> list[float]:
+    """Heights for labels of increasing ``values``, at least ``share`` of the axis apart, as near as that allows."""
+    gap = share * (limits[1] - limits[0])
+    heights: list[float] = []
+    for value in values:
+        heights.append(max(value, heights[-1] + gap) if heights else value)
+    over = heights[-1] - limits[1] if heights else 0.0
+    if over > 0:
+        heights[-1] -= over
+        for i in range(len(heights) - 2, -1, -1):
+            heights[i] = min(heights[i], heights[i + 1] - gap)
+    return heights
+
+
+def _cycle(colours: Sequence[str], count: int) -> list[str]:
+    return [colours[i % len(colours)] for i in range(count)]

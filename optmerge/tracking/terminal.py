@@ -1,0 +1,198 @@
+"""A run on the terminal: bars for long work, then where the search stands. On stderr; plain lines in a pipe.
+
+    sink = TerminalSink()
+    sink.start(run); sink.record(record); sink.finish(run, reason)
+
+Colours follow the terminal and NO_COLOR.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optmerge.records import Record
+from optmerge.tracking.view import RunView
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+PLAIN_SECONDS = 10.0  # between two plain lines, unless there is news
+_RECENT = 20  # evaluations that the rate is measured over
+
+
+class TerminalSink:
+    """Shows a run while it is made.
+
+    Args:
+        console: Where to; a console on stderr when not given. Whoever logs to the terminal should log to the same one.
+        clock: Seconds from any start.
+    """
+
+    label = "the terminal display"
+
+    def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._console = console or Console(file=sys.stderr, highlight=False)
+        self._clock = clock
+        self._live: Live | None = None
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=self._console
+        )
+        self._tasks: dict[str, object] = {}
+        self._shares: dict[str, int] = {}
+        self._said = float("-inf")
+        self._ticks: deque[float] = deque(maxlen=_RECENT)
+        self._evaluations = 0
+        self._failed = 0
+        self._value: float | None = None
+        self._best: float | None = None
+        self._baseline: tuple[str, float] | None = None
+        self._limit: int | None = None
+        self._minutes: float | None = None
+        self._elapsed = 0.0
+        self._begun: float | None = None
+
+    def start(self, run: Path) -> None:
+        """Take over what an interrupted run has done already."""
+        view = RunView.open(run, vectors=False)
+        self._limit = view.budget.get("evaluations")
+        self._minutes = view.budget.get("minutes")
+        for record in view.records:
+            self._take(record)
+        self._ticks.clear()
+        if view.evaluations:
+            self._say(f"{view.name}: going on after {view.evaluations} evaluations")
+
+    def record(self, record: Record) -> None:
+        """Show a record."""
+        news = self._take(record)
+        if self._console.is_terminal:
+            self._show()
+        elif record.phase != "baseline" and (news or self._clock() - self._said >= PLAIN_SECONDS):
+            self._say(self.line())
+
+    def progress(self, stage: str, done: int, total: int | None) -> None:
+        """Show long work outside the trajectory."""
+        if self._console.is_terminal:
+            self._show()
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, total=total)
+            self._bars.update(self._tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
+            return
+        share = 10 * done // total if total else 0
+        if self._shares.get(stage) != share:
+            self._shares[stage] = share
+            self._say(f"{stage}: {done}/{total}" if total else f"{stage}: {done}")
+
+    def finish(self, run: Path, reason: str) -> None:
+        """Leave the last state on the screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if not self._console.is_terminal and self._evaluations:
+            self._say(self.line())
+        self._say(f"stopped: {reason}" if reason else "stopped")
+
+    def line(self) -> str:
+        """Where the search stands, in one line."""
+        done = f"{self._evaluations}/{self._limit}" if self._limit else str(self._evaluations)
+        parts = [f"evaluations {done}"]
+        if self._best is not None:
+            parts.append(f"best select {self._best:.4g}")
+        if self._value is not None:
+            parts.append(f"fit {self._value:.4g}")
+        if self._baseline is not None:
+            parts.append(f"best baseline {self._baseline[1]:.4g} ({self._baseline[0]})")
+        rate = self._rate()
+        if rate is not None:
+            parts.append(f"{rate:.2f}/s" if rate >= 1 else f"{1 / rate:.1f} s each")
+        left = self._seconds_left(rate)
+        if left is not None:
+            parts.append(f"about {duration(left)} left")
+        if self._failed:
+            parts.append(f"{self._failed} FAILED")
+        return " | ".join(parts)
+
+    def _take(self, record: Record) -> bool:
+        """Note a record; whether it is news (a new best, a failure)."""
+        self._elapsed = record.elapsed
+        if record.error is not None:
+            self._failed += record.phase == "search"
+        if record.phase == "baseline":
+            if record.split == "select" and record.value is not None and record.name:
+                if self._baseline is None or record.value < self._baseline[1]:
+                    self._baseline = (record.name, record.value)
+            self._begun = record.elapsed
+            return False
+        if record.phase == "search":
+            self._evaluations += 1
+            self._ticks.append(record.elapsed)
+            self._value = record.value if record.value is not None else self._value
+            return record.error is not None
+        if record.phase == "select" and record.value is not None and (self._best is None or record.value < self._best):
+            self._best = record.value
+            return True
+        return False
+
+    def _rate(self) -> float | None:
+        """Evaluations a second, lately."""
+        if len(self._ticks) < 2 or self._ticks[-1] <= self._ticks[0]:
+            return None
+        return (len(self._ticks) - 1) / (self._ticks[-1] - self._ticks[0])
+
+    def _seconds_left(self, rate: float | None) -> float | None:
+        limits: list[float] = []
+        if self._limit and rate:
+            limits.append((self._limit - self._evaluations) / rate)
+        if self._minutes and self._begun is not None:
+            limits.append(self._minutes * 60 - (self._elapsed - self._begun))
+        return max(0.0, min(limits)) if limits else None
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._said = self._clock()
+
+    def _show(self) -> None:
+        if self._live is None:
+            from rich.live import Live
+
+            # stdout is left alone: it carries what --json prints.
+            self._live = Live(
+                get_renderable=self._picture, console=self._console, refresh_per_second=4, redirect_stdout=False
+            )
+            self._live.start()
+
+    def _picture(self) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        parts: list[RenderableType] = [self._bars]
+        if self._evaluations:
+            if self._limit:
+                parts.append(ProgressBar(total=self._limit, completed=self._evaluations, width=60))
+            parts.append(Text(self.line()))
+        return Group(*parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration(42), duration(754), duration(7380)
+    ('42 s', '12 min 34 s', '2 h 03 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

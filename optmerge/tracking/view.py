@@ -1,0 +1,306 @@
+"""A run folder as every view sees it, whether the run is going on, finished, interrupted or failed.
+
+    view = RunView.open(Path("runs/first"))
+    view.status, view.evaluations, view.best.value
+
+It reads, and never writes. What result.json does not hold yet is worked out from the trajectory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from optmerge.errors import RecipeError, RunError
+from optmerge.merging.recipe import Recipe
+from optmerge.records import Record, Trajectory
+from optmerge.runner.folder import RunFolder
+from optmerge.tracking.coefficients import Coefficients, from_recipe, from_vector
+
+Status = Literal["started", "running", "finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A score of the search, and how many fit evaluations had been made when it was known."""
+
+    evaluations: int
+    value: float
+    record: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the result table: a baseline, or the search.
+
+    Attributes:
+        family: What competes with what: base, expert, uniform, a method's name, or search.
+        select: Objective on the select split; lower is better.
+        report: Task -> metric -> mean over the report split.
+        mean: Mean over tasks of ``metric`` on the report split; higher is better.
+        chosen: Best of its family on select, so a user could have picked it without the report split.
+        oracle: Best of its family on report, which nobody could have known.
+    """
+
+    name: str
+    kind: Literal["baseline", "search"]
+    family: str
+    select: float | None
+    report: Mapping[str, Mapping[str, float]]
+    mean: float | None
+    metric: str
+    record: int | None = None
+    evaluations: int | None = None
+    seconds: float | None = None
+    chosen: bool = False
+    oracle: bool = False
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run folder that was read once; open it again to see what has happened since.
+
+    Attributes:
+        settings: The resolved search file, as nested mappings.
+        manifest: What the run was made of; empty if it had not come that far.
+        result: result.json; empty if there is none.
+        records: The trajectory, in order.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    result: Mapping[str, Any]
+    records: tuple[Record, ...] = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: Path, *, vectors: bool = True) -> RunView:
+        """Read a run.
+
+        Raises:
+            RunError: There is no run, or one of its files is damaged.
+        """
+        run = RunFolder.open(folder)
+        try:
+            settings = yaml.safe_load((folder / "search.yaml").read_text(encoding="utf-8"))
+        except yaml.YAMLError as problem:
+            raise RunError(f"{folder / 'search.yaml'} is damaged ({' '.join(str(problem).split())}).") from None
+        started = (folder / "trajectory.jsonl").exists()
+        return cls(
+            folder=folder,
+            settings=settings or {},
+            manifest=run.read_json("manifest.json") or {},
+            result=run.read_json("result.json") or {},
+            records=tuple(Trajectory.read(folder, vectors=vectors).records) if started else (),
+        )
+
+    @property
+    def status(self) -> Status:
+        """Where the run stands; one that was killed counts as interrupted."""
+        told: Status = self.result.get("status", "started")
+        if told in ("started", "running") and not _held(self.folder):
+            return "interrupted"
+        return told
+
+    @property
+    def reason(self) -> str:
+        """Why it ended, as far as it is known."""
+        told = str(self.result.get("reason") or "")
+        if told or self.status != "interrupted":
+            return told
+        return "the process ended without a word (killed, or the machine stopped)"
+
+    @property
+    def name(self) -> str:
+        """The run's name: that of its folder."""
+        return self.folder.resolve().name
+
+    @cached_property
+    def fit(self) -> tuple[Point, ...]:
+        """The fit value of every candidate that has one."""
+        return self._points("search")
+
+    @cached_property
+    def select(self) -> tuple[Point, ...]:
+        """The select value of every iterate that was scored there."""
+        return self._points("select")
+
+    @cached_property
+    def best(self) -> Point | None:
+        """The iterate with the lowest select value so far (the earliest of equals)."""
+        return min(self.select, key=lambda point: (point.value, point.record), default=None)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations on the fit split; baselines do not count."""
+        return sum(record.phase == "search" for record in self.records)
+
+    @property
+    def failed(self) -> tuple[Record, ...]:
+        """Evaluations that gave no value."""
+        return tuple(record for record in self.records if record.error is not None)
+
+    @property
+    def budget(self) -> Mapping[str, Any]:
+        """The limits of the search."""
+        budget: Mapping[str, Any] = self.settings.get("budget") or {}
+        return budget
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of work since the run began, summed over resumes."""
+        return self.records[-1].elapsed if self.records else 0.0
+
+    @property
+    def search_seconds(self) -> float:
+        """Seconds since the baselines were done."""
+        before = [record.elapsed for record in self.records if record.phase == "baseline"]
+        return max(0.0, self.seconds - (before[-1] if before else 0.0))
+
+    @cached_property
+    def baselines(self) -> dict[str, dict[str, Record]]:
+        """Baseline -> split -> its record, failed ones left out."""
+        found: dict[str, dict[str, Record]] = {}
+        for record in self.records:
+            if record.phase == "baseline" and record.name and record.error is None:
+                found.setdefault(record.name, {})[record.split] = record
+        return found
+
+    @cached_property
+    def best_baseline(self) -> tuple[str, float] | None:
+        """The baseline with the lowest select value, and that value."""
+        values = {
+            name: splits["select"].value
+            for name, splits in self.baselines.items()
+            if "select" in splits and splits["select"].value is not None
+        }
+        return min(((n, v) for n, v in values.items() if v is not None), key=lambda pair: pair[1], default=None)
+
+    @cached_property
+    def metric(self) -> str:
+        """What the report leads with: accuracy where every task has labels, else agreement with the expert."""
+        if "metric" in self.result:
+            return str(self.result["metric"])
+        reports = [record for record in self.records if record.split == "report" and record.metrics]
+        known = bool(reports) and all("accuracy" in metrics for metrics in reports[-1].metrics.values())
+        return "accuracy" if known else "agreement"
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The result table: result.json's, or what the trajectory gives so far."""
+        if "rows" in self.result:
+            return tuple(_row(entry, self.metric) for entry in self.result["rows"])
+        rows = [
+            Row(
+                name=name,
+                kind="baseline",
+                family=baseline_family(name),
+                select=splits["select"].value if "select" in splits else None,
+                report=splits["report"].metrics if "report" in splits else {},
+                mean=mean_metric(splits["report"].metrics, self.metric) if "report" in splits else None,
+                metric=self.metric,
+                record=splits["report"].id if "report" in splits else None,
+            )
+            for name, splits in self.baselines.items()
+            if {"select", "report"} & set(splits)
+        ]
+        chosen = _chosen(rows)
+        return tuple(replace(row, chosen=row.name in chosen) for row in rows)
+
+    @property
+    def search_row(self) -> Row | None:
+        """The row of the search, once it has been reported."""
+        return next((row for row in self.rows if row.kind == "search"), None)
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """The best recipe, or None while there is none (or none that can be read)."""
+        try:
+            return Recipe.load(self.folder / "recipe.yaml")
+        except RecipeError:
+            return None
+
+    @cached_property
+    def coefficients(self) -> Coefficients | None:
+        """The best coefficients so far: the recipe's, or those of the best iterate."""
+        if self.recipe is not None:
+            return from_recipe(self.recipe)
+        names = self.manifest.get("variables")
+        vector = self.records[self.best.record].vector if self.best is not None else None
+        if vector is None or not names or len(names) != len(vector):
+            return None
+        return from_vector(names, vector)
+
+    def _points(self, phase: str) -> tuple[Point, ...]:
+        points: list[Point] = []
+        evaluations = 0
+        for record in self.records:
+            evaluations += record.phase == "search"
+            if record.phase == phase and record.error is None and record.value is not None:
+                points.append(Point(evaluations, record.value, record.id))
+        return tuple(points)
+
+
+def baseline_family(name: str) -> str:
+    """What a baseline competes with: base, expert, uniform, or a method's name.
+
+    >>> [baseline_family(name) for name in ("base", "expert:a", "average", "uniform:0.3", "method:iso-c:1.4")]
+    ['base', 'expert', 'uniform', 'uniform', 'iso-c']
+    """
+    if name == "average":
+        return "uniform"
+    kind, _, rest = name.partition(":")
+    return rest.rpartition(":")[0] if kind == "method" else kind
+
+
+def mean_metric(report: Mapping[str, Mapping[str, float]], metric: str) -> float | None:
+    """The mean over tasks of a report metric; None where a task lacks it."""
+    values = [metrics.get(metric, math.nan) for metrics in report.values()]
+    mean = sum(values) / len(values) if values else math.nan
+    return mean if math.isfinite(mean) else None
+
+
+def _row(entry: Mapping[str, Any], metric: str) -> Row:
+    return Row(
+        name=entry["name"],
+        kind=entry["kind"],
+        family=entry.get("family") or ("search" if entry["kind"] == "search" else baseline_family(entry["name"])),
+        select=entry.get("select"),
+        report=entry.get("report") or {},
+        mean=entry.get("mean"),
+        metric=entry.get("metric") or metric,
+        record=entry.get("record"),
+        evaluations=entry.get("evaluations"),
+        seconds=entry.get("seconds"),
+        chosen=bool(entry.get("chosen")),
+        oracle=bool(entry.get("oracle")),
+    )
+
+
+def _chosen(rows: list[Row]) -> set[str]:
+    best: dict[str, Row] = {}
+    for row in rows:
+        held = best.get(row.family)
+        if row.select is not None and (held is None or held.select is None or row.select < held.select):
+            best[row.family] = row
+    return {row.name for row in best.values()}
+
+
+def _held(folder: Path) -> bool:
+    """Whether a process is searching in the folder; True where that cannot be told."""
+    try:
+        import fcntl
+
+        with open(folder / ".lock") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except (ImportError, OSError):
+        return True
+    return False

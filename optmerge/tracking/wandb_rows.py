@@ -1,0 +1,102 @@
+"""Records as rows of metrics, under the names that Weights & Biases shows.
+
+    rows = RowMaker(variables)
+    rows.row(record)          # {"evaluations": 12, "objective/value": 0.41, "task/topic": 0.4, ...}
+
+Every row carries ``evaluations`` (the axis of all charts) and ``record`` (the trajectory's id), so a row without
+``record`` is not an evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from optmerge.records import Record
+from optmerge.tracking.coefficients import split_variable
+
+Value = float | int | str
+
+
+class RowMaker:
+    """Turns records into rows; it must see every record once, in order, also those that are not logged.
+
+    Args:
+        variables: Names of the vector's coordinates.
+    """
+
+    def __init__(self, variables: Sequence[str]) -> None:
+        self._evaluations = 0
+        self._best: float | None = None
+        self._generation: list[float] = []
+        self._generation_number = -1
+        columns: dict[str, list[int]] = {}
+        for position, name in enumerate(variables):
+            columns.setdefault(split_variable(name)[1], []).append(position)
+        self._columns = columns
+        self._dimension = len(variables)
+
+    def row(self, record: Record) -> dict[str, Value]:
+        """One record as a row."""
+        self._evaluations += record.phase == "search"
+        row: dict[str, Value | None] = {
+            "evaluations": self._evaluations,
+            "record": record.id,
+            "phase": record.phase,
+            "split": record.split,
+            "name": record.name,
+            "error": record.error,
+            "time/elapsed": record.elapsed,
+            **{f"time/{part}": seconds for part, seconds in record.seconds.items()},
+        }
+        row |= getattr(self, f"_{record.phase}")(record)
+        return {key: value for key, value in row.items() if _loggable(value)}
+
+    def _search(self, record: Record) -> Mapping[str, Value | None]:
+        if record.generation != self._generation_number:
+            self._generation_number, self._generation = record.generation, []
+        if record.value is not None:
+            self._generation.append(record.value)
+        return {
+            "objective/value": record.value,
+            "objective/best": self._best,
+            "generation/number": record.generation,
+            "driver/gradient_norm": record.gradient_norm,
+            **{f"task/{task}": value for task, value in record.per_task.items()},
+            **self._means(record),
+        }
+
+    def _select(self, record: Record) -> Mapping[str, Value | None]:
+        if record.value is not None and (self._best is None or record.value < self._best):
+            self._best = record.value
+        row: dict[str, Value | None] = {
+            "select/value": record.value,
+            "objective/best": self._best,
+            **{f"select/task/{task}": value for task, value in record.per_task.items()},
+            **_metrics("select", record),
+        }
+        if len(self._generation) > 1:
+            values = np.array(self._generation)
+            row |= {f"generation/{name}": float(getattr(values, name)()) for name in ("mean", "std", "min", "max")}
+        return row
+
+    def _baseline(self, record: Record) -> Mapping[str, Value | None]:
+        return {f"baseline/{record.split}/value": record.value, **_metrics(f"baseline/{record.split}", record)}
+
+    def _report(self, record: Record) -> Mapping[str, Value | None]:
+        return {"report/value": record.value, **_metrics("report", record)}
+
+    def _means(self, record: Record) -> dict[str, Value | None]:
+        if record.vector is None or len(record.vector) != self._dimension:
+            return {}
+        return {f"coefficient/{name}/mean": float(record.vector[rows].mean()) for name, rows in self._columns.items()}
+
+
+def _metrics(prefix: str, record: Record) -> dict[str, Value | None]:
+    return {f"{prefix}/{task}/{name}": value for task, metrics in record.metrics.items() for name, value in metrics.items()}
+
+
+def _loggable(value: Value | None) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from optmerge.config.drivers import AdamConfig, CmaConfig, OptunaConfig
+from optmerge.drivers import Variables, driver_class, make_driver
+from optmerge.errors import ConfigError
+
+SEED = np.random.SeedSequence(0)
+
+
+def test_importing_the_package_imports_no_optimiser() -> None:
+    code = "import sys, optmerge.drivers; print(sorted({'cma', 'optuna', 'torch'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_unknown_driver_has_a_near_match() -> None:
+    with pytest.raises(ConfigError, match=r"no driver 'adma'.*adam, cma, optuna.*Did you mean 'adam'"):
+        driver_class("adma")
+
+
+@pytest.mark.parametrize("config", [AdamConfig(), CmaConfig(), OptunaConfig()], ids=lambda config: config.name)
+def test_nothing_to_search(config: AdamConfig | CmaConfig | OptunaConfig) -> None:
+    nothing = Variables((), np.empty(0), np.empty(0), np.empty(0))
+    with pytest.raises(ConfigError, match="every coefficient is frozen"):
+        make_driver(config, nothing, seed=SEED, fit_sizes={}, budget=1)
+
+
+def test_variables_are_copied_and_read_only() -> None:
+    start = np.array([0.5])
+    variables = Variables(("a",), np.array([0.0]), np.array([1.0]), start)
+    start[0] = 7.0
+    assert variables.start.tolist() == [0.5]
+    with pytest.raises(ValueError, match="read-only"):
+        variables.start[0] = 0.1
+
+
+@pytest.mark.parametrize(
+    ("names", "lower", "upper", "start", "message"),
+    [
+        (("a", "a"), [0, 0], [1, 1], [0, 0], "same name"),
+        (("a", "b"), [0], [1, 1], [0, 0], r"lower has shape \(1,\), expected \(2,\)"),
+        (("a", "b"), [0, 1], [1, 1], [0, 1], r"bounds of b are \[1.0, 1.0\]"),
+        (("a", "b"), [0, 0], [1, np.inf], [0, 0], "bounds of b"),
+        (("a", "b"), [0, np.nan], [1, 1], [0, 0], "bounds of b"),
+        (("a", "b"), [0, 0], [1, 1], [0, 1.5], r"start of b is 1.5, outside its bounds \[0.0, 1.0\]"),
+        (("a", "b"), [0, 0], [1, 1], [np.nan, 0], "start of a"),
+    ],
+)
+def test_variables_that_do_not_fit(
+    names: tuple[str, ...], lower: list[float], upper: list[float], start: list[float], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Variables(names, np.array(lower, float), np.array(upper, float), np.array(start, float))
+
+
+def test_the_seed_is_not_consumed() -> None:
+    seed = np.random.SeedSequence(3)
+    box = Variables(("a", "b"), np.zeros(2), np.ones(2), np.full(2, 0.5))
+    for config in (AdamConfig(batch=2), CmaConfig(), OptunaConfig()):
+        make_driver(config, box, seed=seed, fit_sizes={"t": 9}, budget=9).ask()
+    assert seed.n_children_spawned == 0

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optmerge.config.drivers import CmaConfig
+from optmerge.drivers.base import Variables
+from optmerge.drivers.cma_driver import FLAT_LIMIT, REASONS, CmaDriver
+from optmerge.drivers.testing import EVALUATIONS, quadratic, run, variables
+from optmerge.errors import RunError
+from optmerge.records import Candidate, Evaluation
+
+
+def strategy(config: CmaConfig | None = None, *, box: Variables | None = None, seed: int = 0) -> CmaDriver:
+    box = variables() if box is None else box
+    return CmaDriver(config or CmaConfig(), box, seed=np.random.SeedSequence(seed), fit_sizes={}, budget=None)
+
+
+def generation(driver: CmaDriver, value: Callable[[int], float]) -> None:
+    candidates = driver.ask()
+    driver.tell(candidates, [Evaluation(value(index)) for index in range(len(candidates))])
+
+
+@pytest.mark.parametrize(("dimension", "population"), [(1, 6), (2, 6), (24, 13), (384, 21)])
+def test_default_population(dimension: int, population: int) -> None:
+    driver = strategy(box=variables(dimension))
+    assert len(driver.ask()) == population + 1  # the start stands before it
+    driver.tell([], [])
+    assert len(driver.ask()) == population
+
+
+@pytest.mark.parametrize(
+    ("dimension", "setting", "diagonal"),
+    [(199, "auto", False), (200, "auto", True), (200, False, False), (3, True, True)],
+)
+def test_diagonal(dimension: int, setting: bool, diagonal: bool) -> None:
+    assert strategy(CmaConfig(diagonal=setting), box=variables(dimension)).diagonal is diagonal
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_bounds_hold_for_every_box_population_and_step(data: st.DataObject) -> None:
+    dimension = data.draw(st.integers(1, 5))
+    numbers = st.lists(st.floats(-2, 2), min_size=dimension, max_size=dimension)
+    lower = np.array(data.draw(numbers))
+    upper = lower + np.array(data.draw(st.lists(st.floats(1e-3, 3), min_size=dimension, max_size=dimension)))
+    share = np.array(data.draw(st.lists(st.floats(0, 1), min_size=dimension, max_size=dimension)))
+    start = np.clip(lower + share * (upper - lower), lower, upper)
+    box = Variables(tuple(map(str, range(dimension))), lower, upper, start)
+    sigma = data.draw(st.floats(1e-3, 10))
+    config = CmaConfig(
+        sigma=sigma, population=data.draw(st.none() | st.integers(2, 9)), diagonal=data.draw(st.booleans())
+    )
+    vectors = run(strategy(config, box=box), evaluations=EVALUATIONS)
+    assert vectors[0].tobytes() == box.start.tobytes()
+    for vector in vectors:
+        assert (lower <= vector).all()
+        assert (vector <= upper).all()
+
+
+def test_too_few_for_recombination_are_recorded_and_not_told() -> None:
+    driver = strategy(CmaConfig(population=8))  # recombines 4
+    generation(driver, lambda index: float(index))
+    before = driver.info()
+    candidates = driver.ask()
+    driver.tell(candidates[:3], [quadratic(candidate) for candidate in candidates[:3]])
+    assert driver.info() == before
+    candidates = driver.ask()
+    driver.tell(candidates[:4], [quadratic(candidate) for candidate in candidates[:4]])
+    assert driver.info() != before
+
+
+def test_generations_flattened_by_failures_do_not_stop_the_search() -> None:
+    driver = strategy()
+    generation(driver, lambda index: float(index))
+    before = driver.info()
+    for _ in range(FLAT_LIMIT - 1):
+        generation(driver, lambda _: 3.0)  # one scored, the others were told as the worst finite value
+    assert not driver.stop()
+    assert driver.info() == before
+    generation(driver, lambda index: float(index))
+    for _ in range(FLAT_LIMIT - 1):
+        generation(driver, lambda _: 3.0)
+    assert not driver.stop()
+    generation(driver, lambda _: 3.0)
+    assert list(driver.stop()) == ["flat"]
+
+
+def test_convergence_is_said_in_words() -> None:
+    driver = strategy(CmaConfig(sigma=0.2))
+    run(driver, evaluations=3000)
+    reasons = driver.stop()
+    assert reasons
+    assert all(REASONS[word] == sentence for word, sentence in reasons.items())
+
+
+def test_one_variable_converges_on_a_bound() -> None:
+    box = Variables(("a",), np.array([0.0]), np.array([1.0]), np.array([0.0]))
+    driver = strategy(box=box)
+    best = min(run(driver, lambda c: Evaluation(-float(c.vector[0])), evaluations=200), key=lambda v: -v[0])
+    assert best[0] > 0.999
+
+
+def test_options_are_not_read_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cma_signals.in").write_text("{'timeout': 0, 'maxiter': 0}")
+    monkeypatch.chdir(tmp_path)
+    driver = strategy()
+    run(driver, evaluations=30)
+    assert not driver.stop()
+    assert os.listdir(tmp_path) == ["cma_signals.in"]  # and nothing is written there
+
+
+def test_a_replay_that_ends_elsewhere_is_refused() -> None:
+    driver = strategy()
+    run(driver, evaluations=30)
+    state = driver.state_dict()
+    mean = np.array(state["mean"])
+    mean[0] = math.nextafter(mean[0], math.inf)
+    with pytest.raises(RunError, match=r"Replaying \d+ generations of cma does not end where the saved state was"):
+        strategy().load_state_dict({**state, "mean": mean})
+    with pytest.raises(RunError, match="cannot be continued exactly"):
+        strategy(seed=1).load_state_dict(state)
+
+
+def test_state_is_small() -> None:
+    driver = strategy(box=variables(96))
+    run(driver, lambda candidate: quadratic(Candidate(candidate.vector)), evaluations=90)
+    state = driver.state_dict()
+    assert len(np.array(state["values"])) == 90

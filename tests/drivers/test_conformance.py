@@ -1,0 +1,40 @@
+"""Every driver passes every check of ``optmerge.drivers.testing``, in each of its variants."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+
+from optmerge.config.base import Strict
+from optmerge.config.drivers import DRIVER_CONFIGS, AdamConfig, CmaConfig, OptunaConfig
+from optmerge.drivers import DRIVERS, driver_class
+from optmerge.drivers.testing import CHECKS, Maker
+
+VARIANTS: dict[str, Strict] = {
+    "adam": AdamConfig(lr=0.1),
+    "adam-batches-cosine": AdamConfig(lr=0.1, batch=3, schedule="cosine"),
+    "cma": CmaConfig(sigma=0.2),
+    "cma-diagonal": CmaConfig(sigma=0.2, diagonal=True, population=6),
+    "optuna-tpe": OptunaConfig(startup=5),
+    "optuna-random": OptunaConfig(sampler="random"),
+}
+
+
+def maker(config: Strict) -> Maker:
+    return functools.partial(driver_class(config.name), config)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_conformance(check: Callable[[Maker], None], variant: str) -> None:
+    check(maker(VARIANTS[variant]))
+
+
+def test_every_driver_has_a_variant() -> None:
+    assert {config.name for config in VARIANTS.values()} == set(DRIVERS) == set(DRIVER_CONFIGS)
+
+
+def test_classes_carry_their_names() -> None:
+    assert {name: driver_class(name).name for name in DRIVERS} == {name: name for name in DRIVERS}

@@ -1,0 +1,74 @@
+"""Opened tiny families and random recipes over them, for the exporters' tests.
+
+    family = opened("vit", tmp_path)
+    recipe = random_recipe(family, seed=3)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optmerge.config.methods import IsoCConfig
+from optmerge.merging.coefficients import Static, Table
+from optmerge.merging.recipe import Direction, Group, ModelEntry, Recipe
+from optmerge.models.family import Family, open_family
+from tests.tiny import TinyFamily, add_noise, make_model, save, save_family
+
+
+def saved(kind: str, folder: Path, *, experts: tuple[str, ...] = ("one", "two"), **config: Any) -> TinyFamily:
+    """A family on disk; "bert-merged" is a BERT classifier whose head all models share."""
+    if kind != "bert-merged":
+        return save_family(kind, folder, experts=experts, **config)
+    base = make_model("bert", num_labels=3, **config)
+    folders = {}
+    for index, name in enumerate(experts):
+        expert = add_noise(make_model("bert", num_labels=3, **config), seed=100 + index)
+        folders[name] = save(expert, folder / name, "bert")
+    return TinyFamily(save(base, folder / "base", "bert"), folders)
+
+
+def opened(kind: str, folder: Path, **options: Any) -> Family:
+    """`saved`, and opened."""
+    tiny = saved(kind, folder, **options)
+    return open_family(str(tiny.base), {name: str(path) for name, path in tiny.experts.items()}, relative_to=folder)
+
+
+def recipe_of(family: Family, table: Table | None = None, *, method: bool = False, **changes: Any) -> Recipe:
+    """A tensor-wise recipe over a family; zeros unless a table is given.
+
+    Args:
+        family: The models.
+        table: float64[parameters, directions].
+        method: Add Iso-C as the last direction.
+        changes: Other fields of the recipe.
+    """
+    directions = [Direction(name, "expert") for name in family.experts]
+    if method:
+        directions.append(Direction("iso-c", "method", IsoCConfig()))
+    groups = tuple(
+        Group(name, family.disk_names(name), parameter.role.layer, parameter.role.kind)
+        for name, parameter in family.parameters.items()
+    )
+    if table is None:
+        table = np.zeros((len(groups), len(directions)))
+    fields: dict[str, Any] = {
+        "base": ModelEntry(family.base.reference, family.base.sha256()),
+        "experts": {
+            name: ModelEntry(checkpoint.reference, checkpoint.sha256()) for name, checkpoint in family.experts.items()
+        },
+        "directions": tuple(directions),
+        "groups": groups,
+        "coefficient_fn": Static(table),
+        "heads": family.heads,
+    }
+    return Recipe(**{**fields, **changes})
+
+
+def random_recipe(family: Family, *, seed: int = 0, method: bool = False, **changes: Any) -> Recipe:
+    """A recipe with random coefficients, a third of them negative."""
+    shape = (len(family.parameters), len(family.experts) + method)
+    table = np.random.default_rng(seed).normal(0.3, 0.7, shape)
+    return recipe_of(family, table, method=method, **changes)

@@ -1,0 +1,1 @@
+"""Comparisons with other projects, each run in an environment of its own."""

@@ -1,0 +1,238 @@
+"""The loop with a made-up objective: budgets, failures, selection, and resume after an interruption anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optmerge.config.drivers import AdamConfig, CmaConfig, OptunaConfig
+from optmerge.config.schema import BudgetConfig
+from optmerge.drivers import Variables, make_driver
+from optmerge.errors import RunError, RunFailed, RunInterrupted
+from optmerge.records import Candidate, Evaluation, Record, Trajectory, Vector
+from optmerge.runner.journal import Journal, substitute_failures
+from optmerge.runner.loop import Outcome, run_loop
+from optmerge.runner.state import StateStore
+
+TARGET = np.array([0.2, 0.7, -0.1, 0.5])
+CONFIGS = {
+    "adam": AdamConfig(lr=0.05, batch=2),
+    "cma": CmaConfig(sigma=0.2),
+    "optuna": OptunaConfig(startup=3),
+}
+
+
+class Quadratic:
+    """Distance to a target, a little different on select; counts and can be made to fail or to stop."""
+
+    def __init__(self, fail: Callable[[int], bool] = lambda n: False) -> None:
+        self.calls = 0
+        self.fail = fail
+
+    def fit(self, candidate: Candidate) -> Evaluation:
+        self.calls += 1
+        np.random.seed(1234)
+        if self.fail(self.calls):
+            return Evaluation(math.nan, error="RuntimeError: made to fail")
+        offset = candidate.vector - TARGET
+        shift = 0.0 if candidate.examples is None else 0.01 * sum(candidate.examples["a"])
+        return Evaluation(float(offset @ offset) + shift, {"a": shift}, gradient=2 * offset)
+
+    def select(self, vector: Vector) -> Evaluation:
+        return Evaluation(float(np.abs(vector - TARGET).sum()))
+
+
+def run(
+    folder: Path,
+    name: str = "adam",
+    *,
+    budget: BudgetConfig | None = None,
+    judge: Quadratic | None = None,
+    stop: Callable[[], str | None] = lambda: None,
+) -> Outcome:
+    d = len(TARGET)
+    variables = Variables(tuple("wxyz"), np.full(d, -1.0), np.full(d, 1.0), np.full(d, 0.3))
+    driver = make_driver(
+        CONFIGS[name],
+        variables,
+        seed=np.random.SeedSequence(5),
+        fit_sizes={"a": 7},
+        budget=(budget or BUDGET).evaluations,
+    )
+    trajectory = Trajectory.open(folder)
+    try:
+        return run_loop(
+            driver, judge or Quadratic(), Journal(trajectory), budget or BUDGET, StateStore(folder / "state"), stop=stop
+        )
+    finally:
+        trajectory.close()
+
+
+BUDGET = BudgetConfig(evaluations=41)
+
+
+def comparable(record: Record) -> tuple[Any, ...]:
+    return (
+        record.id,
+        record.phase,
+        record.split,
+        record.generation,
+        record.value,
+        record.examples,
+        record.error,
+        record.vector_sha256,
+        None if record.vector is None else record.vector.tolist(),
+        None if record.gradient is None else record.gradient.tolist(),
+    )
+
+
+def trail(folder: Path) -> list[tuple[Any, ...]]:
+    return [comparable(record) for record in Trajectory.read(folder).records]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_budget_is_exact_and_the_best_is_chosen_on_select(tmp_path: Path, name: str) -> None:
+    outcome = run(tmp_path, name)
+    records = Trajectory.read(tmp_path).records
+    assert sum(record.split == "fit" for record in records) == 41
+    assert outcome.reason == "the budget of 41 evaluations is used up"
+    selected = [record for record in records if record.split == "select"]
+    best = min(selected, key=lambda record: record.value if record.value is not None else math.inf)
+    assert outcome.progress.best_record == best.id
+    assert outcome.best is not None
+    assert best.vector is not None
+    np.testing.assert_array_equal(outcome.best, best.vector)
+    assert outcome.progress.best is not None
+    assert outcome.progress.best < np.abs(0.3 - TARGET).sum()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("keep_state", [True, False])
+def test_resume_from_every_prefix_of_the_trajectory_is_bit_exact(
+    tmp_path: Path, name: str, keep_state: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill can leave any whole number of records, and any state at or before them."""
+    monkeypatch.setattr("optmerge.runner.loop.SAVE_SECONDS", 0.0)
+    whole = tmp_path / "whole"
+    run(whole, name)
+    expected = trail(whole)
+    for cut in [0, 1, 2, 7, 20, 40]:
+        folder = tmp_path / f"cut{cut}"
+        stopping = _StopAfter(cut)
+        with pytest.raises(RunInterrupted):
+            run(folder, name, judge=stopping, stop=stopping.stop)
+        if not keep_state:
+            for path in (folder / "state").glob("*"):
+                path.unlink()
+        run(folder, name)
+        assert trail(folder) == expected
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_resume_from_a_trajectory_torn_at_any_byte_is_bit_exact(tmp_path: Path, name: str) -> None:
+    """What SIGKILL leaves: some bytes of both files, the vectors never behind the lines."""
+    whole = tmp_path / "whole"
+    run(whole, name)
+    expected = trail(whole)
+    lines = (whole / "trajectory.jsonl").read_bytes()
+    for cut in np.random.default_rng(0).integers(1, len(lines), size=6):
+        folder = tmp_path / f"torn{cut}"
+        folder.mkdir()
+        (folder / "trajectory.jsonl").write_bytes(lines[:cut])
+        (folder / "vectors.f64").write_bytes((whole / "vectors.f64").read_bytes())
+        run(folder, name)
+        assert trail(folder) == expected
+
+
+class _StopAfter(Quadratic):
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.limit = calls
+
+    def stop(self) -> str | None:
+        return "asked to" if self.calls >= self.limit else None
+
+
+def test_a_damaged_state_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr("optmerge.runner.loop.SAVE_SECONDS", 0.0)
+    run(tmp_path / "whole")
+    stopping = _StopAfter(9)
+    with pytest.raises(RunInterrupted):
+        run(tmp_path / "cut", judge=stopping, stop=stopping.stop)
+    newest = sorted((tmp_path / "cut" / "state").glob("*.state"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-20])
+    run(tmp_path / "cut")
+    assert trail(tmp_path / "cut") == trail(tmp_path / "whole")
+    assert "damaged" in caplog.text
+
+
+def test_only_two_states_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optmerge.runner.loop.SAVE_SECONDS", 0.0)
+    run(tmp_path)
+    assert len(list((tmp_path / "state").iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["cma", "optuna"])
+def test_failed_candidates_are_recorded_and_the_search_goes_on(tmp_path: Path, name: str) -> None:
+    outcome = run(tmp_path, name, judge=Quadratic(fail=lambda n: n % 4 == 2))
+    records = Trajectory.read(tmp_path).records
+    failed = [record for record in records if record.error]
+    assert failed
+    assert all(record.value is None and record.error == "RuntimeError: made to fail" for record in failed)
+    assert outcome.progress.evaluations == 41
+    assert outcome.progress.best is not None
+
+
+def test_three_generations_without_a_value_end_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"3 generations in a row had no finite value.*made to fail"):
+        run(tmp_path, judge=Quadratic(fail=lambda n: n > 4))
+    assert sum(record.error is not None for record in Trajectory.read(tmp_path).records) == 3
+
+
+def test_two_bad_generations_do_not(tmp_path: Path) -> None:
+    outcome = run(tmp_path, judge=Quadratic(fail=lambda n: n in (5, 6, 9)))
+    assert outcome.progress.evaluations == 41
+
+
+def test_target_and_patience(tmp_path: Path) -> None:
+    outcome = run(tmp_path / "target", budget=BudgetConfig(evaluations=500, target=0.5))
+    assert outcome.reason == "the target 0.5 on select is reached"
+    assert outcome.progress.evaluations < 500
+    outcome = run(tmp_path / "patience", budget=BudgetConfig(evaluations=500, patience=6))
+    assert outcome.reason == "no improvement on select in 6 scores"
+    assert outcome.progress.stale == 6
+
+
+def test_minutes_are_checked_between_evaluations(tmp_path: Path) -> None:
+    outcome = run(tmp_path, budget=BudgetConfig(evaluations=10**6, minutes=0.005))
+    assert "minutes is used up" in outcome.reason
+    assert outcome.best is not None
+
+
+def test_select_every(tmp_path: Path) -> None:
+    run(tmp_path, budget=BudgetConfig(evaluations=10, select_every=4))
+    generations = [record.generation for record in Trajectory.read(tmp_path).records if record.split == "select"]
+    assert generations == [0, 4, 8, 9]  # every fourth, and the last
+
+
+def test_another_search_in_the_trajectory_is_refused(tmp_path: Path) -> None:
+    stopping = _StopAfter(5)
+    with pytest.raises(RunInterrupted):
+        run(tmp_path, "adam", judge=stopping, stop=stopping.stop)
+    with pytest.raises(RunError, match=r"settings, seed or libraries have changed"):
+        run(tmp_path, "cma")
+
+
+def test_failures_are_told_as_the_worst_finite_value() -> None:
+    def values(evaluations: Sequence[Evaluation]) -> list[float] | None:
+        told = substitute_failures(evaluations)
+        return None if told is None else [evaluation.value for evaluation in told]
+
+    bad = Evaluation(math.nan, error="x")
+    assert values([Evaluation(1.0), bad, Evaluation(3.0)]) == [1.0, 3.0, 3.0]
+    assert values([bad, bad]) is None
