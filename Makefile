@@ -46,9 +46,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | check-python
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,peft]'
 	touch $@
 
-$(PEERS)/.installed: requirements/peers.txt | check-python
+$(PEERS)/.installed: requirements/peers-mergekit.txt | check-python
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --disable-pip-version-check --progress-bar off -r requirements/peers.txt
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check --progress-bar off -r requirements/peers-mergekit.txt
 	touch $@
 
 .PHONY: check-python

@@ -70,6 +70,11 @@ def find_preset(kind: PresetKind, name: str, *, relative_to: Path | None = None)
 
 
 def preset_summary(path: Path) -> str:
-    """The first line of a preset's opening comment; empty when it has none."""
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ").strip() if first.startswith("#") else ""
+    """The first sentence of a preset's opening comment; empty when it has none."""
+    words: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#") or not line.strip("# "):
+            break
+        words.append(line.strip("# "))
+    sentence, stop, _ = " ".join(words).partition(". ")
+    return sentence + stop.strip()

@@ -97,6 +97,7 @@ class Record:
     elapsed: float = 0.0  # seconds of work since the run began, summed over resumes
     gradient_norm: float | None = None
     error: str | None = None
+    info: Mapping[str, float] = field(default_factory=dict)  # what the driver says of itself: sigma, lr, ...
     vector: Vector | None = None
     gradient: Vector | None = None
 

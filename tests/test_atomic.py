@@ -42,9 +42,8 @@ def test_the_temporary_path_keeps_the_suffix(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise ZeroDivisionError
+    with pytest.raises(FileNotFoundError), atomic_path(target) as temporary:
+        temporary.with_name("absent").rename(temporary)
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -61,9 +60,8 @@ def test_a_directory_appears_whole(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_no_directory(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), atomic_directory(tmp_path / "folder") as temporary:
-        (temporary / "file").write_text("half")
-        raise ZeroDivisionError
+    with pytest.raises(FileNotFoundError), atomic_directory(tmp_path / "folder") as temporary:
+        (temporary / "absent" / "file").write_text("half")
     assert not any(tmp_path.iterdir())
 
 

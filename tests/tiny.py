@@ -126,7 +126,7 @@ def make_model(kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, 
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() < 2:
-                parameter.copy_(0.1 * noise + (1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0))
+                parameter.copy_(0.1 * noise + (1.0 if name.endswith("weight") else 0.0))  # norms scale by about 1
             else:
                 parameter.copy_(0.3 * noise)
     return model.to(dtype).eval()

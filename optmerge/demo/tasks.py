@@ -72,7 +72,7 @@ def _election_tweets(text: str) -> Iterator[Row]:
 
 
 def _sentiment_tweets(text: str) -> Iterator[Row]:
-    """``sentiment,confidence,text``; only rows whose annotators agreed (no confidence is given where they did not vote)."""
+    """``sentiment,confidence,text``; only rows whose annotators agreed (some rows have no vote)."""
     rows = _table(text, ",")
     next(rows)
     for row in rows:
@@ -136,7 +136,7 @@ TASKS: dict[str, Task] = {
 
 
 def read_task(task: Task, archives: Mapping[str, Path]) -> list[Row]:
-    """The task's rows in file order: blank texts and repeated texts dropped, with all rows of a text that has two labels.
+    """The task's rows in file order, without blank texts, repeated texts, and texts that occur with two labels.
 
     Args:
         task: Which task.
@@ -152,8 +152,9 @@ def read_task(task: Task, archives: Mapping[str, Path]) -> list[Row]:
                 text = text.strip()
                 if label not in task.labels:
                     raise DataError(
-                        f"{archives[task.archive]}, member {member}: label {label!r} is not one of {', '.join(task.labels)}. "
-                        "The archive differs from the pinned one; remove it from the cache and run the demo again."
+                        f"{archives[task.archive]}, member {member}: label {label!r} is not one of "
+                        f"{', '.join(task.labels)}. The archive differs from the pinned one; remove it from the "
+                        "cache and run the demo again."
                     )
                 if text:
                     labels[text] = label if labels.get(text, label) == label else None
@@ -176,8 +177,8 @@ def write_task(task: Task, archives: Mapping[str, Path], folder: Path, *, held_o
     """Write ``<task>.jsonl`` (held out) and ``<task>.train.jsonl`` into ``folder``; returns both sizes."""
     held, rest = hold_out(read_task(task, archives), held_out)
     for name, rows in ((f"{task.name}.jsonl", held), (f"{task.name}.train.jsonl", rest)):
-        lines = [json.dumps({"text": text, "label": label}, ensure_ascii=False) for text, label in rows]
-        atomic_write(folder / name, "\n".join(lines) + "\n")
+        lines = [json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n" for text, label in rows]
+        atomic_write(folder / name, "".join(lines))
     return len(held), len(rest)
 
 

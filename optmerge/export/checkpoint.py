@@ -92,7 +92,7 @@ class CheckpointExporter(Exporter):
                 (folder / plan.folder).mkdir(exist_ok=True)
                 self._write_tensors(recipe, family, plan, folder, meter)
                 write_config(plan.config_of, folder / plan.folder, dtype=recipe.dtype, architecture=plan.architecture)
-                copy_tokenizer(_checkpoint(family, recipe.tokenizer), family.base, folder / plan.folder)
+                copy_tokenizer(family.checkpoint(recipe.tokenizer), family.base, folder / plan.folder)
             outside_recipe(recipe, family).save(folder / RECIPE)
             card = model_card(recipe, family, result=result, folders=[p.folder for p in plans if p.folder])
             (folder / CARD).write_text(card, encoding="utf-8")
@@ -137,8 +137,8 @@ class FolderPlan:
         config_of: Whose config.json it carries.
         architecture: The class name that the config gets; None keeps its own.
         naming: Whose tensor names it uses: "base" or an expert.
-        body: The merged tensors, in the order in which they are made.
-        own: Tensors that are not merged and come from ``config_of`` as they are: heads, and buffers on disk.
+        body: The merged tensors and the base's buffers, in the order in which they are made.
+        own: Tensors that are not merged and come from ``config_of`` as they are: heads, and what no parameter takes.
         body_from: An earlier folder that holds the same body under the same names.
     """
 
@@ -171,10 +171,10 @@ class FolderPlan:
     def read(self, specs: list[TensorSpec]) -> Iterator[tuple[str, torch.Tensor]]:
         """Tensors of ``own``, in their final type."""
         for spec in specs:
-            yield spec.name, self.config_of.read(spec.name).to(spec.dtype)
+            yield spec.name, self.config_of.read(spec.name).to(spec.dtype, copy=True)  # never a mapped one
 
     def _sides(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
-        width = self.body[0].dtype.itemsize
+        width = min(spec.dtype.itemsize for spec in self.body)
         return [s for s in self.own if s.dtype.itemsize > width], [s for s in self.own if s.dtype.itemsize <= width]
 
 
@@ -229,8 +229,10 @@ def _completed_by(family: Family, naming: str) -> dict[str, list[str]]:
 def _merged_on_disk(recipe: Recipe, family: Family, naming: str) -> Iterator[tuple[str, torch.Tensor]]:
     """The merged tensors under one checkpoint's names and layout, cast once to the recipe's dtype."""
     layout = family.maps[naming]
-    completed = _completed_by(family, naming)
     dtype = torch_dtype(recipe.dtype)
+    for buffer, spec in _body_buffers(family, naming, dtype):
+        yield spec.name, family.maps["base"].read(family.base, buffer).to(spec.dtype, copy=True)
+    completed = _completed_by(family, naming)
     waiting: dict[str, torch.Tensor] = {}  # parameters that share a disk tensor with one that is not merged yet
     written: set[str] = set()
     for parameter, merged in iter_merged(recipe, family):
@@ -238,7 +240,7 @@ def _merged_on_disk(recipe: Recipe, family: Family, naming: str) -> Iterator[tup
         for disk in completed[parameter]:
             owners = layout.parameters_of(disk)
             values = {
-                owner: waiting[owner] if owner in waiting else layout.read(_checkpoint(family, naming), owner)
+                owner: waiting[owner] if owner in waiting else layout.read(family.checkpoint(naming), owner)
                 for owner in owners
             }
             yield disk, layout.disk_tensor(disk, values).to(dtype)
@@ -249,12 +251,25 @@ def _merged_on_disk(recipe: Recipe, family: Family, naming: str) -> Iterator[tup
 
 
 def _body_specs(family: Family, naming: str, dtype: torch.dtype) -> list[TensorSpec]:
-    tensors = _checkpoint(family, naming).tensors
-    return [
+    tensors = family.checkpoint(naming).tensors
+    return [spec for _, spec in _body_buffers(family, naming, dtype)] + [
         TensorSpec(disk, tuple(tensors[disk].shape), dtype)
         for disks in _completed_by(family, naming).values()
         for disk in disks
     ]
+
+
+def _body_buffers(family: Family, naming: str, dtype: torch.dtype) -> list[tuple[str, TensorSpec]]:
+    """Persistent buffers that the merged model takes from the base (batch-norm statistics), as in the search."""
+    layout, tensors = family.maps[naming], family.checkpoint(naming).tensors
+    found = []
+    for buffer in layout.buffers:
+        if buffer in family.maps["base"].buffers:
+            (disk,) = layout.disk_names(buffer)
+            kept = dtype if tensors[disk].dtype.is_floating_point else tensors[disk].dtype
+            if kept.itemsize >= dtype.itemsize:  # narrower ones would leave the parameters unaligned
+                found.append((buffer, TensorSpec(disk, tuple(tensors[disk].shape), kept)))
+    return sorted(found, key=lambda pair: -pair[1].dtype.itemsize)
 
 
 def _own_specs(checkpoint: Checkpoint, body: list[TensorSpec], dtype: torch.dtype) -> list[TensorSpec]:
@@ -265,10 +280,6 @@ def _own_specs(checkpoint: Checkpoint, body: list[TensorSpec], dtype: torch.dtyp
         if name not in taken
     ]
     return sorted(specs, key=lambda spec: -spec.dtype.itemsize)  # stable: disk order within a width
-
-
-def _checkpoint(family: Family, who: str) -> Checkpoint:
-    return family.base if who == "base" else family.experts[who]
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""A mergekit config that makes the same merge, tensor by tensor, bit for bit in float32.
+"""A mergekit config that makes the same merge, tensor by tensor, bit for bit in float32 (of up to four experts).
 
 mergekit-yaml writes a whole model but handles only the architectures that it has definitions for, and silently drops
 tensors of others; mergekit-pytorch merges any files by the names in them, and writes weights only. The config is for
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MERGEKIT = "0.1.5"
 SUFFIXES = (".yml", ".yaml")
+IN_ORDER = 4  # models that torch.sum, which mergekit uses, adds one after the other; of more it makes partial sums
 INSTEAD = "Export a checkpoint instead (--format checkpoint): it holds the same merge, ready to load."
 
 
@@ -121,7 +122,8 @@ def _filters(values: Mapping[str, float], base: Checkpoint) -> list[dict[str, st
     """One entry per tensor. A filter is a substring test and the first match wins, so longer names come first."""
     listed = {name: 0.0 for name in base.tensors} | dict(values)  # what is not merged keeps the base's value
     names = sorted(listed, key=lambda name: (-len(name), name))
-    return [*({"filter": name, "value": listed[name]} for name in names), {"value": 0.0}]
+    rules: list[dict[str, str | float]] = [{"filter": name, "value": listed[name]} for name in names]
+    return [*rules, {"value": 0.0}]
 
 
 def _beyond_mergekit(recipe: Recipe, family: Family) -> str | None:
@@ -206,7 +208,11 @@ def _spelled_out(reference: OutsideReference) -> dict[str, Any]:
 
 
 def _comment(recipe: Recipe, family: Family, choice: Choice, file_name: str) -> list[str]:
-    lines = [f"Written by optmerge for mergekit {MERGEKIT}: the same sums in the same order as `optmerge merge`."]
+    lines = [f"Written by optmerge for mergekit {MERGEKIT}: the same merge as `optmerge merge`."]
+    if len(family.experts) > IN_ORDER:
+        lines.append(
+            f"With more than {IN_ORDER} experts mergekit adds them up in another order: the last bit can differ."
+        )
     adapters = [name for name, checkpoint in family.experts.items() if outside_reference(checkpoint).adapter]
     if choice.program == "mergekit-yaml":
         options = " --lora-merge-cache CACHE --lora-merge-dtype float32" if adapters else ""

@@ -26,11 +26,13 @@ class OutsideReference:
 
     Attributes:
         source: Absolute folder or Hub id.
+        local: Whether it is a folder on this machine.
         revision: Commit of a Hub id.
         adapter: The adapter that is merged into it.
     """
 
     source: str
+    local: bool
     revision: str | None = None
     adapter: OutsideReference | None = None
 
@@ -38,15 +40,20 @@ class OutsideReference:
         text = f"{self.source}@{self.revision}" if self.revision else self.source
         return f"{text}+{self.adapter}" if self.adapter else text
 
-    @property
-    def local(self) -> bool:
-        """Whether this is a folder on this machine."""
-        return Path(self.source).is_absolute()
-
 
 def outside_reference(checkpoint: Checkpoint) -> OutsideReference:
     """Where the model of a checkpoint is."""
-    return _outside(ModelReference.parse(checkpoint.reference, relative_to=Path()), checkpoint.revision)
+    reference = ModelReference.parse(checkpoint.reference, relative_to=Path())
+    commits = (checkpoint.revision or "").split("+")  # of the parts that are on the Hub, in order
+
+    def outside(part: ModelReference) -> OutsideReference:
+        if part.local:
+            return OutsideReference(part.source, local=True)
+        commit = commits.pop(0) if commits else None
+        return OutsideReference(part.source, local=False, revision=commit or part.revision)
+
+    whole = outside(reference)
+    return replace(whole, adapter=outside(reference.adapter)) if reference.adapter else whole
 
 
 def outside_recipe(recipe: Recipe, family: Family) -> Recipe:
@@ -66,11 +73,3 @@ def hub_id(checkpoint: Checkpoint) -> str | None:
     reference = outside_reference(checkpoint)
     named = reference.adapter or reference
     return None if named.local else named.source
-
-
-def _outside(reference: ModelReference, revision: str | None) -> OutsideReference:
-    adapter = _outside(reference.adapter, None) if reference.adapter else None
-    folder = Path(reference.source).expanduser()
-    if folder.is_dir():
-        return OutsideReference(str(folder.resolve()), None, adapter)
-    return OutsideReference(reference.source, revision or reference.revision, adapter)

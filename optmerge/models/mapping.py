@@ -55,7 +55,7 @@ class Piece:
         """The piece in module layout, a view of the disk tensor wherever its layout allows."""
         if self.view is None:
             return tensor
-        return tensor.contiguous().as_strided(*self.view).reshape(self.lengths)
+        return self._part(tensor.contiguous()).reshape(self.lengths)
 
     def write_disk(self, disk: torch.Tensor, parameter: torch.Tensor) -> None:
         """Write the parameter's box into its place in the contiguous disk tensor."""
@@ -63,7 +63,14 @@ class Piece:
         if self.view is None:
             disk.copy_(box)
         else:
-            disk.as_strided(*self.view).copy_(box.reshape(self.view[0]))
+            part = self._part(disk)
+            part.copy_(box.reshape(part.shape))
+
+    def _part(self, disk: torch.Tensor) -> torch.Tensor:
+        """The strided view of the disk tensor, which may itself start anywhere in its storage (a mapped file)."""
+        assert self.view is not None
+        sizes, strides, offset = self.view
+        return disk.as_strided(sizes, strides, disk.storage_offset() + offset)
 
 
 class CheckpointMap:
@@ -277,7 +284,9 @@ def _landings(model: nn.Module, checkpoint: Checkpoint) -> dict[str, list[Piece]
         if pattern is None:
             landed.setdefault(target, [Piece(disk, target, (), None, shape)])  # a second name for it is not read
         else:
-            converter, sources = conversions.setdefault(target, (deepcopy(converter_of[pattern]), []))
+            if target not in conversions:
+                conversions[target] = (deepcopy(converter_of[pattern]), [])
+            converter, sources = conversions[target]
             converter.add_tensor(target, disk, pattern, trace_source(disk, shape))
             sources.append(disk)
     for target, (converter, sources) in conversions.items():
@@ -324,7 +333,9 @@ def _pieces(name: str, traced: Traced, checkpoint: Checkpoint) -> list[Piece]:
         index = tuple(slice(start, start + length) for start, length in zip(block.start, lengths, strict=True))
         if lengths == shape:
             index = ()
-        pieces.append(Piece(block.source, name, index, _view(block, tuple(checkpoint.tensors[block.source].shape)), lengths))
+        pieces.append(
+            Piece(block.source, name, index, _view(block, tuple(checkpoint.tensors[block.source].shape)), lengths)
+        )
     return pieces
 
 

@@ -14,6 +14,8 @@ from typing import Literal
 
 from torch import nn
 
+from optmerge.models.architecture import body_prefix
+
 RoleKind = Literal["embedding", "attention", "mlp", "norm", "final-norm", "head", "other"]
 
 # A module mixes tokens when its class, or the attribute that holds it, is called one of these.
@@ -48,7 +50,7 @@ class _Tree:
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.position = {name: index for index, name in enumerate(self.modules)}
         self.layers, self.stages = _layers(model)
-        self.body = _body_prefix(model)
+        self.body = body_prefix(model)
         self.inputs = _embedding_ids(model, "get_input_embeddings")
         self.outputs = _embedding_ids(model, "get_output_embeddings")
         self.final_norms = self._final_norms()
@@ -117,10 +119,14 @@ def _layers(model: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
     gradient checkpointing; of nested ones (Swin's stages of layers) the innermost. A model with neither has the
     elements of its longest outermost list as layers.
     """
-    lists = {name: list(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and module}
+    lists = {
+        name: list(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and module
+    }
     stacks = {name: elements for name, elements in lists.items() if all(_is_layer(element) for element in elements)}
     if not stacks and lists:
-        outermost = {name: value for name, value in lists.items() if not any(part in lists for part in _ancestors(name))}
+        outermost = {
+            name: value for name, value in lists.items() if not any(part in lists for part in _ancestors(name))
+        }
         longest = max(outermost, key=lambda name: len(outermost[name]))
         stacks = {longest: outermost[longest]}
     layers: dict[str, int] = {}
@@ -167,15 +173,11 @@ def _ancestors(name: str) -> Iterator[str]:
         yield name
 
 
-def _body_prefix(model: nn.Module) -> str:
-    """``"bert."`` for a model with a body of that name, ``""`` for a bare body."""
-    prefix = getattr(model, "base_model_prefix", "")
-    return f"{prefix}." if prefix and isinstance(getattr(model, prefix, None), nn.Module) else ""
-
-
 def _embedding_ids(model: nn.Module, getter: str) -> frozenset[int]:
     try:
         module = getattr(model, getter)()
     except (AttributeError, NotImplementedError):
         return frozenset()
-    return frozenset(id(parameter) for parameter in module.parameters()) if isinstance(module, nn.Module) else frozenset()
+    return (
+        frozenset(id(parameter) for parameter in module.parameters()) if isinstance(module, nn.Module) else frozenset()
+    )

@@ -55,7 +55,7 @@ class Traced(torch.Tensor):
     blocks: tuple[Block, ...]
 
     @classmethod
-    def __torch_function__(  # noqa: D105
+    def __torch_function__(
         cls,
         func: Callable[..., Any],
         types: Iterable[type],

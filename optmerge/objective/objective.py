@@ -94,7 +94,8 @@ class Objective:
                 if not math.isfinite(cost):
                     raise RunFailed(
                         f"The base model's {name} on task {task!r} ({split} split) is {cost}, so nothing "
-                        f"can be divided by it. Look at the base model on this data, or set `normalise: none` for the term {name}."
+                        "can be divided by it. Look at the base model on this data, or set `normalise: none` for the "
+                        f"term {name}."
                     )
             least = _LEAST_SHARE * sum(costs.values()) / len(costs)
             for task, cost in costs.items():

@@ -28,7 +28,7 @@ from optmerge.records import Evaluation, SplitName, Vector
 from optmerge.runner.teachers import Teachers
 
 if TYPE_CHECKING:
-    from optmerge.calibration.data import Batch
+    from optmerge.calibration.data import Batch, Kind
     from optmerge.objective.base import ModelTerm
     from optmerge.runner.problem import Problem
 
@@ -147,6 +147,7 @@ class Evaluator:
     ) -> Measurement:
         """Measure one table; see `evaluate` for the arguments. Exceptions pass through."""
         problem = self.problem
+        assert examples is None or not per_example, "per-example values are of whole splits"
         begun = time.perf_counter()
         self.engine.apply(table)
         merged = time.perf_counter()
@@ -156,7 +157,7 @@ class Evaluator:
         counts: dict[str, int] = {}
         with scope as gatherer, torch.set_grad_enabled(gradient):
             for task, data in problem.calibration.tasks.items():
-                terms = self._terms(task, objective=objective, metrics=metrics)
+                terms = self._terms(data.kind, data.splits[split].has_labels, objective=objective, metrics=metrics)
                 positions = None if examples is None else examples[task]
                 batches = data.splits[split].batches(batch_tokens=problem.config.batch_tokens, positions=positions)
                 counts[task] = data.splits[split].size if positions is None else len(positions)
@@ -203,13 +204,12 @@ class Evaluator:
             problem.objective.loss(split, task, wanted, count).backward()  # type: ignore[no-untyped-call]
         return {name: value.detach() for name, value in values.items()}
 
-    def _terms(self, task: str, *, objective: bool, metrics: bool) -> dict[str, ModelTerm]:
+    def _terms(self, kind: Kind, labelled: bool, *, objective: bool, metrics: bool) -> dict[str, ModelTerm]:
         """The terms to look at, by name; the objective's own stand before a metric of the same name."""
         chosen: dict[str, ModelTerm] = {}
         if objective:
             chosen |= {term.name: term for term in self.problem.objective.terms}
         if metrics:
-            labelled = self.problem.labelled(task)
-            for term in report_metrics(self.problem.calibration.tasks[task].kind, labelled):
+            for term in report_metrics(kind, labelled):
                 chosen.setdefault(term.name, term)
         return chosen

@@ -1,8 +1,8 @@
 """The journal: the trajectory as the source of events.
 
 A search is a deterministic function of its evaluations. After a resume the loop runs again from the last saved state
-and asks for the same evaluations in the same order; those that the trajectory already holds are handed back from it, the
-others are made, written, and shown to the sinks.
+and asks for the same evaluations in the same order; those that the trajectory already holds are handed back from it,
+the others are made, written, and shown to the sinks.
 
     journal = Journal(Trajectory.open(run), sinks)
     record = journal.next("select", split="select", driver="adam", vector=vector, make=lambda: evaluate(...))
@@ -60,7 +60,7 @@ class Journal:
         generation: int = 0,
         name: str | None = None,
         examples: str = "all",
-        extra_seconds: Mapping[str, float] | None = None,
+        info: Mapping[str, float] | None = None,
     ) -> tuple[Record, Evaluation]:
         """The next evaluation: the recorded one, or ``make()`` recorded.
 
@@ -94,10 +94,11 @@ class Journal:
             metrics={task: dict(values) for task, values in evaluation.metrics.items()},
             vector_sha256=digest,
             examples=examples,
-            seconds=dict(evaluation.seconds) | dict(extra_seconds or {}),
+            seconds=dict(evaluation.seconds),
             elapsed=self.elapsed,
             gradient_norm=None if gradient is None else float(np.linalg.norm(gradient)),
             error=evaluation.error,
+            info=dict(info or {}),
             vector=vector,
             gradient=gradient,
         )

@@ -99,6 +99,7 @@ def run_loop(
                 make=lambda candidate=candidate: judge.fit(candidate),  # type: ignore[misc]
                 generation=progress.generation,
                 examples=examples_hash(candidate),
+                info=driver.info(),
             )
             evaluations.append(evaluation)
             progress.evaluations += 1

@@ -6,10 +6,11 @@ check_manifest(stored, manifest, folder)
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,6 +48,10 @@ def make_manifest(problem: Problem) -> dict[str, Any]:
         "notes": list(problem.calibration.notes),
         "dimension": problem.space.dimension,
         "variables": [variable.name for variable in problem.space.variables],
+        "report_examples": {
+            name: _hash(data.splits["report"].keys) for name, data in problem.calibration.tasks.items()
+        },
+        "kind": family.kind,
         "heads": family.heads,
         "dtype": str(problem.dtype).removeprefix("torch."),
         "git": git_state(Path.cwd()),
@@ -110,6 +115,10 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     if commit is None:
         return None
     return {"commit": commit, "clean": git("status", "--porcelain") == ""}
+
+
+def _hash(keys: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 
 def _version(name: str) -> str | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from optmerge.calibration.data import load_calibration
 from optmerge.config.schema import SearchConfig
 from optmerge.merging.deltas import expand_directions
 from optmerge.merging.engine import CHUNK, DEVICE_CHUNK
@@ -21,7 +20,7 @@ from optmerge.models.family import Family, open_family
 from optmerge.models.tokenizer import tokenizer_for
 from optmerge.objective.objective import Objective
 from optmerge.records import SplitName
-from optmerge.runner.problem import absolute_references, label_map
+from optmerge.runner.problem import absolute_references, load_tasks
 from optmerge.space.space import build_space
 
 EFFICIENCY = 0.4  # share of a plain matrix product's speed that small-batch transformers reach
@@ -85,17 +84,8 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     space = build_space(config.space, roles, [direction.name for direction in directions])
     objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
-    keep: frozenset[SplitName] = frozenset({"fit", "select", "report"} if objective.labelled else {"report"})
-    calibration = load_calibration(
-        config.tasks,
-        config.splits,
-        tokenizer=tokenizer_for(family, config.tokenizer),
-        kind=family.kind,
-        label_maps={task: label_map(family, spec.expert) for task, spec in config.tasks.items()},
-        relative_to=Path(),
-        keep_labels=keep,
-        limit=config.limit,
-    )
+    tokenizer = tokenizer_for(family, config.tokenizer)
+    calibration = load_tasks(config, family, tokenizer, labelled=objective.labelled)
     names: tuple[SplitName, ...] = ("fit", "select", "report")
     tokens = {
         split: sum(
@@ -135,8 +125,8 @@ def _memory(
     heads = sum(
         family.experts[name].tensors[disk].nbytes
         for name in family.experts
-        for disk in family.experts[name].tensors
-        if family.maps[name].parameter_of(disk) in set(family.head_parameters)
+        for parameter in family.head_parameters
+        for disk in family.maps[name].disk_names(parameter)
     )
     config = family.configs["base"]
     hidden = int(getattr(config, "hidden_size", 0) or 0)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from optmerge.calibration.data import Calibration, load_calibration
+from optmerge.calibration.sources import is_local
 from optmerge.config.schema import SearchConfig
 from optmerge.errors import ConfigError
 from optmerge.merging.coefficients import Static, Table
@@ -116,13 +117,10 @@ class Problem:
 
         Other splits do not count, so that searches with fewer fit examples share their baselines.
         """
-        data: list[object] = []
-        for task, entry in self.calibration.tasks.items():
-            labels = [
-                batch.labels.tolist() if batch.labels is not None else None
-                for batch in entry.splits[split].batches(batch_tokens=self.config.batch_tokens)
-            ]
-            data.append([task, entry.expert, entry.splits[split].sha256, entry.splits[split].has_labels, labels])
+        data = [
+            [task, entry.expert, entry.splits[split].sha256, entry.splits[split].labels_sha256]
+            for task, entry in self.calibration.tasks.items()
+        ]
         facts = [
             self.family.fingerprint(),
             self.family.heads,
@@ -144,9 +142,7 @@ def absolute_references(config: SearchConfig, root: Path) -> SearchConfig:
         return absolute
 
     def data(text: str) -> str:
-        path = Path(text).expanduser()
-        local = path if path.is_absolute() else root / path
-        return str(local.resolve()) if local.exists() or local.suffix else text
+        return str((root / Path(text).expanduser()).resolve()) if is_local(text, relative_to=root) else text
 
     return config.model_copy(
         update={
@@ -168,32 +164,11 @@ def open_problem(config: SearchConfig, *, progress: Progress | None = None) -> P
         UserError: Anything about the models, the data or the combination of settings that cannot work.
     """
     objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
-    if config.driver.name == "adam" and not objective.differentiable:
-        names = ", ".join(term.name for term in objective.terms if not term.differentiable)
-        raise ConfigError(
-            f"driver is 'adam', which needs a gradient, and the objective's term {names} has none. "
-            "Use driver cma or optuna, or an objective such as expert-kl."
-        )
     family = open_family(
         config.base, config.experts, relative_to=Path(), heads=config.heads, allow_pickle=config.allow_pickle
     )
-    if family.kind not in ("causal-lm", "sequence-classification"):
-        raise ConfigError(
-            f"The experts are {family.kind} models; a search can judge causal language models and sequence "
-            "classifiers. `optmerge merge` merges any architecture from a recipe."
-        )
     tokenizer = tokenizer_for(family, config.tokenizer)
-    keep: frozenset[SplitName] = frozenset({"fit", "select", "report"} if objective.labelled else {"report"})
-    calibration = load_calibration(
-        config.tasks,
-        config.splits,
-        tokenizer=tokenizer,
-        kind=family.kind,
-        label_maps={task: label_map(family, spec.expert) for task, spec in config.tasks.items()},
-        relative_to=Path(),
-        keep_labels=keep,
-        limit=config.limit,
-    )
+    calibration = load_tasks(config, family, tokenizer, labelled=objective.labelled)
     for note in calibration.notes:
         log.info("%s", note)
     objective = Objective(
@@ -229,6 +204,32 @@ def open_problem(config: SearchConfig, *, progress: Progress | None = None) -> P
     )
 
 
+def load_tasks(
+    config: SearchConfig, family: Family, tokenizer: PreTrainedTokenizerBase, *, labelled: bool
+) -> Calibration:
+    """The calibration data of a search; fit and select keep labels only when the objective is ``labelled``.
+
+    Raises:
+        ConfigError: The family is of a kind that no objective can judge.
+        DataError: See `load_calibration`.
+    """
+    if family.kind == "other":
+        raise ConfigError(
+            "The experts are neither causal language models nor sequence classifiers, and a search can judge only "
+            "these. `optmerge merge` merges any architecture from a recipe."
+        )
+    return load_calibration(
+        config.tasks,
+        config.splits,
+        tokenizer=tokenizer,
+        kind=family.kind,
+        label_maps={task: _label_map(family, spec.expert) for task, spec in config.tasks.items()},
+        relative_to=Path(),
+        keep_labels=frozenset({"fit", "select", "report"} if labelled else {"report"}),
+        limit=config.limit,
+    )
+
+
 def _methods(config: SearchConfig) -> list[Any]:
     """Whole methods among the directions and the baselines, each once."""
     methods: dict[str, Any] = {}
@@ -238,7 +239,7 @@ def _methods(config: SearchConfig) -> list[Any]:
     return list(methods.values())
 
 
-def label_map(family: Family, expert: str) -> dict[str, int]:
+def _label_map(family: Family, expert: str) -> dict[str, int]:
     """The names of an expert's classes and their indices in its head."""
     label2id = getattr(family.configs[expert], "label2id", None) or {}
     return {str(label): int(index) for label, index in label2id.items()}

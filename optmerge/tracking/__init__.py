@@ -2,6 +2,8 @@
 
     sinks = standard_sinks(config)
     search(config, root=Path("."), sinks=[sinks])
+
+A view can also be made later from the run folder alone: `RunView`, `write_report`, `compare_runs`.
 """
 
 from __future__ import annotations
@@ -36,5 +38,5 @@ def standard_sinks(config: SearchConfig, *, terminal: bool = True, console: Cons
     if terminal:
         from optmerge.tracking.terminal import TerminalSink
 
-        sinks.insert(0, TerminalSink(console))
+        sinks.append(TerminalSink(console))  # last, so that it is still there while the others finish
     return SafeSinks(sinks)

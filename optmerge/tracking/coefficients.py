@@ -2,14 +2,16 @@
 
     table = from_recipe(recipe)
     table.rows, table.columns, table.values        # labels, labels, float64[G, D]
+
+Depth order: embeddings, the layers by number, then the final norm and the head.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import numpy.typing as npt
@@ -42,8 +44,9 @@ class Coefficients:
         """The rows' names without the part that all share."""
         if len(self.rows) < 2:
             return self.rows
-        shared = os.path.commonprefix(self.rows)
-        cut = shared.rfind(".") + 1
+        parts = [row.split(".") for row in self.rows]
+        shared = next(i for i, words in enumerate(zip_longest(*parts)) if len(set(words)) > 1)
+        cut = len("".join(f"{word}." for word in parts[0][:shared]))
         return tuple(row[cut:].removesuffix(".weight") for row in self.rows)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from optmerge.atomic import atomic_path
 from optmerge.tracking.coefficients import Coefficients
+from optmerge.tracking.markdown import number
 from optmerge.tracking.view import RunView, baseline_family
 
 if TYPE_CHECKING:
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIT, SELECT, BEST = "#9FB4C7", "#0072B2", "#D55E00"
-LINES = ("#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9", "#7F7F7F")
+LINES = ("#007A5A", "#A8578A", "#A36F00", "#000000", "#2B7BB0", "#7F7F7F")  # darkened, so that text is legible
 DOTS_PER_INCH = 150
 
 _ROW_INCHES = 0.155  # of a labelled row of the heat map
-_TALLEST = 26.0  # inches; more rows than fit are drawn thinner, and only layers are labelled
+_TALLEST = 24.0  # inches with labelled rows; where that is not enough only layers are labelled
+_DENSE = 14.0  # inches without
 _WRITTEN_CELLS = 120  # up to so many coefficients are also written as numbers
 _OFF_SCALE = 1.5  # a baseline farther above the search than this many of its ranges is named, not drawn
 
@@ -66,41 +68,47 @@ def trajectory_figure(view: RunView) -> Figure:
     _draw_baselines(axes, view)
     axes.set_xlabel("evaluations on the fit split")
     axes.set_ylabel("objective (lower is better)")
-    axes.set_title(_title(view), loc="left", fontsize=10)
+    figure.suptitle(_title(view), x=0.01, ha="left", fontsize=11)
     axes.grid(True, color="#E6E6E6", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, frameon=False, loc="upper right")
+        axes.legend(
+            fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, borderaxespad=0.2
+        )
     else:
         axes.text(0.5, 0.5, "no evaluation yet", transform=axes.transAxes, ha="center", color="#7F7F7F")
     return figure
 
 
 def heat_map_figure(coefficients: Coefficients) -> Figure:
-    """Coefficients by group (in depth order, down) and direction (across); white is zero, hatched is not searched."""
+    """Coefficients by group (in depth order, down) and direction (across); white is zero, grey is not known."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
     values = coefficients.values
     rows, columns = values.shape
-    row_inches = min(max(_ROW_INCHES, 0.3 if rows <= 30 else 0.0), _TALLEST / max(rows, 1))
-    every_row = row_inches >= 0.9 * _ROW_INCHES
+    every_row = rows * _ROW_INCHES <= _TALLEST
+    row_inches = (0.3 if rows <= 30 else _ROW_INCHES) if every_row else _DENSE / rows
     labels = coefficients.labels
     names = max((len(label) for label in labels), default=0) * 0.062 if every_row else 1.0
     column_inches = max(0.55, min(1.1, 4.5 / columns))
-    figure = Figure(
-        figsize=(max(4.8, names + columns * column_inches + 1.8), rows * row_inches + 1.5), layout="constrained"
-    )
+    width = max(4.8, names + columns * column_inches + 1.8)
+    figure = Figure(figsize=(width, rows * row_inches + 1.5), layout="constrained")
     axes = figure.add_subplot()
     finite = np.abs(values[np.isfinite(values)])
     limit = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
     norm = Normalize(-limit, limit)
     axes.set_facecolor("#DDDDDD")
     axes.imshow(np.ma.masked_invalid(values), cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
-    axes.set_xticks(range(columns), coefficients.columns, rotation=30 if columns > 2 else 0, ha="left", fontsize=9)
+    if max((len(name) for name in coefficients.columns), default=0) * 0.085 <= (width - names - 1.8) / columns:
+        axes.set_xticks(range(columns), coefficients.columns, fontsize=9)
+    else:
+        axes.set_xticks(
+            range(columns), coefficients.columns, rotation=35, ha="left", rotation_mode="anchor", fontsize=9
+        )
     axes.xaxis.tick_top()
     _label_rows(axes, coefficients, labels if every_row else None)
     axes.tick_params(length=0)
@@ -150,18 +158,26 @@ def _draw_baselines(axes: Axes, view: RunView) -> None:
         axes.axhline(value, color=colour, linestyle="--", linewidth=1.0, zorder=1)
     heights = _spread([value for _, value in drawn], axes.get_ylim(), 0.045)
     for colour, (name, value), height in zip(_cycle(LINES, len(drawn)), drawn, heights, strict=True):
-        axes.annotate(
-            f"{name}  {value:.3g}",
-            (1.005, height),
-            xycoords=axes.get_yaxis_transform(),
-            va="center",
-            fontsize=8,
-            color=colour,
-            annotation_clip=False,
-        )
+        _beside(axes, f"{name}  {number(value)}", height, colour)
     beyond = [f"{name} {value:.3g}" for name, value in lines if value > reach]
     if beyond:
-        axes.annotate("above the picture: " + ", ".join(beyond), (0.01, 0.985), xycoords="axes fraction", va="top", fontsize=8)
+        beyond = [f"{name}  {number(value)}" for name, value in lines if value > reach]
+    if beyond:
+        text = "higher than shown:\n" + "\n".join(beyond)
+        _beside(axes, text, axes.get_ylim()[1], "#555555", above=True)
+
+
+def _beside(axes: Axes, text: str, height: float, colour: str, *, above: bool = False) -> None:
+    """Text to the right of the axes at a height in data units."""
+    axes.annotate(
+        text,
+        (1.005, height),
+        xycoords=axes.get_yaxis_transform(),
+        va="bottom" if above else "center",
+        fontsize=8,
+        color=colour,
+        annotation_clip=False,
+    )
 
 
 def _label_rows(axes: Axes, coefficients: Coefficients, labels: Sequence[str] | None) -> None:

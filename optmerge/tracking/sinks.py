@@ -147,8 +147,8 @@ class BackgroundSink:
             if not self._warned:
                 self._warned = True
                 log.warning(
-                    "%s IS TOO SLOW for this search: %d events wait. It skips some now and catches up from the trajectory "
-                    "at the end; the search does not wait.",
+                    "%s IS TOO SLOW for this search: %d events wait. It skips some now and catches up from the "
+                    "trajectory at the end; the search does not wait.",
                     self.label,
                     self._queue.maxsize,
                 )

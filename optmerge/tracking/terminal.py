@@ -8,6 +8,7 @@ Colours follow the terminal and NO_COLOR.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optmerge.records import Record
+from optmerge.tracking.markdown import number
 from optmerge.tracking.view import RunView
 
 if TYPE_CHECKING:
@@ -44,7 +46,11 @@ class TerminalSink:
         self._clock = clock
         self._live: Live | None = None
         self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=self._console
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
         )
         self._tasks: dict[str, object] = {}
         self._shares: dict[str, int] = {}
@@ -106,11 +112,11 @@ class TerminalSink:
         done = f"{self._evaluations}/{self._limit}" if self._limit else str(self._evaluations)
         parts = [f"evaluations {done}"]
         if self._best is not None:
-            parts.append(f"best select {self._best:.4g}")
+            parts.append(f"best select {number(self._best)}")
         if self._value is not None:
-            parts.append(f"fit {self._value:.4g}")
+            parts.append(f"fit {number(self._value)}")
         if self._baseline is not None:
-            parts.append(f"best baseline {self._baseline[1]:.4g} ({self._baseline[0]})")
+            parts.append(f"best baseline {number(self._baseline[1])} ({self._baseline[0]})")
         rate = self._rate()
         if rate is not None:
             parts.append(f"{rate:.2f}/s" if rate >= 1 else f"{1 / rate:.1f} s each")
@@ -127,9 +133,9 @@ class TerminalSink:
         if record.error is not None:
             self._failed += record.phase == "search"
         if record.phase == "baseline":
-            if record.split == "select" and record.value is not None and record.name:
-                if self._baseline is None or record.value < self._baseline[1]:
-                    self._baseline = (record.name, record.value)
+            lowest = self._baseline[1] if self._baseline else math.inf
+            if record.split == "select" and record.value is not None and record.name and record.value < lowest:
+                self._baseline = (record.name, record.value)
             self._begun = record.elapsed
             return False
         if record.phase == "search":

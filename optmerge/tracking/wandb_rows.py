@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import numpy as np
 
@@ -88,15 +89,17 @@ class RowMaker:
     def _report(self, record: Record) -> Mapping[str, Value | None]:
         return {"report/value": record.value, **_metrics("report", record)}
 
-    def _means(self, record: Record) -> dict[str, Value | None]:
+    def _means(self, record: Record) -> Mapping[str, Value | None]:
         if record.vector is None or len(record.vector) != self._dimension:
             return {}
         return {f"coefficient/{name}/mean": float(record.vector[rows].mean()) for name, rows in self._columns.items()}
 
 
 def _metrics(prefix: str, record: Record) -> dict[str, Value | None]:
-    return {f"{prefix}/{task}/{name}": value for task, metrics in record.metrics.items() for name, value in metrics.items()}
+    return {
+        f"{prefix}/{task}/{name}": value for task, metrics in record.metrics.items() for name, value in metrics.items()
+    }
 
 
-def _loggable(value: Value | None) -> bool:
+def _loggable(value: Value | None) -> TypeGuard[Value]:
     return value is not None and not (isinstance(value, float) and not math.isfinite(value))

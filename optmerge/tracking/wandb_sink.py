@@ -42,6 +42,7 @@ class WandbSink:
         self.tracking = tracking
         self._mode: Literal["online", "offline"] = tracking.wandb
         self._run: Any = None
+        self._folder = Path()
         self._rows = RowMaker(())
         self._logged: set[int] = set()
         self._seen = -1
@@ -56,11 +57,13 @@ class WandbSink:
 
         if self._mode == "online" and not wandb.login(prompt=False):
             raise UserError(
-                "tracking.wandb is 'online', and W&B has no API key. Run `wandb login`, or set tracking.wandb to offline "
-                "or disabled"
+                "tracking.wandb is 'online', and W&B has no API key. Run `wandb login`, or set tracking.wandb to "
+                "offline or disabled"
             )
+        self._folder = run
         view = RunView.open(run)
         identity = _identity(run)
+        atomic_write(run / FILE, json.dumps(identity) + "\n")
         if identity["segments"] and self._mode == "offline":
             log.warning(
                 "W&B cannot resume an offline run: a new segment below %s logs every evaluation again. "
@@ -82,7 +85,7 @@ class WandbSink:
             settings=wandb.Settings(silent=True, console="off", disable_git=True),
         )
         identity["segments"] += 1
-        atomic_write(run / FILE, json.dumps(identity, indent=1) + "\n")
+        atomic_write(run / FILE, json.dumps(identity) + "\n")
         self._run.define_metric("evaluations")
         self._run.define_metric("*", step_metric="evaluations")
         self._run.define_metric("objective/best", step_metric="evaluations", summary="min")
@@ -100,7 +103,7 @@ class WandbSink:
         if record.id <= self._seen:
             return
         if record.id > self._seen + 1:  # events were dropped while the tracker was slow
-            self._catch_up(Path(self._run.settings.root_dir))
+            self._catch_up(self._folder)
             return
         self._seen = record.id
         row = self._rows.row(record)
@@ -135,8 +138,12 @@ class WandbSink:
 
 
 def wandb_config(view: RunView) -> dict[str, Any]:
-    """The resolved search file, with what the run was made of; W&B reads a dot in a key as nesting, so there is none."""
-    made_of = {key: view.manifest[key] for key in ("dimension", "versions", "hardware", "models", "data") if key in view.manifest}
+    """The resolved search file, with what the run was made of; keys have no dots, which W&B reads as nesting."""
+    made_of = {
+        key: view.manifest[key]
+        for key in ("dimension", "versions", "hardware", "models", "data")
+        if key in view.manifest
+    }
     plain: dict[str, Any] = _without_dots({**view.settings, **({"manifest": made_of} if made_of else {})})
     return plain
 
@@ -145,15 +152,23 @@ def summary(view: RunView, reason: str) -> dict[str, Any]:
     """The baselines and the result, for the table of runs."""
     values: dict[str, Any] = {"status": view.status, "reason": reason, "evaluations": view.evaluations}
     if view.best is not None:
-        values |= {"best/select": view.best.value, "best/record": view.best.record, "best/evaluations": view.best.evaluations}
+        values |= {
+            "best/select": view.best.value,
+            "best/record": view.best.record,
+            "best/evaluations": view.best.evaluations,
+        }
     for row in view.rows:
         prefix = "result" if row.kind == "search" else f"baseline/{row.name}"
-        values |= {prefix: row.mean, f"{prefix}/select": row.select} if row.kind == "baseline" else {
-            f"{prefix}/{row.metric}": row.mean,
-            f"{prefix}/select": row.select,
-            f"{prefix}/seconds": row.seconds,
-            **{f"{prefix}/{task}/{row.metric}": metrics.get(row.metric) for task, metrics in row.report.items()},
-        }
+        values |= (
+            {prefix: row.mean, f"{prefix}/select": row.select}
+            if row.kind == "baseline"
+            else {
+                f"{prefix}/{row.metric}": row.mean,
+                f"{prefix}/select": row.select,
+                f"{prefix}/seconds": row.seconds,
+                **{f"{prefix}/{task}/{row.metric}": metrics.get(row.metric) for task, metrics in row.report.items()},
+            }
+        )
     for entry in view.result.get("comparison", []):
         values |= {f"against/{entry['against']}/{key}": entry[key] for key in ("difference", "low", "high")}
     return {key: value for key, value in values.items() if value is not None}

@@ -12,7 +12,9 @@ LENGTHS = [3, 7, 5, 7, 2, 4]
 def make_split(*, completion: bool = False) -> Split:
     encoded = [
         EncodedText(
-            [10 * n + i for i in range(length)], None, [i >= 2 or i == length - 1 for i in range(length)] if completion else None
+            [10 * n + i for i in range(length)],
+            None,
+            [i >= 2 or i == length - 1 for i in range(length)] if completion else None,
         )
         for n, length in enumerate(LENGTHS, 1)
     ]

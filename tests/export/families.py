@@ -1,7 +1,7 @@
 """Opened tiny families and random recipes over them, for the exporters' tests.
 
-    family = opened("vit", tmp_path)
-    recipe = random_recipe(family, seed=3)
+family = opened("vit", tmp_path)
+recipe = random_recipe(family, seed=3)
 """
 
 from __future__ import annotations
@@ -34,6 +34,24 @@ def opened(kind: str, folder: Path, **options: Any) -> Family:
     """`saved`, and opened."""
     tiny = saved(kind, folder, **options)
     return open_family(str(tiny.base), {name: str(path) for name, path in tiny.experts.items()}, relative_to=folder)
+
+
+def open_with_adapter(kind: str, folder: Path, **config: Any) -> Family:
+    """A family whose second expert is the base with a LoRA adapter."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    tiny = saved(kind, folder, experts=("one",), **config)
+    with torch.random.fork_rng(devices=[]):  # peft initialises from the global generator
+        model = get_peft_model(make_model(kind, **config), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_" in name:
+                value.copy_(0.1 * torch.randn(value.shape, generator=generator))
+    model.save_pretrained(str(folder / "lora"))
+    experts = {"one": str(tiny.experts["one"]), "two": f"{tiny.base}+{folder / 'lora'}"}
+    return open_family(str(tiny.base), experts, relative_to=folder)
 
 
 def recipe_of(family: Family, table: Table | None = None, *, method: bool = False, **changes: Any) -> Recipe:

@@ -41,14 +41,15 @@ def make_zoo(folder: Path, *, experts: int = 2, labels: tuple[int, ...] = (2, 3)
 
     base = BertModel(BertConfig(**settings))
     with torch.no_grad():
-        for parameter in base.parameters():
-            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+        for name, parameter in base.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.1 * noise if "LayerNorm.weight" in name else 0.4 * noise)
     base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     for number in range(experts):
         model = BertForSequenceClassification(BertConfig(**settings, num_labels=labels[number]))
         model.bert.load_state_dict(base.state_dict())
-        shake(model.bert, 0.1)
+        shake(model.bert, 0.3)
         shake(model.classifier, 1.0)
         model.save_pretrained(folder / f"expert{number}")
         tokenizer.save_pretrained(folder / f"expert{number}")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from optmerge.config.schema import SearchConfig
+from optmerge.config.load import build_config
 from optmerge.errors import ConfigError, RunError, RunInterrupted
 from optmerge.merging.recipe import Recipe
 from optmerge.records import Record, Trajectory
@@ -21,7 +21,7 @@ Settings = Callable[..., dict[str, Any]]
 
 
 def run(settings: dict[str, Any], root: Path, **options: Any) -> Run:
-    return search(SearchConfig.model_validate(settings), root=root, **options)
+    return search(build_config(settings, root=root), root=root, **options)
 
 
 def facts(folder: Path) -> list[Any]:
@@ -103,7 +103,7 @@ def test_the_report_split_never_steers(settings: Settings, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("driver", [{"name": "adam", "batch": 8}, {"name": "cma", "population": 4}, {"name": "optuna"}])
-@pytest.mark.parametrize("stop_at", [0, 3, 11, 14, 19])
+@pytest.mark.parametrize("stop_at", [0, 6, 11])
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     settings: Settings, tmp_path: Path, driver: dict[str, Any], stop_at: int
 ) -> None:
@@ -181,6 +181,7 @@ def test_the_start_is_the_best_baseline_of_the_space(settings: Settings, tmp_pat
 def test_adam_with_accuracy_is_refused_before_anything_is_written(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs a gradient.*accuracy"):
         run(settings(objective={"terms": [{"name": "accuracy"}]}), tmp_path)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_failing_model_gives_failed_records_and_the_search_goes_on(

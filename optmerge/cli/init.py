@@ -1,0 +1,162 @@
+"""``optmerge init``: write a commented search file to start from. It asks nothing and overwrites nothing."""
+
+from __future__ import annotations
+
+import json as json_text
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optmerge.cli.options import Json
+from optmerge.cli.output import Output
+
+HEAD = """\
+# A search for a merging recipe. Check it, see its cost, run it:
+#
+#   optmerge validate {file}
+#   optmerge plan {file}
+#   optmerge search {file}
+#
+# Paths are relative to this file. Any key can be changed on the command line: --set driver.lr=0.05
+version: 1
+
+# The model that the experts were fine-tuned from: a folder, or a Hugging Face id[@revision].
+base: {base}
+
+# The fine-tuned models, each with a name: the same forms, or base+adapter.
+experts:
+{experts}
+
+# Calibration data of each task, and the expert that knows it: jsonl, json, csv, tsv, parquet or txt, or a hub data set.
+# No labels are needed. A label column is read for the final report only (unless you choose a labelled objective).
+# Language models may add   template: {{prompt: "Question: {{question}}\\nAnswer:", completion: " {{answer}}"}}
+tasks:
+{tasks}
+"""
+
+REST = """
+# What gets coefficients: the experts' task vectors, and the deltas of whole methods beside them, e.g. [experts, iso-c].
+directions: [experts]
+
+# How many coefficients: model-wise, task-wise, layer-wise, layer-kind-wise, tensor-wise; a path; or a mapping, e.g.
+#   {preset: layer-wise, bounds: [0, 1]}
+space: tensor-wise
+
+# What a good merge is: expert-kl and entropy need no labels, cross-entropy and accuracy do. Also a path or a mapping.
+objective: expert-kl
+
+# Who searches: adam (gradients; best for many coefficients), cma, or optuna.
+driver: {name: adam, lr: 0.02}
+
+# Examples per task, as counts or shares: fit steers the search, select chooses the recipe, report fills the tables.
+splits: {fit: 180, select: 60, report: 500}
+
+# The search stops at the first limit that it reaches; null means no such limit. target and patience look at select.
+budget: {evaluations: 60, minutes: null, target: null, patience: null}
+
+# Whose tokenizer and chat template the exported model carries: base, or an expert's name.
+tokenizer: base
+
+# Every random choice follows from this one number.
+seed: 0
+
+device: auto    # auto, cpu, cuda, cuda:1, mps
+dtype: auto     # auto (the base's), float32, bfloat16, float16
+
+# Weights & Biases: online, offline or disabled.
+tracking: {wandb: disabled, project: optmerge}
+
+# Folder of the run: trajectory, report, best recipe.
+output: runs/first
+"""
+
+
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")] = Path("search.yaml"),
+    base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="Folder, or hub id[@revision].")] = None,
+    expert: Annotated[
+        list[str] | None, typer.Option("--expert", metavar="NAME=MODEL", help="An expert; repeat for each.")
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", metavar="NAME=DATA", help="Calibration data of the expert with that name; repeat."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a commented search file. What is not given stands there as an example to replace."""
+    from optmerge.atomic import atomic_write
+    from optmerge.errors import ConfigError
+
+    if file.exists():
+        raise ConfigError(f"{file} exists and is not overwritten. Choose another name: optmerge init other.yaml")
+    experts = _pairs("--expert", expert) or {"sentiment": "path/to/sentiment-expert", "topic": "path/to/topic-expert"}
+    tasks = _pairs("--task", task) or {name: f"data/{name}.jsonl" for name in experts}
+    text = render(str(file), base or "path/to/base", experts, tasks)
+    if file.parent != Path():
+        file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, text)
+    output = Output(json)
+    output.facts({"file": file})
+    output.say(f"Wrote {file}. Edit it, then: optmerge validate {file}")
+
+
+def render(file: str, base: str, experts: dict[str, str], tasks: dict[str, str]) -> str:
+    """The text of a search file.
+
+    Args:
+        file: Its name, for the commands in its comments.
+        base: Reference of the base.
+        experts: Name -> reference.
+        tasks: Name -> data; a task's expert is the one of the same name.
+
+    Raises:
+        ConfigError: A task has no expert of its name.
+    """
+    from optmerge.errors import ConfigError, did_you_mean
+
+    for name in tasks:
+        if name not in experts:
+            raise ConfigError(
+                f"--task {name}={tasks[name]}: there is no expert {name!r}; expected one of {', '.join(experts)}. "
+                f"A task is given under its expert's name; more tasks per expert can be added in the file."
+                f"{did_you_mean(name, experts)}"
+            )
+    return (
+        HEAD.format(
+            file=file,
+            base=_quoted(base),
+            experts="\n".join(f"  {_quoted(name)}: {_quoted(reference)}" for name, reference in experts.items()),
+            tasks="\n".join(
+                f"  {_quoted(name)}: {{expert: {_quoted(name)}, data: {_quoted(data)}, text: text, label: label}}"
+                for name, data in tasks.items()
+            ),
+        )
+        + REST
+    )
+
+
+def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    from optmerge.errors import ConfigError
+
+    pairs: dict[str, str] = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"{option} {text}: expected NAME=VALUE, like {option} sentiment=models/sentiment.")
+        if name in pairs:
+            raise ConfigError(f"{option} {text}: {name!r} was given already, as {pairs[name]}. Give it another name.")
+        pairs[name] = value
+    return pairs
+
+
+def _quoted(text: str) -> str:
+    """``text`` as YAML, in quotes only where it would not be read as the same text."""
+    from optmerge.config.reading import read_yaml
+    from optmerge.errors import ConfigError
+
+    try:
+        plain = read_yaml(f"{{a: {text}}}", source="") == {"a": text} and "#" not in text
+    except ConfigError:
+        plain = False
+    return text if plain else json_text.dumps(text)

@@ -1,0 +1,127 @@
+"""``optmerge ls``: what there is to choose from; with a search file, how large each space would be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from optmerge.cli.options import Json
+from optmerge.cli.output import Output
+
+if TYPE_CHECKING:
+    from optmerge.config.base import Strict
+    from optmerge.config.schema import SearchConfig
+
+KINDS = ("spaces", "objectives", "drivers", "methods")
+
+
+def ls(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="KIND", help=f"One of {', '.join(KINDS)}; all of them if not given.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="A search file, to show each space's dimension.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List spaces, objectives, drivers and methods."""
+    from optmerge.errors import ConfigError, did_you_mean
+
+    if kind is not None and kind not in KINDS:
+        if file is not None or not Path(kind).suffix:
+            raise ConfigError(f"{kind!r} is not a kind; expected one of {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
+        file, kind = Path(kind), None  # optmerge ls search.yaml
+    wanted = (kind,) if kind else KINDS
+    config = None
+    if file is not None:
+        from optmerge.config.load import load_config
+
+        config = load_config(file)
+    listing: dict[str, list[dict[str, Any]]] = {}
+    for each in wanted:
+        if each == "spaces":
+            listing[each] = _spaces(config, file)
+        elif each == "objectives":
+            listing[each] = _objectives()
+        else:
+            listing[each] = _named(each)
+    output = Output(json)
+    output.facts(listing)
+    for position, (each, entries) in enumerate(listing.items()):
+        if position:
+            output.say()
+        titles = [each, *(key for key in entries[0] if key != "name")]
+        output.table(titles, [list(entry.values()) for entry in entries], right=["dimension"])
+
+
+def _spaces(config: SearchConfig | None, file: Path | None) -> list[dict[str, Any]]:
+    from optmerge.presets import find_preset, preset_names, preset_summary
+
+    names = preset_names("space")
+    entries: list[dict[str, Any]] = [{"name": name} for name in names]
+    if config is not None and file is not None:
+        dimensions = _dimensions(config, file, names)
+        for entry in entries:
+            entry["dimension"] = dimensions[entry["name"]]
+    for entry in entries:
+        entry["what"] = preset_summary(find_preset("space", entry["name"]))
+    return sorted(entries, key=lambda entry: entry.get("dimension", 0))
+
+
+def _dimensions(config: SearchConfig, file: Path, names: list[str]) -> dict[str, int]:
+    """How many variables each space has for the models of a search file; only headers are read."""
+    from optmerge.config.load import read_mapping
+    from optmerge.config.spaces import SpaceConfig
+    from optmerge.merging.deltas import expand_directions
+    from optmerge.models.family import open_family
+    from optmerge.presets import find_preset
+    from optmerge.space.space import build_space
+
+    family = open_family(
+        config.base,
+        config.experts,
+        relative_to=file.parent,
+        heads=config.heads,
+        allow_pickle=config.allow_pickle,
+        check_values=False,
+    )
+    roles = {name: parameter.role for name, parameter in family.parameters.items()}
+    directions = [direction.name for direction in expand_directions(config.directions, list(family.experts))]
+    return {
+        name: build_space(
+            SpaceConfig.model_validate(read_mapping(find_preset("space", name))), roles, directions
+        ).dimension
+        for name in names
+    }
+
+
+def _objectives() -> list[dict[str, Any]]:
+    from optmerge.config.load import read_mapping
+    from optmerge.config.objectives import LABELLED_TERMS
+    from optmerge.presets import find_preset, preset_names, preset_summary
+
+    entries = []
+    for name in preset_names("objective"):
+        path = find_preset("objective", name)
+        terms = [term["name"] for term in read_mapping(path)["terms"]]
+        labels = "yes" if LABELLED_TERMS.intersection(terms) else "no"
+        entries.append({"name": name, "labels": labels, "what": preset_summary(path).removeprefix(f"{name}: ")})
+    return entries
+
+
+def _named(kind: str) -> list[dict[str, Any]]:
+    from optmerge.config.drivers import DRIVER_CONFIGS
+    from optmerge.config.methods import METHOD_CONFIGS
+
+    registry = DRIVER_CONFIGS if kind == "drivers" else METHOD_CONFIGS
+    return [
+        {"name": name, "what": (model.__doc__ or "").partition("\n")[0], "settings": _settings(model)}
+        for name, model in registry.items()
+    ]
+
+
+def _settings(model: type[Strict]) -> str:
+    defaults = {name: field.default for name, field in model.model_fields.items() if name != "name"}
+    return ", ".join(f"{name}={'null' if value is None else value}" for name, value in defaults.items())

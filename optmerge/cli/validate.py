@@ -1,0 +1,53 @@
+"""``optmerge validate FILE``: is the search file right? Loads no weights and no model library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from optmerge.cli.options import Json, SearchFile, Sets
+from optmerge.cli.output import Output
+
+
+def validate(file: SearchFile, sets: Sets = None, json: Json = False) -> None:
+    """Check a search file, and list all that is wrong with it."""
+    from optmerge.config.load import load_config
+    from optmerge.config.schema import SearchConfig
+    from optmerge.errors import ConfigError
+
+    config: SearchConfig = load_config(file, overrides=sets or [])
+    missing = [
+        f"  tasks.{task}.data: there is no file {file.parent / spec.data}."
+        for task, spec in config.tasks.items()
+        if _looks_local(spec.data) and not (file.parent / Path(spec.data).expanduser()).exists()
+    ]
+    if missing:
+        raise ConfigError(f"{file} names data that is not there:\n" + "\n".join(missing))
+    models = {"base": config.base, **config.experts}
+    places = {name: _place(reference, file.parent) for name, reference in models.items()}
+    output = Output(json)
+    output.facts({"valid": True, "models": places, "config": config.model_dump(mode="json")})
+    output.say(f"{file} is valid.")
+    output.table(["model", "reference", "read from"], [[name, models[name], places[name]] for name in models])
+    terms = " + ".join(term.name for term in config.objective.terms)
+    output.say(
+        f"\n{config.space.granularity} space, objective {terms}, driver {config.driver.name}, "
+        f"{len(config.tasks)} tasks, output {file.parent / config.output}"
+    )
+    output.say(f"Next: optmerge plan {file}")
+
+
+def _looks_local(data: str) -> bool:
+    return data.startswith((".", "/", "~")) or Path(data).suffix in (
+        ".jsonl",
+        ".json",
+        ".csv",
+        ".tsv",
+        ".parquet",
+        ".txt",
+    )
+
+
+def _place(reference: str, root: Path) -> str:
+    """Where a model reference would be read from, by its form alone."""
+    parts = [part.partition("@")[0] for part in reference.split("+")]
+    return " + ".join("folder" if (root / Path(part).expanduser()).is_dir() else "Hugging Face Hub" for part in parts)

@@ -1,0 +1,128 @@
+"""The user's cache folder: content hashes, value scans and whatever else can be made again.
+
+Everything in it is keyed by content and written atomically, one file per fact, so that any number of processes may
+share it. Deleting any of it costs time only.
+
+    digest = file_sha256(Path("zoo/base/model.safetensors"))    # read once, then remembered
+    for entry in cache_entries():
+        entry.name, entry.nbytes                                # what `optmerge clean` shows
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optmerge.atomic import atomic_write
+from optmerge.errors import RunError
+
+log = logging.getLogger(__name__)
+
+_SETTLED = 2.0  # seconds; a file changed more recently could change again without its time stamp showing it
+
+
+def cache_dir() -> Path:
+    """Where caches live: ``$OPTMERGE_CACHE``, else ``optmerge`` in the platform's cache folder. May not exist yet."""
+    chosen = os.environ.get("OPTMERGE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "win32":
+        parent = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        parent = Path.home() / "Library" / "Caches"
+    else:
+        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return parent / "optmerge"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """One kind of thing in the cache.
+
+    Attributes:
+        name: Its folder's name: hashes, values, directions, ...
+        path: The folder.
+        files: How many files it holds.
+        nbytes: Their size together.
+    """
+
+    name: str
+    path: Path
+    files: int
+    nbytes: int
+
+    def remove(self) -> None:
+        """Delete it all."""
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+def cache_entries() -> list[CacheEntry]:
+    """What is in the cache, by name."""
+    root = cache_dir()
+    if not root.is_dir():
+        return []
+    return [_measure(path) for path in sorted(root.iterdir())]
+
+
+def _measure(path: Path) -> CacheEntry:
+    sizes = []
+    for file in [path, *path.rglob("*")]:
+        try:
+            if file.is_file():
+                sizes.append(file.lstat().st_size)
+        except FileNotFoundError:  # another process cleans up at the same time
+            continue
+    return CacheEntry(path.name, path, len(sizes), sum(sizes))
+
+
+def recall(kind: str, key: str) -> dict[str, Any] | None:
+    """A fact that `remember` stored, or None; a damaged entry counts as none."""
+    try:
+        fact = json.loads((cache_dir() / kind / f"{key}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return fact if isinstance(fact, dict) else None
+
+
+def remember(kind: str, key: str, fact: dict[str, Any]) -> None:
+    """Store a small fact. A cache that cannot be written costs time, not correctness, so that is only logged."""
+    try:
+        atomic_write(cache_dir() / kind / f"{key}.json", json.dumps(fact))
+    except (RunError, OSError) as problem:
+        log.debug("not cached: %s", problem)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, remembered for as long as its path, size, modification time and inode stay.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    real = path.resolve()
+    identity = _identity(real)
+    key = hashlib.sha256(str(real).encode()).hexdigest()[:32]
+    known = recall("hashes", key)
+    if known is not None and known.get("identity") == identity and isinstance(known.get("sha256"), str):
+        return str(known["sha256"])
+    with real.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    settled = time.time() - real.stat().st_mtime > _SETTLED
+    if settled and _identity(real) == identity:
+        remember("hashes", key, {"identity": identity, "sha256": digest})
+    return digest
+
+
+def _identity(path: Path) -> list[str | int]:
+    stat = path.stat()
+    return [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]

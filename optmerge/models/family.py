@@ -1,0 +1,232 @@
+"""A base and its experts, checked to fit each other; the only way that the rest of optmerge sees models.
+
+Parameters go by the names of the experts' class, module layout; recipes speak the base's names on disk.
+
+family = open_family("zoo/base", {"sentiment": "zoo/sentiment"}, relative_to=Path("."))
+family.parameters["bert.embeddings.word_embeddings.weight"].role
+family.read("sentiment", "bert.embeddings.word_embeddings.weight")    # mapped, module layout; never write to it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from optmerge.errors import ConfigError
+from optmerge.models.architecture import ModelKind, body_prefix, model_on_meta
+from optmerge.models.checkpoint import Checkpoint, open_checkpoint
+from optmerge.models.mapping import CheckpointMap, checkpoint_map
+from optmerge.models.roles import Role, roles
+from optmerge.models.validation import Member, check_family, check_same_architecture, check_ties, check_values_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+Heads = Literal["own", "merged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A merged parameter in module layout; its dtype is the base's on disk."""
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    dtype: torch.dtype
+    role: Role
+
+
+@dataclass(frozen=True)
+class Family:
+    """A base and experts that fit it.
+
+    Attributes:
+        kind: What the experts are.
+        heads: ``own``: each expert keeps its head, only the body is merged; ``merged``: all of it is.
+        base: The base's checkpoint.
+        experts: The experts' checkpoints by name.
+        parameters: The merged parameters in module order, tied ones once, under the names of the experts' class.
+        head_parameters: Parameters of the experts that are not merged; empty with merged heads.
+        maps: ``"base"`` and every expert's name -> its checkpoint map.
+        configs: ``"base"`` and every expert's name -> its config.
+        num_layers: How many transformer layers there are; 0 when none were found.
+    """
+
+    kind: ModelKind
+    heads: Heads
+    base: Checkpoint
+    experts: dict[str, Checkpoint]
+    parameters: dict[str, Parameter]
+    head_parameters: tuple[str, ...]
+    maps: dict[str, CheckpointMap]
+    configs: dict[str, PreTrainedConfig]
+    num_layers: int
+
+    def checkpoint(self, who: str) -> Checkpoint:
+        """The checkpoint of ``"base"`` or of an expert."""
+        return self.base if who == "base" else self.experts[who]
+
+    def read(self, who: str, parameter: str) -> torch.Tensor:
+        """A parameter of ``"base"`` or an expert in module layout, CPU, a view of the file where possible.
+
+        Never write to it.
+        """
+        return self.maps[who].read(self.checkpoint(who), parameter)
+
+    def disk_names(self, parameter: str) -> tuple[str, ...]:
+        """The base's disk tensors that hold a parameter; recipes speak these."""
+        return self.maps["base"].disk_names(parameter)
+
+    def parameter_of(self, disk_name: str) -> str:
+        """The parameter that one of the base's disk tensors belongs to.
+
+        Raises:
+            ModelError: No parameter takes it.
+        """
+        return self.maps["base"].parameter_of(disk_name)
+
+    def fingerprint(self) -> str:
+        """A hash of the content of the base and of every expert."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        facts = {"base": self.base.sha256(), "experts": {name: c.sha256() for name, c in self.experts.items()}}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def open_family(
+    base: str,
+    experts: Mapping[str, str],
+    *,
+    relative_to: Path,
+    heads: Literal["auto", "own", "merged"] = "auto",
+    allow_pickle: bool = False,
+    check_values: bool = True,
+) -> Family:
+    """Open a base and experts, and check that they fit.
+
+    Headers and configs only, unless ``check_values``: that reads every weight once (NaN, Inf) and remembers the result.
+
+    Args:
+        base: A model reference. It may be a bare body where the experts have heads.
+        experts: Name -> model reference.
+        relative_to: What relative folders are relative to.
+        heads: ``auto`` merges the heads when base and experts have the same ones, with the same labels.
+        allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors.
+        check_values: Look for NaN and Inf.
+
+    Raises:
+        ModelError: A model cannot be read, or does not fit; the tensors are named.
+        ConfigError: There are no experts, or heads that differ are to be merged.
+    """
+    if not experts:
+        raise ConfigError("There are no experts to merge; name at least one beside the base.")
+    checkpoints = {
+        who: open_checkpoint(reference, relative_to=relative_to, allow_pickle=allow_pickle)
+        for who, reference in {"base": base, **experts}.items()
+    }
+    configs = {who: checkpoint.config() for who, checkpoint in checkpoints.items()}
+    kinds = {who: kind_of(config) for who, config in configs.items()}
+    check_same_architecture(checkpoints, configs)
+    first = next(iter(experts))
+    kind = kinds[first]
+    architecture = next(iter(configs[first].architectures or ()), None) if kind == "other" else None
+    members = {}
+    for who, checkpoint in checkpoints.items():
+        empty = model_on_meta(configs[who], kind, architecture=architecture)
+        members[who] = Member(who, checkpoint, configs[who], empty, checkpoint_map(empty, checkpoint))
+    model = members[first].model
+    check_ties(members)
+    chosen = _choose_heads(heads, members, kind)
+    prefix = body_prefix(model) if chosen == "own" else ""
+    names = [name for name, _ in model.named_parameters()]
+    merged = [name for name in names if name.startswith(prefix)]
+    head = tuple(name for name in names if not name.startswith(prefix))
+    check_family(members, merged, head)
+    if check_values:
+        check_values_of(members, merged, head)
+    found = roles(members["base"].model)
+    parameters = {name: _parameter(name, members["base"], found[name]) for name in merged}
+    layers = [parameter.role.layer for parameter in parameters.values() if parameter.role.layer is not None]
+    return Family(
+        kind=kind,
+        heads=chosen,
+        base=checkpoints.pop("base"),
+        experts=checkpoints,
+        parameters=parameters,
+        head_parameters=head,
+        maps={who: member.map for who, member in members.items()},
+        configs=configs,
+        num_layers=1 + max(layers, default=-1),
+    )
+
+
+def kind_of(config: PreTrainedConfig) -> ModelKind:
+    """What the class that a config names is, going by transformers' Auto classes."""
+    import transformers
+
+    named = next(iter(config.architectures or ()), None)
+    for kind, auto in (
+        ("causal-lm", transformers.AutoModelForCausalLM),
+        ("sequence-classification", transformers.AutoModelForSequenceClassification),
+    ):
+        known = auto._model_mapping.get(type(config), ())
+        classes = known if isinstance(known, tuple | list) else (known,)
+        if any(candidate.__name__ == named for candidate in classes):
+            return "causal-lm" if kind == "causal-lm" else "sequence-classification"
+    return "other"
+
+
+def _choose_heads(wanted: Literal["auto", "own", "merged"], members: Mapping[str, Member], kind: ModelKind) -> Heads:
+    """Whether heads are merged; what is wanted must be possible."""
+    trouble = _why_heads_differ(members, kind)
+    if wanted == "own":
+        if not body_prefix(members[next(name for name in members if name != "base")].model):
+            raise ConfigError("heads is 'own', and these models have no head apart from their body. Use heads: merged.")
+        return "own"
+    if wanted == "merged" and trouble:
+        raise ConfigError(f"heads is 'merged', and the heads cannot be merged: {trouble}. Use heads: own (or auto).")
+    return "own" if trouble else "merged"
+
+
+def _why_heads_differ(members: Mapping[str, Member], kind: ModelKind) -> str:
+    """The first reason why heads cannot be merged, or an empty string."""
+    expert = next(member for who, member in members.items() if who != "base")
+    prefix = body_prefix(expert.model)
+    if not prefix:
+        return ""
+
+    def head_of(member: Member) -> dict[str, tuple[int, ...]]:
+        return {name: shape for name, shape in member.shapes.items() if not name.startswith(prefix)}
+
+    shapes = head_of(expert)
+    labels = getattr(expert.config, "id2label", None)
+    for who, member in members.items():
+        own = head_of(member)
+        lacking = [name for name in own if name in member.map.missing]
+        if who == "base" and lacking and member.config.architectures != expert.config.architectures:
+            return f"the base has no {lacking[0]}"
+        if own != shapes:
+            name = next(name for name in {**shapes, **own} if own.get(name) != shapes.get(name))
+            return f"{name} differs between {expert.who} ({shapes.get(name)}) and {who} ({own.get(name)})"
+        if shapes and kind != "causal-lm" and getattr(member.config, "id2label", None) != labels:
+            return f"the labels of {expert.who} and {who} differ"
+    return ""
+
+
+def _parameter(name: str, base: Member, role: Role) -> Parameter:
+    shape = base.shapes[name]
+    dtypes = [base.checkpoint.tensors[disk].dtype for disk in base.map.disk_names(name)]
+    dtype = dtypes[0]
+    for other in dtypes[1:]:
+        dtype = torch.promote_types(dtype, other)
+    return Parameter(name, shape, math.prod(shape), dtype, role)

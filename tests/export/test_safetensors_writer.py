@@ -1,0 +1,69 @@
+"""The streamed writer's files are what safetensors itself reads, sharded or not."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from optmerge.export.safetensors_writer import INDEX, ShardedWriter, TensorSpec, plan_shards
+
+TENSORS = {
+    "counter": torch.arange(3),
+    "matrix": torch.linspace(-1, 1, 20).reshape(4, 5).bfloat16(),
+    "scalar": torch.tensor(2.0).bfloat16(),
+    "nothing": torch.empty(0, 3).bfloat16(),
+    "transposed": torch.linspace(0, 1, 12).reshape(3, 4).T.bfloat16(),
+}
+SPECS = [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in TENSORS.items()]
+
+
+@pytest.mark.parametrize(("shard_bytes", "files"), [(10**9, 1), (64, 2), (1, 5)])
+def test_safetensors_reads_what_was_written(shard_bytes: int, files: int, tmp_path: Path) -> None:
+    wrote: list[int] = []
+    with ShardedWriter(tmp_path, SPECS, shard_bytes=shard_bytes, wrote=wrote.append) as writer:
+        for name, tensor in TENSORS.items():
+            writer.write(name, tensor)
+    found: dict[str, torch.Tensor] = {}
+    paths = sorted(tmp_path.glob("*.safetensors"))
+    for path in paths:
+        found |= load_file(path)
+        (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+        assert length % 8 == 0
+    assert len(paths) == files
+    assert found.keys() == TENSORS.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
+    assert sum(wrote) == sum(spec.nbytes for spec in SPECS)
+    assert (tmp_path / INDEX).exists() == (files > 1)
+    if files > 1:
+        assert json.loads((tmp_path / INDEX).read_text())["metadata"] == {"total_size": sum(wrote)}
+
+
+def test_a_checkpoint_without_tensors_is_a_file_too(tmp_path: Path) -> None:
+    with ShardedWriter(tmp_path, []):
+        pass
+    assert load_file(tmp_path / "model.safetensors") == {}
+
+
+def test_no_index_after_a_failure(tmp_path: Path) -> None:
+    writer = ShardedWriter(tmp_path, SPECS, shard_bytes=1)
+    with pytest.raises(AssertionError), writer:
+        writer.write("matrix", TENSORS["matrix"])
+    assert not (tmp_path / INDEX).exists()
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 200))
+def test_shards_keep_order_and_size(lengths: list[int], shard_bytes: int) -> None:
+    specs = [TensorSpec(f"t{index}", (length,), torch.float32) for index, length in enumerate(lengths)]
+    shards = plan_shards(specs, shard_bytes)
+    assert [spec for shard in shards for spec in shard] == specs
+    for shard in shards:
+        full = [spec for spec in shard if spec.nbytes]
+        assert sum(spec.nbytes for spec in full) <= shard_bytes or len(full) == 1

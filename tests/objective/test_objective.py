@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from optmerge.config.objectives import ObjectiveConfig
+from optmerge.errors import ConfigError, RunFailed
+from optmerge.objective import Objective, report_metrics
+
+MEANS = {
+    "a": {"entropy": 0.3, "expert-kl": 0.2, "accuracy": 0.75},
+    "b": {"entropy": 1.5, "expert-kl": 0.8, "accuracy": 0.5},
+}
+BASE = {
+    "a": {"entropy": 0.6, "expert-kl": 0.4, "accuracy": 0.5},
+    "b": {"entropy": 2.0, "expert-kl": 1.6, "accuracy": 0.2},
+}
+
+
+def make(*terms: dict[str, object], **settings: object) -> Objective:
+    config = ObjectiveConfig.model_validate({"terms": list(terms), **settings})
+    return Objective(config, ["a", "b"], {"a": 2, "b": 20})
+
+
+def test_normalised_by_the_base() -> None:
+    objective = make({"name": "expert-kl"})
+    assert objective.needs_base
+    objective.set_normalisers("fit", BASE)
+    assert objective.combine("fit", MEANS) == (pytest.approx(0.5), {"a": 0.5, "b": 0.5})
+    assert objective.combine("fit", BASE)[0] == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="that of the select split is not set"):
+        objective.combine("select", MEANS)
+
+
+def test_normalised_by_the_logarithm_of_the_classes() -> None:
+    objective = make({"name": "entropy"})
+    assert not objective.needs_base
+    value, per_task = objective.combine("fit", MEANS)
+    assert per_task == pytest.approx({"a": 0.3 / math.log(2), "b": 1.5 / math.log(20)})
+    assert value == pytest.approx(sum(per_task.values()) / 2)
+    language = Objective(ObjectiveConfig.model_validate({"terms": [{"name": "entropy"}]}), ["a"], {"a": None})
+    assert language.combine("fit", {"a": MEANS["a"]})[0] == pytest.approx(0.3)
+
+
+def test_accuracy_is_turned_round() -> None:
+    objective = make({"name": "accuracy"})
+    assert objective.combine("fit", MEANS) == (pytest.approx(0.375), {"a": 0.25, "b": 0.5})
+    divided = make({"name": "accuracy", "normalise": "base"})
+    divided.set_normalisers("fit", BASE)
+    assert divided.combine("fit", MEANS)[1] == pytest.approx({"a": 0.5, "b": 0.5 / 0.8})
+
+
+def test_weights_of_terms_and_tasks() -> None:
+    terms = ({"name": "expert-kl", "weight": 2.0, "normalise": "none"}, {"name": "entropy", "normalise": "none"})
+    objective = make(*terms, task_weights={"b": 3})
+    value, per_task = objective.combine("fit", MEANS)
+    assert per_task == pytest.approx({"a": 0.7, "b": 3.1})
+    assert value == pytest.approx(0.25 * 0.7 + 0.75 * 3.1)
+
+
+def test_shares_of_the_loss_sum_to_the_value() -> None:
+    objective = make(
+        {"name": "expert-kl", "weight": 0.5}, {"name": "accuracy"}, {"name": "entropy"}, task_weights={"a": 0.2}
+    )
+    objective.set_normalisers("fit", BASE)
+    generator = torch.Generator().manual_seed(0)
+    examples = {
+        task: {name: torch.rand(n, generator=generator, dtype=torch.float64) for name in MEANS[task]}
+        for task, n in (("a", 5), ("b", 7))
+    }
+    leaves = [values.requires_grad_() for per_term in examples.values() for values in per_term.values()]
+    total = torch.zeros((), dtype=torch.float64)
+    for task, per_term in examples.items():
+        count = len(per_term["entropy"])
+        for begin in range(0, count, 2):
+            part = {name: values[begin : begin + 2] for name, values in per_term.items()}
+            total = total + objective.loss("fit", task, part, count)
+    means = {t: {name: float(v.detach().mean()) for name, v in per_term.items()} for t, per_term in examples.items()}
+    assert float(total.detach()) == pytest.approx(objective.combine("fit", means)[0], rel=1e-12)
+    gradients = torch.autograd.grad(total, leaves)
+    torch.testing.assert_close(gradients[1], torch.full((5,), 0.5 * (0.2 / 1.2) / 0.4 / 5, dtype=torch.float64))
+
+
+def test_what_an_objective_needs() -> None:
+    assert make({"name": "expert-kl"}).needs == {"teacher"}
+    both = make({"name": "expert-kl"}, {"name": "accuracy"})
+    assert both.needs == {"teacher", "labels"}
+    assert both.labelled
+    assert not both.differentiable
+    assert make({"name": "entropy"}).differentiable
+    assert not make({"name": "entropy"}).labelled
+
+
+def test_a_base_that_is_already_perfect_does_not_blow_up_its_task() -> None:
+    objective = make({"name": "expert-kl"})
+    objective.set_normalisers("fit", {"a": {"expert-kl": 0.0}, "b": {"expert-kl": 2.0}})
+    assert objective.combine("fit", {"a": {"expert-kl": 1e-3}, "b": {"expert-kl": 1.0}})[1]["a"] == pytest.approx(1.0)
+    objective.set_normalisers("fit", {"a": {"expert-kl": 0.0}, "b": {"expert-kl": 0.0}})
+    assert objective.combine("fit", MEANS)[1] == {"a": 0.2, "b": 0.8}
+
+
+def test_a_base_without_a_finite_value_is_refused() -> None:
+    with pytest.raises(RunFailed, match="base model's expert-kl on task 'b'"):
+        make({"name": "expert-kl"}).set_normalisers("fit", {**BASE, "b": {"expert-kl": math.nan}})
+
+
+def test_a_failed_candidate_has_no_finite_value() -> None:
+    objective = make({"name": "entropy"})
+    value, per_task = objective.combine("fit", {**MEANS, "b": {"entropy": math.nan}})
+    assert math.isnan(value)
+    assert math.isfinite(per_task["a"])
+
+
+def test_settings_that_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match="names 'entropy' twice"):
+        make({"name": "entropy"}, {"name": "entropy", "weight": 2})
+    with pytest.raises(ConfigError, match="names 'c', which is not a task"):
+        make({"name": "entropy"}, task_weights={"c": 1})
+    for weights in ({"a": 0, "b": 0}, {"a": -1}):
+        with pytest.raises(ConfigError, match="weights of 0 or more"):
+            make({"name": "entropy"}, task_weights=weights)
+
+
+def test_metrics_of_the_report() -> None:
+    assert [term.name for term in report_metrics("causal-lm", True)] == ["accuracy", "cross-entropy", "agreement"]
+    assert [term.name for term in report_metrics("sequence-classification", False)] == ["agreement"]

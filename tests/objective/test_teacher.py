@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from optmerge.errors import RunError
+from optmerge.objective import TeacherBatch, TeacherOutputs
+from optmerge.objective.teacher import coarse_log_probs
+
+from .cases import CLASSES, make_case
+
+KINDS = ["classifier", "lm"]
+both = pytest.mark.parametrize("kind", KINDS)
+
+
+def assert_same(one: TeacherBatch, other: TeacherBatch) -> None:
+    assert torch.equal(one.log_probs, other.log_probs)
+    assert torch.equal(one.choice, other.choice)
+    assert (one.indices is None) == (other.indices is None)
+    if one.indices is not None and other.indices is not None:
+        assert torch.equal(one.indices, other.indices)
+
+
+@both
+@pytest.mark.parametrize("k", [None, 2])
+def test_batches_are_looked_up_in_their_own_order(kind: str, k: int | None) -> None:
+    case = make_case(kind)
+    collected = [case.batch([2]), case.batch([3, 0]), case.batch([1], left=True)]
+    outputs = TeacherOutputs.collect(collected, k)
+    assert outputs.size == 4
+    assert outputs.classes == CLASSES
+    for positions in ([2], [3, 0], [0, 1, 2, 3], [1, 1], [0, 2]):
+        batch, logits = case.batch(positions)
+        flat = logits if batch.rows is None else logits.reshape(-1, CLASSES)[batch.rows]
+        found = outputs.batch(batch)
+        torch.testing.assert_close(found.log_probs, coarse_log_probs(flat, found.indices))
+        assert torch.equal(found.choice, flat.argmax(-1))
+        if k is not None:
+            assert found.indices is not None
+            assert torch.equal(found.indices, flat.topk(k).indices)
+
+
+def test_the_batches_that_it_came_from_are_views() -> None:
+    case = make_case("lm")
+    outputs = TeacherOutputs.collect([case.batch([2, 0]), case.batch([1, 3])], 2)
+    batch, _ = case.batch([1, 3])
+    assert (
+        outputs.batch(batch).log_probs.untyped_storage().data_ptr() == outputs._log_probs.untyped_storage().data_ptr()
+    )
+
+
+@both
+@pytest.mark.parametrize("k", [None, 2])
+def test_saved_and_loaded_is_the_same(kind: str, k: int | None, tmp_path: Path) -> None:
+    case = make_case(kind)
+    outputs = TeacherOutputs.collect([case.batch([3, 1]), case.batch([0, 2])], k)
+    path = tmp_path / "teacher.safetensors"
+    outputs.save(path)
+    loaded = TeacherOutputs.load(path)
+    assert loaded.classes == outputs.classes
+    assert loaded.nbytes == outputs.nbytes
+    for positions in ([0, 1, 2, 3], [3, 1]):
+        batch, _ = case.batch(positions)
+        assert_same(loaded.batch(batch), outputs.batch(batch))
+
+
+def test_a_damaged_file_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+    path.write_bytes(b"nothing")
+    with pytest.raises(RunError, match="Delete the file"):
+        TeacherOutputs.load(path)
+    with pytest.raises(RunError, match="cannot be read"):
+        TeacherOutputs.load(tmp_path / "absent.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({"log_probs": torch.zeros(1)}, path)
+    with pytest.raises(RunError, match="does not hold teacher outputs"):
+        TeacherOutputs.load(path)
+
+
+def test_every_example_must_come_once() -> None:
+    case = make_case("classifier")
+    with pytest.raises(ValueError, match="once each"):
+        TeacherOutputs.collect([case.batch([0, 1]), case.batch([1])], None)
+    with pytest.raises(ValueError, match="once each"):
+        TeacherOutputs.collect([case.batch([1, 2])], None)
+
+
+def test_what_is_kept_is_small() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batch, _ = make_case("classifier").batch([0, 1, 2, 3])
+    logits = torch.randn(4, 50_000, generator=generator)
+    outputs = TeacherOutputs.collect([(batch, logits)], 128)
+    assert outputs.nbytes < 4 * (128 * 8 + 32)
+    assert not outputs.batch(batch).log_probs.requires_grad

@@ -1,0 +1,102 @@
+"""SIGKILL at random moments of a search, then resume: the same run as if nothing had happened.
+
+Searches run in processes forked from a server that has imported everything, so that a kill costs no import.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optmerge.records import Record, Trajectory
+
+Settings = Callable[..., dict[str, Any]]
+KILLS = 5
+
+
+def _work(settings: dict[str, Any], root: str) -> None:
+    """Search, or resume if the run exists; in a process of its own."""
+    from optmerge.config.schema import SearchConfig
+    from optmerge.runner.search import resume, search
+
+    folder = Path(root) / settings["output"]
+    if (folder / "search.yaml").exists():
+        resume(folder)
+    else:
+        for left in folder.glob(".search.yaml.tmp-*"):  # killed while the folder was claimed
+            left.unlink()
+        search(SearchConfig.model_validate(settings), root=Path(root))
+
+
+def _start(settings: dict[str, Any], root: Path) -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "transformers", "optmerge.runner.search", "optmerge.drivers.cma_driver"])
+    process = context.Process(target=_work, args=(settings, str(root)))
+    process.start()
+    return process
+
+
+def _finish(settings: dict[str, Any], root: Path) -> None:
+    process = _start(settings, root)
+    process.join()
+    assert process.exitcode == 0
+
+
+def _facts(folder: Path) -> list[Any]:
+    def one(record: Record) -> Any:
+        vectors = [None if v is None else v.tolist() for v in (record.vector, record.gradient)]
+        return (
+            record.id,
+            record.phase,
+            record.split,
+            record.name,
+            record.value,
+            record.metrics,
+            record.examples,
+            vectors,
+        )
+
+    return [one(record) for record in Trajectory.read(folder).records]
+
+
+@pytest.mark.parametrize("driver", [{"name": "adam", "batch": 8}, {"name": "cma", "population": 5}, {"name": "optuna"}])
+def test_sigkill_and_resume_equal_an_uninterrupted_run(
+    settings: Settings, tmp_path: Path, driver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = settings(driver=driver, space={"granularity": "tensor-wise"}, budget={"evaluations": 30})
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    begun = time.monotonic()
+    _finish(search, tmp_path / "whole")
+    length = time.monotonic() - begun
+    generator = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
+    folder = tmp_path / "killed" / "run"
+    killed, moments = 0, []
+    for _ in range(KILLS):
+        process = _start(search, tmp_path / "killed")
+        moments.append(float(generator.uniform(0.1, 0.5) * length))
+        process.join(moments[-1])
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            killed += 1
+    _finish(search, tmp_path / "killed")
+    assert killed, f"the search was over before any of the kills at {moments} s"
+    assert _facts(folder) == _facts(tmp_path / "whole" / "run"), f"killed after {moments} s"
+    for name in ("recipe.yaml", "search.yaml"):
+        ours, expected = (Path(root, name).read_text() for root in (folder, tmp_path / "whole" / "run"))
+        assert ours == expected
+    result = json.loads((folder / "result.json").read_text())
+    expected = json.loads((tmp_path / "whole" / "run" / "result.json").read_text())
+    assert [(row["name"], row["mean"]) for row in result["rows"]] == [
+        (row["name"], row["mean"]) for row in expected["rows"]
+    ]
