@@ -40,7 +40,7 @@ everything that is wrong with it, each with its dotted key, what was expected, a
 - Unknown keys, and keys that stand twice, are refused.
 - Any key can be changed on the command line: `--set driver.lr=0.05`, `--set budget.minutes=null`,
   `--set objective.terms.0.temperature=2`. Values are YAML. The order of precedence is default, preset, file, `--set`.
-- `space` and `objective` are a preset's name (`optmerge ls spaces objectives`), a path to a YAML file, a mapping, or a
+- `space` and `objective` are a preset's name (`optmerge ls`), a path to a YAML file, a mapping, or a
   mapping with `preset: NAME` whose other keys replace those of the preset.
 - `driver`, `method` and the entries of `directions` are a name, or a mapping with `name` and its settings.
 - The run's folder keeps the resolved file, with every default written out, as `search.yaml`.

@@ -115,24 +115,28 @@ def _task_vectors() -> list[Direction]:
 class SearchConfig(Strict):
     """A whole search file, presets resolved."""
 
-    version: Literal[1] = 1
+    version: Literal[1] = Field(1, description="of the search file's format")
     base: str = Field(description="folder, or hub id[@revision]")
     experts: dict[str, str] = Field(min_length=1, description="name -> folder, hub id[@revision], or base+adapter")
     tasks: dict[str, TaskConfig] = Field(min_length=1, description="calibration data")
-    method: Annotated[Annotated[TaskArithmeticConfig, Field()], BeforeValidator(_named)] = TaskArithmeticConfig()
+    method: Annotated[Annotated[TaskArithmeticConfig, Field()], BeforeValidator(_named)] = Field(
+        TaskArithmeticConfig(), description="how deltas become a merge: a name, or a mapping with a name"
+    )
     directions: list[Direction] = Field(
         default_factory=_task_vectors, min_length=1, description="what gets coefficients"
     )
     heads: Literal["auto", "own", "merged"] = Field(
         "auto", description="own: each task keeps its expert's head; merged: the head is merged like any tensor"
     )
-    space: SpaceConfig = SpaceConfig()
-    objective: ObjectiveConfig
-    driver: Annotated[DriverConfig, BeforeValidator(_named)] = AdamConfig()
-    splits: SplitsConfig = SplitsConfig()
-    baselines: BaselinesConfig = BaselinesConfig()
+    space: SpaceConfig = Field(SpaceConfig(), description="which coefficients: a preset's name, a path, or a mapping")
+    objective: ObjectiveConfig = Field(description="what a good merge is: a preset's name, a path, or a mapping")
+    driver: Annotated[DriverConfig, BeforeValidator(_named)] = Field(
+        AdamConfig(), description="who searches: a name, or a mapping with a name"
+    )
+    splits: SplitsConfig = Field(SplitsConfig(), description="examples per task for each purpose")
+    baselines: BaselinesConfig = Field(BaselinesConfig(), description="what is scored before the search")
     tokenizer: str = Field("base", description="whose tokenizer and chat template: base or an expert's name")
-    budget: BudgetConfig = BudgetConfig()
+    budget: BudgetConfig = Field(BudgetConfig(), description="when the search stops")
     seed: int = Field(0, ge=0, description="every generator of the run is derived from it")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -145,7 +149,7 @@ class SearchConfig(Strict):
     allow_pickle: bool = Field(
         False, description="read pytorch_model.bin files, which can run code; off unless you trust them"
     )
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: TrackingConfig = Field(TrackingConfig(), description="Weights & Biases")
     output: str = Field("runs/search", description="folder of the run")
 
     @model_validator(mode="after")

@@ -93,6 +93,33 @@ class Deltas:
             for direction in self.directions
         ]
 
+    def untouched(self) -> dict[str, frozenset[str]]:
+        """Direction -> the parameters that it leaves as they are in the base, bit for bit.
+
+        Experts are compared once; the answer is remembered by the models' content. A method's delta is zero where
+        every expert's is.
+        """
+        from optmerge.models.cache import recall, remember
+
+        key = self.family.fingerprint()
+        known = recall("untouched", key)
+        if known is None or set(known) != set(self.family.experts):
+            known = {
+                expert: [
+                    name
+                    for name in self.family.parameters
+                    if torch.equal(self.family.read(expert, name), self.family.read("base", name))
+                ]
+                for expert in self.family.experts
+            }
+            remember("untouched", key, known)
+        experts = {expert: frozenset(names) for expert, names in known.items()}
+        everywhere = frozenset.intersection(*experts.values())
+        return {
+            direction.name: experts[direction.name] if direction.kind == "expert" else everywhere
+            for direction in self.directions
+        }
+
     def _method(self, config: MethodConfig, progress: Progress | None) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file, save_file
 

@@ -179,9 +179,10 @@ def open_problem(config: SearchConfig, *, progress: Progress | None = None) -> P
     wanted = expand_directions(config.directions, list(family.experts))
     directions = expand_directions(["experts", *_methods(config)], list(family.experts))
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
-    space = build_space(config.space, roles, [direction.name for direction in wanted])
     deltas = Deltas(family, directions, cache=cache_dir() / "directions")
     deltas.prepare(progress)
+    names = [direction.name for direction in wanted]
+    space = build_space(config.space, roles, names, untouched=deltas.untouched())
     resident = ResidentModel(family, device=device, dtype=dtype)
     columns = [direction.name for direction in directions]
     group_of = {name: row for row, group in enumerate(space.groups) for name in group.parameters}

@@ -9,7 +9,7 @@ slope = space.pull_back(gradient)     # dL/dtable -> dL/dvector
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,13 +103,21 @@ class SearchSpace:
         return np.bincount(self.index[self.index >= 0], minlength=self.dimension).astype(np.float64)
 
 
-def build_space(config: SpaceConfig, roles: Mapping[str, RoleLike], directions: Sequence[str]) -> SearchSpace:
+def build_space(
+    config: SpaceConfig,
+    roles: Mapping[str, RoleLike],
+    directions: Sequence[str],
+    *,
+    untouched: Mapping[str, Collection[str]] | None = None,
+) -> SearchSpace:
     """Build the space of a model.
 
     Args:
         config: Granularity, bounds, start, rules.
         roles: Merged parameter -> role, in module order.
         directions: Names of the directions that get coefficients.
+        untouched: Direction -> parameters where its delta is zero. A coefficient that multiplies nothing but zeros is
+            no variable (frozen embeddings, the layers that an adapter leaves alone); it is 0.
 
     Raises:
         ConfigError: A rule matches nothing, its start lies outside its bounds, or nothing is left to search.
@@ -123,18 +131,9 @@ def build_space(config: SpaceConfig, roles: Mapping[str, RoleLike], directions: 
     shared: dict[str, int] = {}
     for row, group in enumerate(groups):
         for column, direction in enumerate(directions):
-            freeze, bounds, start = None, config.bounds, config.start
-            for number, rule in enumerate(config.rules):
-                if not (_matches(rule, group, roles) and fnmatch.fnmatchcase(direction, rule.direction)):
-                    continue
-                used[number] = True
-                freeze = (
-                    rule.freeze
-                    if rule.freeze is not None
-                    else (None if rule.bounds is not None or rule.start is not None else freeze)
-                )
-                bounds = rule.bounds or bounds
-                start = rule.start if rule.start is not None else start
+            freeze, bounds, start = _settle(config, group, direction, roles, used)
+            if untouched is not None and all(name in untouched.get(direction, ()) for name in group.parameters):
+                continue
             if freeze is not None:
                 frozen[row, column] = freeze
                 continue
@@ -158,9 +157,28 @@ def build_space(config: SpaceConfig, roles: Mapping[str, RoleLike], directions: 
             )
     if not variables:
         raise ConfigError(
-            "space: every coefficient is frozen, so there is nothing to search. Remove a rule that freezes."
+            "space: every coefficient is frozen, so there is nothing to search. Remove a rule that freezes, or look "
+            "whether the experts are equal to the base."
         )
     return SearchSpace(groups, tuple(directions), tuple(variables), index, frozen)
+
+
+def _settle(
+    config: SpaceConfig, group: TensorGroup, direction: str, roles: Mapping[str, RoleLike], used: list[bool]
+) -> tuple[float | None, tuple[float, float], float | str]:
+    """What the rules make of one coefficient: frozen value or None, bounds, start. Marks the rules that match."""
+    freeze: float | None = None
+    bounds: tuple[float, float] = config.bounds
+    start: float | str = config.start
+    for number, rule in enumerate(config.rules):
+        if not (_matches(rule, group, roles) and fnmatch.fnmatchcase(direction, rule.direction)):
+            continue
+        used[number] = True
+        if rule.freeze is not None or rule.bounds is not None or rule.start is not None:
+            freeze = rule.freeze  # a later rule with bounds or a start makes a frozen coefficient a variable again
+        bounds = rule.bounds or bounds
+        start = rule.start if rule.start is not None else start
+    return freeze, bounds, start
 
 
 def _variable_name(granularity: str, group: TensorGroup, direction: str) -> str:

@@ -119,3 +119,16 @@ def test_nothing_left_to_search() -> None:
 def test_a_start_outside_a_rules_bounds() -> None:
     with pytest.raises(ConfigError, match=r"outside its bounds"):
         space(start=0.8, rules=[{"match": "head", "bounds": [0.0, 0.5]}])
+
+
+def test_a_coefficient_that_multiplies_only_zeros_is_no_variable() -> None:
+    untouched = {"a": {"embed.weight", "norm.weight"}, "b": {"embed.weight"}}
+    made = build_space(SpaceConfig(granularity="layer-wise"), ROLES, ("a", "b"), untouched=untouched)
+    assert [variable.name for variable in made.variables if not variable.name.startswith("layer")] == [
+        "final-norm/b",
+        "head/a",
+        "head/b",
+    ]
+    assert 0 not in made.searched_groups
+    with pytest.raises(ConfigError, match=r"experts are equal to the base"):
+        build_space(SpaceConfig(), ROLES, ("a",), untouched={"a": set(ROLES)})
