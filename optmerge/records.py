@@ -23,6 +23,7 @@ from typing import IO, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from optmerge.atomic import disk_errors
 from optmerge.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -167,16 +168,26 @@ class Trajectory:
     @classmethod
     def open(cls, folder: Path) -> Trajectory:
         """Open for appending, after dropping a torn last line; starts an empty one if there is none."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "trajectory.jsonl"
-        trajectory = cls.read(folder) if path.exists() else cls(folder, [])
-        trajectory._lines = open(path, "ab")  # noqa: SIM115 - closed by close()
-        trajectory._vectors = open(folder / "vectors.f64", "ab")  # noqa: SIM115
-        trajectory._trim(path)
+        with disk_errors(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            trajectory = cls.read(folder) if path.exists() else cls(folder, [])
+            trajectory._lines = open(path, "ab")  # noqa: SIM115 - closed by close()
+            trajectory._vectors = open(folder / "vectors.f64", "ab")  # noqa: SIM115
+            trajectory._trim(path)
         return trajectory
 
     def append(self, record: Record) -> None:
-        """Write one record and make it durable (vectors first, then the line that points at them)."""
+        """Write one record and make it durable (vectors first, then the line that points at them).
+
+        Raises:
+            RunError: The disk refuses. What was written before stays whole; opening again repairs the rest.
+        """
+        with disk_errors(self.folder / "trajectory.jsonl"):
+            self._write(record)
+        self.records.append(record)
+
+    def _write(self, record: Record) -> None:
         assert self._lines is not None, "opened with read(), not open()"
         assert self._vectors is not None
         line = _to_json(record)
@@ -192,7 +203,6 @@ class Trajectory:
         _flush(self._vectors)
         self._lines.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
         _flush(self._lines)
-        self.records.append(record)
 
     def close(self) -> None:
         """Close both files."""

@@ -145,6 +145,11 @@ class _TaskLoader:
 
     def load(self, splits: SplitsConfig, relative_to: Path, limit: int | None) -> TaskData:
         """Read, drop, split, label and tokenise, in this order."""
+        if self.kind == "sequence-classification" and self.spec.label is None and self.keep_labels - {"report"}:
+            raise DataError(
+                f"tasks.{self.name}.label: missing; the objective reads labels. Name the column that holds them, or "
+                "use an objective without labels, such as expert-kl."
+            )
         may_label = self.kind == "sequence-classification" and self.spec.label is not None and bool(self.keep_labels)
         wanted = {*self.columns, self.spec.label} if may_label and self.spec.label else set(self.columns)
         try:

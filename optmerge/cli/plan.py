@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from optmerge.cli.options import AllowPickle, Json, Limit, SearchFile, Sets, overrides
 from optmerge.cli.output import Output, duration, size
+
+if TYPE_CHECKING:
+    from optmerge.runner.plan import Plan
+
+FEW_GROUPS = 24
 
 
 def plan(
     file: SearchFile,
     sets: Sets = None,
     limit: Limit = None,
+    groups: Annotated[
+        bool, typer.Option("--groups", help=f"List every tensor group, also when there are more than {FEW_GROUPS}.")
+    ] = False,
     allow_pickle: AllowPickle = False,
     json: Json = False,
 ) -> None:
@@ -25,14 +37,10 @@ def plan(
     made = make_plan(config, root=file.parent)
     output = Output(json)
     output.facts(made)
-    output.table(
-        ["group", "layer", "kind", "tensors", "parameters"],
-        [
-            [row.name, "-" if row.layer is None else row.layer, row.kind, row.tensors, f"{row.parameters:,}"]
-            for row in made.groups
-        ],
-        right=["layer", "tensors", "parameters"],
-    )
+    if groups or len(made.groups) <= FEW_GROUPS:
+        _list_groups(made, output)
+    else:
+        _list_kinds(made, output)
     output.say(
         f"\n{made.dimension} variables: {len(made.groups)} groups, {len(made.directions)} directions "
         f"({', '.join(made.directions)})"
@@ -47,3 +55,27 @@ def plan(
         )
     for warning in made.warnings:
         output.note(f"note: {warning}")
+
+
+def _list_groups(made: Plan, output: Output) -> None:
+    output.table(
+        ["group", "layer", "kind", "tensors", "parameters"],
+        [
+            [row.name, "-" if row.layer is None else row.layer, row.kind, row.tensors, f"{row.parameters:,}"]
+            for row in made.groups
+        ],
+        right=["layer", "tensors", "parameters"],
+    )
+
+
+def _list_kinds(made: Plan, output: Output) -> None:
+    rows = []
+    for kind in dict.fromkeys(row.kind for row in made.groups):
+        members = [row for row in made.groups if row.kind == kind]
+        layers = len({row.layer for row in members if row.layer is not None})
+        tensors, parameters = sum(row.tensors for row in members), sum(row.parameters for row in members)
+        rows.append([kind, layers or "-", len(members), tensors, f"{parameters:,}"])
+    output.table(
+        ["kind", "layers", "groups", "tensors", "parameters"], rows, right=["layers", "groups", "tensors", "parameters"]
+    )
+    output.say("(--groups lists every group)")

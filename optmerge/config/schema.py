@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from optmerge.config.base import Strict
 from optmerge.config.drivers import AdamConfig, DriverConfig
 from optmerge.config.methods import MethodConfig, TaskArithmeticConfig
-from optmerge.config.objectives import LABELLED_TERMS, ObjectiveConfig
+from optmerge.config.objectives import ObjectiveConfig
 from optmerge.config.spaces import SpaceConfig
 from optmerge.errors import did_you_mean
 
@@ -196,10 +196,6 @@ def name_problems(data: Mapping[str, Any]) -> list[str]:
             "driver is adam, which needs a gradient, and the objective's term accuracy has none. "
             "Use the driver cma or optuna, or the term cross-entropy."
         )
-    labelled = [term for term in terms if term in LABELLED_TERMS]
-    for task, spec in tasks.items():
-        if labelled and isinstance(spec, Mapping) and not spec.get("label"):
-            problems.append(f"tasks.{task}.label: missing; the objective's term {labelled[0]} reads labels.")
     population, evaluations = driver.get("population"), budget.get("evaluations")
     if isinstance(population, int) and isinstance(evaluations, int) and population > evaluations:
         problems.append(

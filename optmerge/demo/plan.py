@@ -69,6 +69,7 @@ class DemoPlan:
         grid: Uniform coefficients that are scored.
         method_grid: Scales of Iso-C that are scored.
         searches: In the order in which they run.
+        conclusive: Whether experts and report are large enough to tell the searches apart.
     """
 
     tasks: tuple[str, ...]
@@ -78,6 +79,7 @@ class DemoPlan:
     grid: tuple[float, ...]
     method_grid: tuple[float, ...]
     searches: tuple[DemoSearch, ...]
+    conclusive: bool = True
 
     @property
     def baselines(self) -> int:
@@ -90,12 +92,13 @@ def demo_plan(*, quick: bool) -> DemoPlan:
     if quick:
         return DemoPlan(
             tasks=("sentiment", "tweets"),
-            recipe=TrainingRecipe(steps=30, warm_up=5, probe_examples=400),
-            select=40,
-            report=120,
-            grid=(0.2, 0.4, 0.7),
-            method_grid=(1.0, 1.4),
-            searches=_searches(steps=8, batch=16, fit=48, entropy_steps=4, evaluations=12),
+            recipe=TrainingRecipe(steps=24, warm_up=5, probe_examples=400),
+            select=24,
+            report=80,
+            grid=(0.3, 0.6),
+            method_grid=(1.4,),
+            searches=_searches(steps=8, batch=16, fit=32, entropy_steps=4, evaluations=8),
+            conclusive=False,
         )
     return DemoPlan(
         tasks=("sentiment", "author", "tweets", "topics"),

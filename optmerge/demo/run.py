@@ -23,7 +23,7 @@ from optmerge.atomic import atomic_write
 from optmerge.demo.plan import DemoPlan, DemoSearch, demo_plan, search_settings, time_plan
 from optmerge.demo.tasks import TASKS
 from optmerge.demo.zoo import Zoo, make_zoo, zoo_at
-from optmerge.errors import RunError
+from optmerge.errors import RunError, RunInterrupted
 
 if TYPE_CHECKING:
     from optmerge.config.schema import SearchConfig
@@ -91,7 +91,7 @@ def run_demo(
     zoo = zoo_at(cache_dir(), plan.tasks, plan.recipe)
     say(_introduction(plan, zoo, output))
     with _without_bars():
-        progress = _Progress(terminal)
+        progress = _Progress(terminal, stop)
         make_zoo(cache_dir(), plan.tasks, plan.recipe, progress=progress)
         progress.close()
         for search in plan.searches:
@@ -275,20 +275,26 @@ def _headline(search: DemoSearch) -> str:
 
 
 class _Progress:
-    """The zoo's progress on the terminal display that searches use."""
+    """The zoo's progress on the terminal display that searches use; also where the user can stop it."""
 
-    def __init__(self, terminal: bool) -> None:
+    def __init__(self, terminal: bool, stop: Stop) -> None:
         from optmerge.tracking.terminal import TerminalSink
 
         self._sink = TerminalSink() if terminal else None
         self._used = False
+        self._stop = stop
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         if self._sink is not None:
             self._used = True
             self._sink.progress(stage, done, total)
+        why = self._stop()
+        if why:
+            self.close(why)
+            raise RunInterrupted(why)
 
-    def close(self) -> None:
+    def close(self, reason: str = "the zoo is complete") -> None:
         """Leave the last state on the screen."""
         if self._sink is not None and self._used:
-            self._sink.finish(Path(), "the zoo is complete")
+            self._used = False
+            self._sink.finish(Path(), reason)

@@ -66,6 +66,7 @@ class DemoTable:
         uniform: Name of the uniform coefficient that select chooses.
         method: Name of the scale of Iso-C that select chooses.
         report: Report examples a task.
+        conclusive: Whether the demo is large enough to claim anything.
     """
 
     tasks: tuple[str, ...]
@@ -73,6 +74,7 @@ class DemoTable:
     uniform: str
     method: str
     report: int
+    conclusive: bool
 
     def line(self, name: str) -> Line:
         """The line of a baseline or search."""
@@ -122,10 +124,14 @@ class DemoTable:
             f"data-free Iso-C ({score(self.line(self.method).mean)})."
             for line in self.searches
         ]
+        if not self.conclusive:
+            return [*said, "This small demo shows that every part works; it is too small to tell the searches apart."]
         return [*said, *(claim.sentence for claim in self.claims())]
 
     def claims(self) -> list[Claim]:
-        """The two things that the demo should show, each with whether it does."""
+        """The two things that the whole demo should show, each with whether it does; none for a small one."""
+        if not self.conclusive:
+            return []
         return [
             Claim(
                 "the search over task vectors beats the uniform coefficient that select chooses",
@@ -197,7 +203,7 @@ def make_table(plan: DemoPlan, views: Mapping[str, RunView]) -> DemoTable:
                 _intervals(_scores(view, row), rivals, search.name),
             )
         )
-    return DemoTable(plan.tasks, tuple(lines), uniform, method, plan.report)
+    return DemoTable(plan.tasks, tuple(lines), uniform, method, plan.report, plan.conclusive)
 
 
 def _baseline(plan: DemoPlan, row: Row, title: str, intervals: dict[str, Interval]) -> Line:

@@ -52,7 +52,7 @@ class RunFolder:
                 f"{path} holds another run. Continue it with `optmerge resume {path}`, or give this search a folder of "
                 "its own with --output."
             )
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not _is_left_over(entry) for entry in path.iterdir())):
             raise RunError(
                 f"{path} exists and is not empty; a search needs a folder of its own. Choose one with --output."
             )
@@ -130,3 +130,8 @@ class RunFolder:
                     f"Another process is searching in {self.path}. Wait for it, or watch it with `optmerge status`."
                 ) from None
             yield
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a file is what a kill leaves between claiming a folder and writing its search file."""
+    return path.name.startswith(".search.yaml.tmp-")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from optmerge.atomic import atomic_write
+from optmerge.config.objectives import LABELLED_TERMS
 from optmerge.records import Record
 from optmerge.tracking.markdown import number, score, signed, table
 from optmerge.tracking.plots import heat_map_figure, save_figure, trajectory_figure
@@ -20,7 +21,6 @@ from optmerge.tracking.verdict import answer
 from optmerge.tracking.view import Row, RunView
 
 TRAJECTORY, COEFFICIENTS = "trajectory.png", "coefficients.png"
-_LABELLED_TERMS = ("accuracy", "cross-entropy")
 _MOST_ERRORS = 3
 
 
@@ -194,7 +194,7 @@ def _data(view: RunView) -> list[str]:
         for task, spec in tasks.items()
     ]
     terms = [term["name"] for term in (view.settings.get("objective") or {}).get("terms", [])]
-    reading = [name for name in terms if name in _LABELLED_TERMS]
+    reading = [name for name in terms if name in LABELLED_TERMS]
     report = (
         "Labels of the report split are used for the tables only."
         if view.metric == "accuracy"

@@ -227,6 +227,8 @@ def test_absent_label_column(films: Path, load: Loader) -> None:
     with refused("the objective reads labels") as caught:
         load(label="lable", keep_labels=LABELLED)
     assert "Did you mean 'label'?" in str(caught.value)
+    with refused("tasks.films.label: missing; the objective reads labels"):
+        load(label=None, keep_labels=LABELLED)
 
 
 @pytest.mark.parametrize(

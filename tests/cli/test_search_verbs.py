@@ -55,6 +55,9 @@ def test_ls_and_plan_know_the_dimension(run: Run, folder: Path, project: Path) -
     assert made["evaluations"] == 2
     shown = run("plan", project / "search.yaml", "--set", "space=task-wise")
     assert "2 variables: 1 groups, 2 directions (one, two)" in shown.out
+    few, all_of_them = run("plan", project / "search.yaml"), run("plan", project / "search.yaml", "--groups")
+    assert "layer.1" not in few.out
+    assert "bert.encoder.layer.1.output.dense.weight" in all_of_them.out
 
 
 def test_search_prints_a_table(run: Run, folder: Path, project: Path, made: Path) -> None:

@@ -46,7 +46,8 @@ def test_the_whole_way_with_an_interruption(tiny: DemoPlan, tmp_path: Path) -> N
     asked: list[None] = []
 
     def stop() -> str | None:
-        asked.append(None)
+        if (output / "adam" / "trajectory.jsonl").exists():
+            asked.append(None)
         return "interrupted" if len(asked) > 5 else None
 
     with pytest.raises(RunInterrupted):
@@ -69,10 +70,16 @@ def test_the_whole_way_with_an_interruption(tiny: DemoPlan, tmp_path: Path) -> N
 
 def test_another_demos_folder_is_refused(tiny: DemoPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop() -> str | None:
-        return "interrupted"
+        return "interrupted" if (tmp_path / "demo" / "adam" / "search.yaml").exists() else None
 
     with pytest.raises(RunInterrupted):
         run_demo(tmp_path / "demo", terminal=False, stop=stop)
     monkeypatch.setattr(run, "demo_plan", lambda *, quick: replace(tiny, report=7))
     with pytest.raises(RunError, match=r"other settings than this demo's \(splits\)"):
         run_demo(tmp_path / "demo", terminal=False)
+
+
+def test_training_can_be_interrupted(tiny: DemoPlan, tmp_path: Path) -> None:
+    with pytest.raises(RunInterrupted, match="enough"):
+        run_demo(tmp_path / "demo", terminal=False, stop=lambda: "enough")
+    assert not (tmp_path / "demo").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from optmerge.demo.table import DemoTable, make_table
 from optmerge.runner.folder import RunFolder
 from optmerge.tracking.view import RunView
 
-PLAN = demo_plan(quick=True)
+PLAN = replace(demo_plan(quick=True), report=200, conclusive=True)
 BASELINES = {
     "base": ("base", 1.0, 0.50),
     "expert:sentiment": ("expert", 1.3, 0.60),
@@ -98,6 +99,13 @@ def test_a_claim_that_fails_is_said_to_fail(tmp_path: Path) -> None:
     table = make(tmp_path, GOOD | {"adam": (0.4, 0.6), "adam-iso-c": (0.3, 0.6)})
     assert [claim.holds for claim in table.claims()] == [False, False]
     assert table.verdicts()[-1].startswith("FAILS: the search with Iso-C's direction is not below Iso-C")
+
+
+def test_a_small_demo_claims_nothing(tmp_path: Path) -> None:
+    plan = replace(PLAN, conclusive=False)
+    table = make_table(plan, {s.name: fake_run(tmp_path / s.name, plan, s.name, GOOD) for s in plan.searches})
+    assert table.claims() == []
+    assert "too small to tell" in table.verdicts()[-1]
 
 
 def test_the_markdown_has_every_line_and_marks_entropy(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from optmerge.models.family import Family
 
+from optmerge.models.family import Family
 from tests.export.families import opened
 
 

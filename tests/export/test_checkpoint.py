@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from optmerge.models.family import Family
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
@@ -32,6 +31,7 @@ from optmerge.merging.engine import Engine
 from optmerge.merging.merge import group_of_parameters, iter_merged
 from optmerge.merging.recipe import Recipe
 from optmerge.models.cache import cache_dir
+from optmerge.models.family import Family
 from optmerge.models.resident import ResidentModel
 from tests.export.families import random_recipe
 

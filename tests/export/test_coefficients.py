@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from optmerge.models.family import Family
 
 from optmerge.errors import ExportError, RecipeError
 from optmerge.export import CoefficientsExporter
 from optmerge.export.coefficients import read_coefficients
+from optmerge.models.family import Family
 from tests.export.families import random_recipe
 
 GetFamily = Callable[[str], Family]

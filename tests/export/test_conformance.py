@@ -13,12 +13,12 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from optmerge.models.family import Family
 
 from optmerge.errors import ExportError, RunError
 from optmerge.export import EXPORTERS
 from optmerge.export.coefficients import coefficient_table, read_coefficients
 from optmerge.merging.recipe import Recipe
+from optmerge.models.family import Family
 from tests.export.families import random_recipe, recipe_of
 
 GetFamily = Callable[[str], Family]

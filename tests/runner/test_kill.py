@@ -32,8 +32,6 @@ def _work(settings: dict[str, Any], root: str) -> None:
     if (folder / "search.yaml").exists():
         resume(folder)
     else:
-        for left in folder.glob(".search.yaml.tmp-*"):  # killed while the folder was claimed
-            left.unlink()
         search(SearchConfig.model_validate(settings), root=Path(root))
 
 

@@ -148,13 +148,13 @@ def test_resume_refuses_what_has_changed_and_names_it(settings: Settings, tmp_pa
     with pytest.raises(RunInterrupted):
         run(json.loads(text), tmp_path, stop=lambda: "asked to" if next(asked) > 5 else None)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    data = tmp_path / "zoo" / "task1.jsonl"
+    data = tmp_path / "zoo" / "two.jsonl"
     data.write_text(data.read_text() + json.dumps({"text": "w1 w2 w59 w58 w3", "label": "LABEL_0"}) + "\n")
-    weights = tmp_path / "zoo" / "expert0" / "model.safetensors"
+    weights = tmp_path / "zoo" / "one" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-3] ^= 1
     weights.write_bytes(bytes(content))
-    with pytest.raises(RunError, match=r"the model a \(.*expert0\) has changed; the data of task b has changed"):
+    with pytest.raises(RunError, match=r"the model a \(.*one\) has changed; the data of task b has changed"):
         resume(tmp_path / "run")
     manifest["hardware"]["threads"] = 99
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
@@ -201,3 +201,46 @@ def test_a_failing_model_gives_failed_records_and_the_search_goes_on(
     errors = [record.error for record in Trajectory.read(made.folder).records if record.error]
     assert errors == ["OutOfMemoryError: made to fail"]
     assert made.result["status"] == "finished"
+
+
+def test_a_full_disk_ends_the_run_in_words_and_it_can_be_resumed(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    import optmerge.records as records
+
+    whole = run(settings(), tmp_path / "whole")
+    flush, calls = records._flush, iter(range(10**6))
+
+    def failing(handle: Any) -> None:
+        if next(calls) == 50:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "_flush", failing)
+        with pytest.raises(RunError, match=r"trajectory\.jsonl: the disk is full"):
+            run(settings(), tmp_path / "full")
+    resume(tmp_path / "full" / "run")
+    assert facts(tmp_path / "full" / "run") == facts(whole.folder)
+
+
+def test_a_recipe_refuses_a_model_that_has_changed(settings: Settings, tmp_path: Path, zoo: Path) -> None:
+    import shutil
+    from dataclasses import replace
+
+    from optmerge.errors import RecipeError
+    from optmerge.merging.recipe import ModelEntry, open_recipe
+
+    recipe = run(settings(), tmp_path).recipe
+    assert recipe is not None
+    shutil.copytree(zoo / "two", tmp_path / "two")
+    weights = tmp_path / "two" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(bytes(content))
+    entry = ModelEntry(str(tmp_path / "two"), recipe.experts["b"].sha256)
+    changed = replace(recipe, experts={**recipe.experts, "b": entry})
+    with pytest.raises(RecipeError, match=r"b \(.*two\) is not the model that this recipe was made for"):
+        open_recipe(changed)
