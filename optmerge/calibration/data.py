@@ -219,11 +219,12 @@ class _TaskLoader:
         """Whether the label column is there; if not, a labelled objective cannot go on."""
         label = self.spec.label
         if label in rows.available:
-            for split in ("fit", "select", "report"):
-                if split not in self.keep_labels:
-                    self.notes.append(
-                        f"{self.name}: the label column {label!r} is dropped from {split}; it may not be read there."
-                    )
+            dropped = [split for split in ("fit", "select", "report") if split not in self.keep_labels]
+            if dropped:
+                self.notes.append(
+                    f"{self.name}: the label column {label!r} is dropped from {' and '.join(dropped)}; no objective "
+                    "that is searched can see it."
+                )
             return True
         if self.keep_labels - {"report"}:
             raise DataError(

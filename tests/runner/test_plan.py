@@ -1,0 +1,63 @@
+"""The plan: right about what can be known from headers, and reads no weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optmerge.config.load import build_config
+from optmerge.models.family import Family
+from optmerge.runner.plan import Plan, make_plan
+from optmerge.runner.search import search
+
+Settings = Callable[..., dict[str, Any]]
+
+
+def plan(settings: dict[str, Any], root: Path) -> Plan:
+    return make_plan(build_config(settings, root=root), root=root)
+
+
+def test_no_weight_is_read(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr(Family, "read", refuse)
+    made = plan(settings(directions=["experts", "iso-c"], space={"granularity": "tensor-wise"}), tmp_path)
+    assert made.directions == ("a", "b", "iso-c")
+    assert made.dimension == 3 * len(made.groups)
+    assert made.baselines == 1 + 2 + 1 + 2 + 1  # base, experts, average, two of the grid, one scale of Iso-C
+    merged = sum(group.parameters for group in made.groups)
+    assert made.memory["weight gradients"] == 4 * merged
+    assert made.memory["method deltas"] == 4 * merged
+    assert made.memory["resident model"] > 4 * merged  # and two heads
+    assert all(seconds > 0 for seconds in made.seconds.values())
+
+
+def test_it_plans_the_search_that_runs(settings: Settings, tmp_path: Path) -> None:
+    made = plan(settings(), tmp_path)
+    run = search(build_config(settings(), root=tmp_path), root=tmp_path)
+    rows = run.result["rows"]
+    assert sum(row["kind"] == "baseline" for row in rows) == made.baselines
+    assert run.result["evaluations"] == made.evaluations
+    assert run.recipe is not None
+    assert run.recipe.coefficients.size == made.dimension
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"space": {"granularity": "tensor-wise"}}, "over-fit easily"),
+        ({"driver": {"name": "cma", "population": 4}}, "close to random search for cma"),
+    ],
+)
+def test_warnings(settings: Settings, tmp_path: Path, changes: dict[str, Any], warning: str) -> None:
+    assert any(warning in text for text in plan(settings(**changes), tmp_path).warnings)
+    wide = settings(space={"granularity": "task-wise"}, budget={"evaluations": 100})
+    assert not any(warning in text for text in plan(wide, tmp_path).warnings)
+
+
+def test_no_gradient_no_gradient_buffer(settings: Settings, tmp_path: Path) -> None:
+    assert plan(settings(driver={"name": "optuna"}), tmp_path).memory["weight gradients"] == 0
