@@ -59,7 +59,6 @@ class Evaluator:
         self.problem = problem
         self.teachers = teachers
         self.engine: Engine = problem.engine
-        self._precise = torch.float64 if problem.device.type != "mps" else torch.float32
 
     def evaluate(
         self,
@@ -152,35 +151,20 @@ class Evaluator:
         self.engine.apply(table)
         merged = time.perf_counter()
         scope = self.engine.gradient(problem.space.searched_groups, problem.columns) if gradient else nullcontext(None)
-        sums: dict[tuple[str, str], torch.Tensor] = {}
-        kept: dict[tuple[str, str], torch.Tensor] = {}
-        counts: dict[str, int] = {}
+        tally = _Tally(problem.device, per_example=per_example)
         with scope as gatherer, torch.set_grad_enabled(gradient):
             for task, data in problem.calibration.tasks.items():
-                terms = self._terms(data.kind, data.splits[split].has_labels, objective=objective, metrics=metrics)
+                source = data.splits[split]
+                terms = self._terms(data.kind, source.has_labels, objective=objective, metrics=metrics)
                 positions = None if examples is None else examples[task]
-                batches = data.splits[split].batches(batch_tokens=problem.config.batch_tokens, positions=positions)
-                counts[task] = data.splits[split].size if positions is None else len(positions)
+                count = source.size if positions is None else len(positions)
                 model = problem.resident.model_for(data.expert)
-                for batch in batches:
-                    values = self._judge_batch(model, batch, terms, task, split, gatherer, counts[task])
-                    for name, value in values.items():
-                        key = (task, name)
-                        total = sums.setdefault(key, torch.zeros((), dtype=self._precise, device=problem.device))
-                        total.add_(value.sum(dtype=self._precise))
-                        if per_example:
-                            if key not in kept:
-                                kept[key] = torch.empty(counts[task], dtype=self._precise, device=problem.device)
-                            kept[key][batch.positions.to(problem.device)] = value.to(self._precise)
+                for batch in source.batches(batch_tokens=problem.config.batch_tokens, positions=positions):
+                    values = self._judge_batch(model, batch, terms, task, split, gatherer, count)
+                    tally.add(task, values, batch.positions, count)
         table_gradient = gatherer.table() if gatherer is not None else None
-        keys = list(sums)
-        totals = torch.stack([sums[key] for key in keys]).tolist()  # the synchronisation of this evaluation
-        means: dict[str, dict[str, float]] = {}
-        for (task, name), total in zip(keys, totals, strict=True):
-            means.setdefault(task, {})[name] = total / counts[task]
-        arrays: dict[str, dict[str, Vector]] = {}
-        for (task, name), tensor in kept.items():
-            arrays.setdefault(task, {})[name] = tensor.to("cpu", torch.float64).numpy()
+        means = tally.means()
+        arrays = tally.arrays()
         done = time.perf_counter()
         return Measurement(means, arrays, table_gradient, {"merge": merged - begun, "evaluate": done - merged})
 
@@ -213,3 +197,43 @@ class Evaluator:
             for term in report_metrics(kind, labelled):
                 chosen.setdefault(term.name, term)
         return chosen
+
+
+class _Tally:
+    """Sums (and, if wanted, single values) per task and term, on the device until they are asked for."""
+
+    def __init__(self, device: torch.device, *, per_example: bool) -> None:
+        self._device = device
+        self._dtype = torch.float64 if device.type != "mps" else torch.float32
+        self._per_example = per_example
+        self._sums: dict[tuple[str, str], torch.Tensor] = {}
+        self._kept: dict[tuple[str, str], torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, task: str, values: Mapping[str, torch.Tensor], positions: torch.Tensor, count: int) -> None:
+        """Add a batch's values [B], whose examples stand at ``positions`` of ``count``."""
+        self._counts[task] = count
+        for name, value in values.items():
+            key = (task, name)
+            if key not in self._sums:
+                self._sums[key] = torch.zeros((), dtype=self._dtype, device=self._device)
+                if self._per_example:
+                    self._kept[key] = torch.empty(count, dtype=self._dtype, device=self._device)
+            self._sums[key].add_(value.sum(dtype=self._dtype))
+            if self._per_example:
+                self._kept[key][positions.to(self._device, non_blocking=True)] = value.to(self._dtype)
+
+    def means(self) -> dict[str, dict[str, float]]:
+        """Task -> term -> mean; the one synchronisation of an evaluation."""
+        means: dict[str, dict[str, float]] = {}
+        totals = torch.stack(list(self._sums.values())).tolist()
+        for (task, name), total in zip(self._sums, totals, strict=True):
+            means.setdefault(task, {})[name] = total / self._counts[task]
+        return means
+
+    def arrays(self) -> dict[str, dict[str, Vector]]:
+        """Task -> term -> float64[n]."""
+        arrays: dict[str, dict[str, Vector]] = {}
+        for (task, name), tensor in self._kept.items():
+            arrays.setdefault(task, {})[name] = tensor.to("cpu", torch.float64).numpy()
+        return arrays
