@@ -12,9 +12,10 @@ from optmerge.drivers.state import StateValue, dumps, loads
 from optmerge.errors import RunError
 
 arrays = hnp.arrays(st.sampled_from(["<f8", "<f4", "<i8", "<u4", "?"]), hnp.array_shapes(min_dims=0, min_side=0))
+keys = st.text().filter(lambda key: not key.startswith("$"))  # keys of the encoding itself are refused
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | arrays
 values = st.recursive(
-    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=8
 )
 
 
@@ -33,7 +34,7 @@ def alike(first: StateValue, second: StateValue) -> bool:
     return type(first) is type(second) and repr(first) == repr(second)  # repr tells -0.0 from 0.0
 
 
-@given(st.dictionaries(st.text(), values, max_size=4))
+@given(st.dictionaries(keys, values, max_size=4))
 def test_round_trip(state: dict[str, StateValue]) -> None:
     blob = dumps(state)
     assert alike(loads(blob), state)

@@ -258,11 +258,13 @@ def test_a_conversion_that_cannot_be_followed_is_named(monkeypatch: pytest.Monke
         def convert(self, input_dict: Any, *args: Any, **kwargs: Any) -> Any:
             return {name: 2 * value for name, value in super().convert(input_dict, *args, **kwargs).items()}
 
-    mapping = transformers.conversion_mapping.get_model_conversion_mapping(on_meta(make("mixtral")))
+    from transformers import conversion_mapping
+
+    mapping = conversion_mapping.get_model_conversion_mapping(on_meta(make("mixtral")))
     for transform in mapping:
         if hasattr(transform, "operations"):
             transform.operations = [Doubling(dim=0), *transform.operations[1:]]
-    monkeypatch.setattr(transformers.conversion_mapping, "get_model_conversion_mapping", lambda model: mapping)
+    monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda model: mapping)
     prefix = "model.layers.0.block_sparse_moe.experts"
     checkpoint = HeaderCheckpoint({f"{prefix}.{e}.w2.weight": (16, 24) for e in range(3)})
     with pytest.raises(ModelError, match=r"down_proj.*by Doubling; optmerge cannot follow that .*'r?mul'"):

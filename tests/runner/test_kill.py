@@ -66,6 +66,12 @@ def _facts(folder: Path) -> list[Any]:
     return [one(record) for record in Trajectory.read(folder).records]
 
 
+def _wait_for(folder: Path, records: int, process: Any) -> None:
+    path = folder / "trajectory.jsonl"
+    while process.is_alive() and (not path.exists() or path.read_bytes().count(b"\n") < records):
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("driver", [{"name": "adam", "batch": 8}, {"name": "cma", "population": 5}, {"name": "optuna"}])
 def test_sigkill_and_resume_equal_an_uninterrupted_run(
     settings: Settings, tmp_path: Path, driver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -73,23 +79,21 @@ def test_sigkill_and_resume_equal_an_uninterrupted_run(
     search = settings(driver=driver, space={"granularity": "tensor-wise"}, budget={"evaluations": 30})
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    begun = time.monotonic()
     _finish(search, tmp_path / "whole")
-    length = time.monotonic() - begun
+    total = len(Trajectory.read(tmp_path / "whole" / "run").records)
     generator = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     folder = tmp_path / "killed" / "run"
-    killed, moments = 0, []
-    for _ in range(KILLS):
+    moments = []
+    for after in sorted(generator.integers(0, total - 5, KILLS).tolist()):  # records that are there when the kill comes
         process = _start(search, tmp_path / "killed")
-        moments.append(float(generator.uniform(0.1, 0.5) * length))
-        process.join(moments[-1])
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            killed += 1
+        _wait_for(folder, after, process)
+        moments.append((after, float(generator.uniform(0.0, 0.03))))
+        time.sleep(moments[-1][1])
+        assert process.is_alive(), f"the search was over before the kill at {moments[-1]}"
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
     _finish(search, tmp_path / "killed")
-    assert killed, f"the search was over before any of the kills at {moments} s"
-    assert _facts(folder) == _facts(tmp_path / "whole" / "run"), f"killed after {moments} s"
+    assert _facts(folder) == _facts(tmp_path / "whole" / "run"), f"killed after (records, seconds) {moments}"
     for name in ("recipe.yaml", "search.yaml"):
         ours, expected = (Path(root, name).read_text() for root in (folder, tmp_path / "whole" / "run"))
         assert ours == expected
