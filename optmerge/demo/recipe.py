@@ -36,7 +36,7 @@ class TrainingRecipe:
     head_factor: float = 20.0
     warm_up: int = 10
     weight_decay: float = 0.01
-    max_tokens: int = 40
+    max_tokens: int = 32
     probe_examples: int = 800
     seed: int = 0
 
