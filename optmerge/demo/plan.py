@@ -108,9 +108,9 @@ def demo_plan(*, quick: bool) -> DemoPlan:
         recipe=TrainingRecipe(),
         select=60,
         report=500,
-        grid=(0.1, 0.2, 0.3, 0.4, 1.0),
-        method_grid=(1.2, 1.4, 1.6, 1.8),
-        searches=_searches(steps=32, batch=32, fit=180, entropy_steps=12, evaluations=48),
+        grid=(0.2, 0.3, 0.4, 1.0),
+        method_grid=(1.4, 1.7, 2.0),
+        searches=_searches(steps=32, batch=32, fit=180, entropy_steps=10, evaluations=36),
     )
 
 
