@@ -28,7 +28,7 @@ class SpaceConfig(Strict):
     """A search space over coefficients."""
 
     granularity: Granularity = Field("tensor-wise", description="what shares one coefficient per direction")
-    bounds: tuple[float, float] = Field((-0.5, 2.0), description="lowest and highest coefficient")
+    bounds: tuple[float, float] = Field((-1.0, 3.0), description="lowest and highest coefficient")
     start: float | Literal["best-baseline"] = Field(
         "best-baseline", description="a coefficient for every variable, or the baseline that is best on select"
     )

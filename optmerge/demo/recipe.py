@@ -30,7 +30,7 @@ class TrainingRecipe:
         seed: Of the generator that chooses and orders examples.
     """
 
-    steps: int = 60
+    steps: int = 45
     batch: int = 32
     learning_rate: float = 3e-4
     head_factor: float = 20.0
@@ -43,7 +43,7 @@ class TrainingRecipe:
     def rate(self, step: int) -> float:
         """The share of the peak rate at a step, counted from 0.
 
-        >>> [TrainingRecipe().rate(step) for step in (0, 9, 45, 59)]
-        [0.1, 1.0, 0.3, 0.02]
+        >>> [TrainingRecipe().rate(step) for step in (0, 9, 24, 44)]
+        [0.1, 1.0, 0.6, 0.02857142857142857]
         """
         return min((step + 1) / self.warm_up, (self.steps - step) / max(1, self.steps - self.warm_up))
