@@ -109,7 +109,7 @@ def demo_plan(*, quick: bool) -> DemoPlan:
         select=60,
         report=500,
         grid=(0.2, 0.3, 0.4, 1.0),
-        method_grid=(1.4, 1.7, 2.0),
+        method_grid=(1.4, 1.8, 2.2),
         searches=_searches(steps=32, batch=32, fit=180, entropy_steps=10, evaluations=36),
     )
 
