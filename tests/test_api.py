@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -14,7 +13,7 @@ import optmerge
 from optmerge.records import Trajectory
 from optmerge.tracking.wandb_sink import WandbSink
 from tests.tracking.wandb_reader import segments
-from tests.zoo import make_zoo, zoo_settings
+from tests.zoo import facts, make_zoo, zoo_settings
 
 
 @pytest.fixture(autouse=True)
@@ -23,13 +22,6 @@ def _own_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-home"))
     for name in ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_DIR", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-
-
-def trail(folder: Path) -> list[Any]:
-    return [
-        (record.phase, record.split, record.value, record.metrics, record.vector_sha256)
-        for record in Trajectory.read(folder).records
-    ]
 
 
 def test_a_search_feeds_every_view_and_none_changes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,14 +42,14 @@ def test_a_search_feeds_every_view_and_none_changes_it(tmp_path: Path, monkeypat
     assert {"trajectory.png", "coefficients.png"} <= {path.name for path in run.folder.glob("*.png")}
 
     plain = optmerge.search(tracked, root=tmp_path, overrides=["output=plain", "tracking.wandb=disabled"])
-    assert trail(plain.folder) == trail(run.folder)
+    assert facts(plain.folder) == facts(run.folder)
 
     def broken(*_: object) -> None:
         raise RuntimeError("no tracker today")
 
     monkeypatch.setattr(WandbSink, "start", broken)
     without = optmerge.search(tracked, root=tmp_path, overrides=["output=broken"])
-    assert trail(without.folder) == trail(run.folder)
+    assert facts(without.folder) == facts(run.folder)
 
 
 def test_a_merged_run_is_the_searched_model(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from optmerge.records import Record, Trajectory
 from tests.tiny import LABELS, save_family, sentences
 
 
@@ -40,3 +41,14 @@ def zoo_settings(zoo: Path, **changes: Any) -> dict[str, Any]:
         "device": "cpu",
         "output": "run",
     } | changes
+
+
+def facts(run: Path) -> list[Any]:
+    """What must be equal between an interrupted and an uninterrupted run: every record, clocks aside."""
+
+    def one(record: Record) -> Any:
+        vectors = [None if v is None else v.tolist() for v in (record.vector, record.gradient)]
+        names = (record.id, record.phase, record.split, record.name, record.examples)
+        return *names, record.value, record.metrics, vectors
+
+    return [one(record) for record in Trajectory.read(run).records]

@@ -95,7 +95,9 @@ class CachedMeasurements:
         if found is not None:
             return found
         measured = self.evaluator.attempt(
-            table, split, objective=objective, metrics=metrics, per_example=split == "report"
+            lambda: self.evaluator.measure(
+                table, split, objective=objective, metrics=metrics, per_example=split == "report"
+            )
         )
         if isinstance(measured, Measurement):
             _save(path, measured)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -78,31 +78,15 @@ class Evaluator:
             gradient: Also give d(value)/d(vector) of the problem's search space.
             metrics: Also measure the report's metrics.
         """
-        measured = self.attempt(table, split, examples=examples, gradient=gradient, metrics=metrics)
+        measured = self.attempt(
+            lambda: self.measure(table, split, examples=examples, gradient=gradient, metrics=metrics)
+        )
         return measured if isinstance(measured, Evaluation) else self.judge(measured, split)
 
-    def attempt(
-        self,
-        table: Table,
-        split: SplitName,
-        *,
-        examples: Mapping[str, Sequence[int]] | None = None,
-        objective: bool = True,
-        metrics: bool = False,
-        gradient: bool = False,
-        per_example: bool = False,
-    ) -> Measurement | Evaluation:
-        """`measure`, with what goes wrong as a failed `Evaluation`; a user's mistake still raises."""
+    def attempt(self, work: Callable[[], Measurement]) -> Measurement | Evaluation:
+        """What ``work`` measures, or what went wrong as a failed `Evaluation`; a user's mistake still raises."""
         try:
-            return self.measure(
-                table,
-                split,
-                examples=examples,
-                objective=objective,
-                metrics=metrics,
-                gradient=gradient,
-                per_example=per_example,
-            )
+            return work()
         except OptmergeError:
             raise
         except Exception as problem:  # out of memory, a kernel that fails, a model that raises: the search goes on

@@ -261,8 +261,9 @@ class _Session:
         vector = outcome.best
 
         def make() -> Evaluation:
+            table = self.problem.expand(vector)
             found = self.evaluator.attempt(
-                self.problem.expand(vector), "report", objective=False, metrics=True, per_example=True
+                lambda: self.evaluator.measure(table, "report", objective=False, metrics=True, per_example=True)
             )
             return found if isinstance(found, Evaluation) else _metrics_only(found)
 

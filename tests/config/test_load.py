@@ -16,6 +16,7 @@ from optmerge.config.load import build_config, dump_config, load_config
 from optmerge.config.methods import IsoCConfig
 from optmerge.errors import ConfigError
 
+EXAMPLES = Path(__file__).parents[2] / "runs" / "examples"
 Data = dict[str, Any]
 
 
@@ -201,3 +202,8 @@ _plain = st.recursive(
 def test_no_data_ends_in_a_traceback(data: Data) -> None:
     with pytest.raises(ConfigError):
         build(data)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/search.yaml")), ids=lambda path: path.parent.name)
+def test_every_committed_example_is_valid(path: Path) -> None:
+    assert load_config(path).tasks

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optmerge.records import Record, Trajectory
+from optmerge.records import Trajectory
+from tests.zoo import facts
 
 Settings = Callable[..., dict[str, Any]]
 KILLS = 5
@@ -49,23 +50,6 @@ def _finish(settings: dict[str, Any], root: Path) -> None:
     assert process.exitcode == 0
 
 
-def _facts(folder: Path) -> list[Any]:
-    def one(record: Record) -> Any:
-        vectors = [None if v is None else v.tolist() for v in (record.vector, record.gradient)]
-        return (
-            record.id,
-            record.phase,
-            record.split,
-            record.name,
-            record.value,
-            record.metrics,
-            record.examples,
-            vectors,
-        )
-
-    return [one(record) for record in Trajectory.read(folder).records]
-
-
 def _wait_for(folder: Path, records: int, process: Any) -> None:
     path = folder / "trajectory.jsonl"
     while process.is_alive() and (not path.exists() or path.read_bytes().count(b"\n") < records):
@@ -93,7 +77,7 @@ def test_sigkill_and_resume_equal_an_uninterrupted_run(
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     _finish(search, tmp_path / "killed")
-    assert _facts(folder) == _facts(tmp_path / "whole" / "run"), f"killed after (records, seconds) {moments}"
+    assert facts(folder) == facts(tmp_path / "whole" / "run"), f"killed after (records, seconds) {moments}"
     for name in ("recipe.yaml", "search.yaml"):
         ours, expected = (Path(root, name).read_text() for root in (folder, tmp_path / "whole" / "run"))
         assert ours == expected

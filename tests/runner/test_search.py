@@ -14,35 +14,15 @@ import torch
 from optmerge.config.load import build_config
 from optmerge.errors import ConfigError, RunError, RunInterrupted
 from optmerge.merging.recipe import Recipe
-from optmerge.records import Record, Trajectory
+from optmerge.records import Trajectory
 from optmerge.runner.search import Run, resume, search
+from tests.zoo import facts
 
 Settings = Callable[..., dict[str, Any]]
 
 
 def run(settings: dict[str, Any], root: Path, **options: Any) -> Run:
     return search(build_config(settings, root=root), root=root, **options)
-
-
-def facts(folder: Path) -> list[Any]:
-    """What must be equal between an interrupted and an uninterrupted run."""
-
-    def one(record: Record) -> Any:
-        vector = None if record.vector is None else record.vector.tolist()
-        gradient = None if record.gradient is None else record.gradient.tolist()
-        return (
-            record.id,
-            record.phase,
-            record.split,
-            record.name,
-            record.value,
-            record.metrics,
-            record.examples,
-            vector,
-            gradient,
-        )
-
-    return [one(record) for record in Trajectory.read(folder).records]
 
 
 @pytest.mark.parametrize("driver", [{"name": "adam", "lr": 0.05}, {"name": "cma", "population": 4}, {"name": "optuna"}])
