@@ -15,8 +15,14 @@ from optmerge.cli.output import Output
 def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Two tasks and fewer steps, in under two minutes.")] = False,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the runs; continued if it has some.")
-    ] = Path("runs/demo"),
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder for the runs, continued if it has some; runs/demo, or runs/demo-quick, when not given.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Fine-tune real experts, search, compare, export.
@@ -28,7 +34,8 @@ def demo(
 
     configure_logging()
     printed = Output(json)
-    again = f"optmerge demo{' --quick' if quick else ''} --output {shlex.quote(str(output))}"
+    folder = output or Path("runs/demo-quick" if quick else "runs/demo")
+    again = f"optmerge demo{' --quick' if quick else ''} --output {shlex.quote(str(folder))}"
     with interruptible(again) as stop:
-        result = run_demo(output, quick=quick, say=printed.note if json else printed.say, stop=stop)
+        result = run_demo(folder, quick=quick, say=printed.note if json else printed.say, stop=stop)
     printed.facts(result)
