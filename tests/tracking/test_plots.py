@@ -57,7 +57,8 @@ def test_heat_map_of_every_size_is_centred_at_zero(rows: int, columns: int) -> N
 
 
 def test_heat_map_of_zeros() -> None:
-    heat_map_figure(Coefficients(("a", "b"), (None, None), ("x",), np.zeros((2, 1))))
+    figure = heat_map_figure(Coefficients(("a", "b"), (None, None), ("x",), np.zeros((2, 1))))
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["x"]
 
 
 def test_same_run_same_bytes(fake, tmp_path) -> None:
