@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
@@ -32,6 +32,8 @@ Vector = npt.NDArray[np.float64]
 Need = Literal["value", "per_task", "per_example", "gradient", "jacobian"]
 Phase = Literal["baseline", "search", "select", "report"]
 SplitName = Literal["fit", "select", "report"]
+Progress = Callable[[str, int, int | None], None]
+"""Told of long work: which stage, how much is done, of how much (None: unknown)."""
 
 INLINE = 32  # vectors up to this length stand in the line itself
 

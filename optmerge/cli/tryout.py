@@ -64,6 +64,7 @@ class Tryout:
         methods = [direction for direction in recipe.directions if direction.kind == "method"]
         directions = [*experts, *methods]
         deltas = Deltas(family, directions, cache=cache_dir() / "directions")
+        deltas.prepare()
         self.engine = Engine(
             self.resident.parameters,
             lambda name: family.read("base", name),

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from optmerge.calibration.splits import content_key
 from optmerge.demo.plan import DemoPlan
-from optmerge.demo.recipe import Progress
 from optmerge.demo.tasks import Row, read_rows
 from optmerge.demo.zoo import Zoo
+from optmerge.records import Progress
 
 if TYPE_CHECKING:
     from optmerge.records import Vector

@@ -7,11 +7,7 @@ Used as:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-
-Progress = Callable[[str, int, int | None], None]
-"""Told (stage, done, total)."""
 
 
 @dataclass(frozen=True, slots=True)

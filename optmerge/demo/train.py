@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from optmerge.atomic import atomic_directory
-from optmerge.demo.recipe import Progress, TrainingRecipe
+from optmerge.demo.recipe import TrainingRecipe
+from optmerge.records import Progress
 
 _BUCKET = 8  # batches whose examples are sorted by length together
 

@@ -27,8 +27,9 @@ from optmerge.demo.assets import (
     pinned_assets,
     pip_download,
 )
-from optmerge.demo.recipe import Progress, TrainingRecipe
+from optmerge.demo.recipe import TrainingRecipe
 from optmerge.demo.tasks import HELD_OUT, TASKS, read_rows, write_task
+from optmerge.records import Progress
 
 _VERSION = 1  # of the code that makes the zoo; raise it when the same recipe would give other files
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 from optmerge.errors import ExportError, RecipeError, did_you_mean
 from optmerge.export import EXPORTERS
-from optmerge.export.base import Progress
 from optmerge.export.checkpoint import merged_tensors
 from optmerge.merging.recipe import Recipe, open_recipe
+from optmerge.records import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor

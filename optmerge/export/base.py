@@ -10,18 +10,16 @@ An export is whole or absent, and nothing is overwritten.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from optmerge.errors import ExportError
 from optmerge.merging.recipe import Recipe
+from optmerge.records import Progress
 
 if TYPE_CHECKING:
     from optmerge.models.family import Family
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with a stage, how much of it is done, and its total (bytes, for tensors)."""
 
 
 class Exporter(ABC):

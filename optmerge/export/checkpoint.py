@@ -19,7 +19,7 @@ import torch
 
 from optmerge.atomic import atomic_directory
 from optmerge.errors import RunError
-from optmerge.export.base import Exporter, Progress, require_expressible, require_new_folder
+from optmerge.export.base import Exporter, require_expressible, require_new_folder
 from optmerge.export.card import model_card
 from optmerge.export.companions import auto_model_class, copy_tokenizer, write_config
 from optmerge.export.references import outside_recipe
@@ -33,6 +33,7 @@ from optmerge.export.safetensors_writer import (
 )
 from optmerge.merging.merge import iter_merged
 from optmerge.merging.recipe import Recipe
+from optmerge.records import Progress
 
 if TYPE_CHECKING:
     from optmerge.models.checkpoint import Checkpoint

@@ -20,8 +20,9 @@ import yaml
 
 from optmerge.atomic import atomic_write
 from optmerge.errors import RecipeError
-from optmerge.export.base import Exporter, Progress, require_expressible, require_new_file
+from optmerge.export.base import Exporter, require_expressible, require_new_file
 from optmerge.merging.recipe import ModelEntry, Recipe
+from optmerge.records import Progress
 
 if TYPE_CHECKING:
     from optmerge.models.family import Family

@@ -18,12 +18,13 @@ import torch
 import yaml
 
 from optmerge.atomic import atomic_write
-from optmerge.export.base import Exporter, Progress, require_expressible, require_new_file
+from optmerge.export.base import Exporter, require_expressible, require_new_file
 from optmerge.export.coefficients import coefficient_table
 from optmerge.export.companions import read_config
 from optmerge.export.mergekit_layouts import LAYOUTS
 from optmerge.export.references import OutsideReference, outside_reference
 from optmerge.merging.recipe import Recipe
+from optmerge.records import Progress
 
 if TYPE_CHECKING:
     from optmerge.models.checkpoint import Checkpoint

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +24,10 @@ from optmerge.config.methods import IsoCConfig, MethodConfig, TaskArithmeticConf
 from optmerge.errors import ConfigError
 from optmerge.merging.iso_c import iso_c
 from optmerge.merging.recipe import Direction
+from optmerge.records import Progress
 
 if TYPE_CHECKING:
     from optmerge.models.family import Family
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +83,7 @@ class Deltas:
                 self._mapped[direction.name] = self._method(direction.config, progress)
 
     def sources(self, parameter: str) -> list[Source]:
-        """One `Source` per direction, in their order."""
-        self.prepare()
+        """One `Source` per direction, in their order; `prepare` must have been called if there are whole methods."""
         return [
             Source(self.family.read(direction.name, parameter), absolute=True)
             if direction.kind == "expert"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,15 +32,13 @@ from optmerge.models.reference import ModelReference
 from optmerge.models.resident import ResidentModel
 from optmerge.models.tokenizer import tokenizer_for
 from optmerge.objective.objective import Objective
-from optmerge.records import SplitName, Vector
+from optmerge.records import Progress, SplitName, Vector
 from optmerge.space.space import SearchSpace, build_space
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass

@@ -20,7 +20,7 @@ from optmerge.drivers import make_driver
 from optmerge.drivers.base import Driver, Variables
 from optmerge.errors import RunFailed, RunInterrupted
 from optmerge.merging.recipe import Recipe
-from optmerge.records import Candidate, Evaluation, Record, Sink, SplitName, Trajectory, Vector
+from optmerge.records import Candidate, Evaluation, Progress, Record, Sink, SplitName, Trajectory, Vector
 from optmerge.runner.baselines import Baseline, CachedMeasurements, make_baselines, representable
 from optmerge.runner.evaluator import Evaluator, Measurement
 from optmerge.runner.folder import RunFolder
@@ -35,7 +35,6 @@ from optmerge.runner.teachers import Teachers
 log = logging.getLogger(__name__)
 
 Stop = Callable[[], str | None]
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, eq=False)

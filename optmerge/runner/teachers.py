@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,13 +22,12 @@ from optmerge.config.objectives import ExpertKLConfig
 from optmerge.merging.engine import one_hot
 from optmerge.models.cache import cache_dir
 from optmerge.objective.teacher import TeacherBatch, TeacherOutputs
-from optmerge.records import SplitName
+from optmerge.records import Progress, SplitName
 
 if TYPE_CHECKING:
     from optmerge.calibration.data import Batch
     from optmerge.runner.problem import Problem
 
-Progress = Callable[[str, int, int | None], None]
 SPLITS: tuple[SplitName, ...] = ("fit", "select", "report")
 
 

@@ -64,6 +64,7 @@ def resident_logits(recipe: Recipe, family: Family, expert: str, kind: str) -> t
     """Logits of the resident model with the recipe applied by the engine."""
     resident = ResidentModel(family, device=torch.device("cpu"), dtype=torch.float32)
     deltas = Deltas(family, recipe.directions, cache=cache_dir() / "directions")
+    deltas.prepare()
     rows = group_of_parameters(recipe, family)
     engine = Engine(resident.parameters, lambda name: family.read("base", name), deltas.sources, rows)
     engine.apply(recipe.coefficients)
