@@ -1,0 +1,86 @@
+"""What a coefficient multiplies, per parameter: dense deltas, low-rank ones, and the segments that hold them.
+
+A segment is a contiguous box of a parameter, with the base's values and one source per direction, all of its shape.
+Nothing here is ever written to: tensors are views of mapped files wherever the layout on disk allows.
+
+    for segment in deltas.segments("model.layers.0.mlp.experts.gate_up_proj"):
+        part = segment.rows(0, 128)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A dense delta.
+
+    Attributes:
+        tensor: The expert's values, or the delta itself; module layout.
+        absolute: True when ``tensor`` is the expert's values, from which the base must be subtracted.
+    """
+
+    tensor: torch.Tensor
+    absolute: bool
+
+    def rows(self, lo: int, hi: int) -> Source:
+        """Rows ``lo`` to ``hi`` of the first dimension."""
+        return Source(self.tensor[lo:hi], self.absolute)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A delta scaling * b @ a that is never multiplied out as a whole (a LoRA adapter's, Hu et al. 2022, equation 3).
+
+    Attributes:
+        b: [..., m, r]; leading dimensions are those of the parameter (stacked experts).
+        a: [..., r, n].
+        scaling: Factor of the product.
+        exact: Gives the expert's whole values as PEFT merges them, for a one-hot row.
+    """
+
+    b: torch.Tensor
+    a: torch.Tensor
+    scaling: float
+    exact: Callable[[], torch.Tensor]
+
+    def rows(self, lo: int, hi: int) -> LowRank:
+        """Rows ``lo`` to ``hi`` of the parameter's first dimension."""
+        exact = self.exact
+        return LowRank(
+            self.b[lo:hi],
+            self.a if self.a.ndim == 2 else self.a[lo:hi],
+            self.scaling,
+            lambda: exact()[lo:hi],
+        )
+
+
+AnySource = Source | LowRank | None
+"""None: the direction leaves the parameter as it is in the base, bit for bit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A contiguous box of a parameter, in module layout.
+
+    Attributes:
+        index: Where the box is; () is the whole parameter.
+        base: The base's values.
+        sources: One per direction, in their order, of the base's shape.
+    """
+
+    index: tuple[slice, ...]
+    base: torch.Tensor
+    sources: tuple[AnySource, ...]
+
+    def rows(self, lo: int, hi: int) -> Segment:
+        """Rows ``lo`` to ``hi`` of the box's first dimension; ``index`` is then relative to the segment."""
+        return Segment(
+            (slice(lo, hi),),
+            self.base[lo:hi],
+            tuple(source.rows(lo, hi) if source is not None else None for source in self.sources),
+        )
