@@ -1,10 +1,11 @@
-"""A model with a LoRA adapter on it, as one checkpoint: every tensor merged densely when it is read.
+"""A model with a LoRA adapter on it, as one checkpoint: every tensor merged when it is read, or left as factors.
 
 W + scaling * B @ A in fp32, cast once to the base's dtype; the result is what peft's ``merge_and_unload`` gives.
 Whole tensors that the adapter carries (``modules_to_save``, trained biases) replace or join the base's.
 
     checkpoint = AdapterCheckpoint(base, Path("zoo/adapter"), reference="zoo/base+zoo/adapter")
-    checkpoint.read("encoder.layer.0.attention.self.query.weight")
+    checkpoint.read("encoder.layer.0.attention.self.query.weight")          # dense
+    checkpoint.delta_form(layout.pieces_to_read("encoder.layer.0.attention.self.query.weight"))     # factors
 """
 
 from __future__ import annotations
@@ -12,61 +13,32 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from optmerge.errors import MissingExtraError, ModelError
-from optmerge.models.architecture import ModelKind, model_on_meta
+from optmerge.models.adapter_config import (
+    adapted_class,
+    adapted_kind,
+    adapter_facts,
+    open_adapter_file,
+    read_peft_config,
+)
+from optmerge.models.adapter_layout import AdapterLayout, Patch
 from optmerge.models.cache import file_sha256
-from optmerge.models.checkpoint import Checkpoint, config_facts, list_names
-from optmerge.models.mapped import PickleFile, SafetensorsFile, TensorInfo, WeightFile
-from optmerge.models.mapping import CheckpointMap, checkpoint_map
+from optmerge.models.checkpoint import Checkpoint
+from optmerge.models.lora_factors import LoraFactors, assemble
+from optmerge.models.mapped import TensorInfo
+from optmerge.models.mapping import Piece, extent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_KEY = re.compile(
-    r"base_model\.model\.(?P<module>.+?)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)"
-)
-_PLAIN_STARTS = ("gaussian", "eva", "orthogonal")  # of A and B only; the other schemes change the base's weights too
-_TASK_KINDS: dict[str, ModelKind] = {"CAUSAL_LM": "causal-lm", "SEQ_CLS": "sequence-classification"}
-_COSMETIC = ("base_model_name_or_path", "peft_version", "revision")
-_VARIANTS = {  # config field -> what a person calls it; each changes what the factors mean
-    "use_dora": "DoRA",
-    "use_qalora": "QALoRA",
-    "use_bdlora": "BD-LoRA",
-    "alora_invocation_tokens": "aLoRA",
-    "arrow_config": "Arrow",
-    "velora_config": "VeLoRA",
-    "monteclora_config": "MonteCLoRA",
-    "kasa_config": "KaSA",
-    "lora_bias": "LoRA with trained biases of B (lora_bias)",
-    "layer_replication": "LoRA with layer replication",
-    "target_parameters": "LoRA on fused parameters (target_parameters)",
-    "trainable_token_indices": "LoRA with trainable tokens",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class LowRank:
-    """One tensor's update: scaling * B @ A, transposed where the tensor is stored the other way round.
-
-    Attributes:
-        a: Name of A [rank, in] in the adapter file.
-        b: Name of B [out, rank].
-        scaling: alpha / rank, or alpha / sqrt(rank).
-        transposed: The tensor is [in, out] (embeddings, Conv1D).
-    """
-
-    a: str
-    b: str
-    scaling: float
-    transposed: bool
+DeltaForm = LoraFactors | Literal["unchanged", "dense"]
+"""How an expert's delta of a parameter can be had: as factors, not at all since it is zero, or from the whole only."""
 
 
 class AdapterCheckpoint:
@@ -91,24 +63,57 @@ class AdapterCheckpoint:
         self.base = base
         self.folder = base.folder
         self.adapter_folder = adapter_folder
-        self._peft = _read_peft_config(adapter_folder)
-        self._file = _open_adapter(adapter_folder, allow_pickle=allow_pickle)
-        self._map: CheckpointMap | None = None
-        self._low_rank: dict[str, LowRank] = {}  # disk name -> its update
-        self._saved: dict[str, str] = {}  # disk name -> name in the adapter file
-        self._sort_tensors()
-        self.tensors: Mapping[str, TensorInfo] = self._describe()
+        self._peft = read_peft_config(adapter_folder)
+        self._file = open_adapter_file(adapter_folder, allow_pickle=allow_pickle)
+        layout = AdapterLayout(adapter_folder, self._peft, self._file, base)
+        self._patches = layout.patches
+        self._saved = layout.saved
+        self._saved_is_base: dict[str, bool] = {}
+        whole = {disk: replace(self._file.tensors[key], name=disk) for disk, key in self._saved.items()}
+        self.tensors: Mapping[str, TensorInfo] = {**base.tensors, **whole}
 
     def read(self, name: str) -> torch.Tensor:
         """A merged tensor; one that the adapter leaves alone is a view of the base's mapped file."""
         base = self._file.read(self._saved[name]) if name in self._saved else self.base.read(name)
-        update = self._low_rank.get(name)
-        if update is None:
-            return base
-        wide = torch.promote_types(base.dtype, torch.float32)
-        delta = self._file.read(update.b).to(wide) @ self._file.read(update.a).to(wide)
-        delta = (delta.T if update.transposed else delta) * update.scaling
-        return (base.to(wide) + delta).to(base.dtype)
+        patches = self._patches.get(name, ())
+        value = base.to(torch.promote_types(base.dtype, torch.float32)) if patches else base
+        for patch in patches:
+            value = patch.added_to(value, self._file)
+        return value.to(base.dtype)
+
+    def delta_form(self, pieces: Sequence[Piece]) -> DeltaForm:
+        """The adapter's delta of one parameter of its own base, without making it dense.
+
+        Args:
+            pieces: How disk tensors hold the parameter.
+
+        Returns:
+            ``"unchanged"`` where it stays as it is in the base; the factors of the delta; ``"dense"`` where it is
+            replaced as a whole, or cut up on disk in a way that no pair of factors follows.
+        """
+        if any(self._is_replaced(piece.disk) for piece in pieces):
+            return "dense"
+        patches = [(piece, patch) for piece in pieces for patch in self._patches.get(piece.disk, ())]
+        if not patches:
+            return "unchanged"
+        update = patches[0][1].update
+        if len(patches) == len(pieces) and all(
+            patch.update is update and _same_place(piece, patch.piece) for piece, patch in patches
+        ):
+            return update.factors(self._file)
+        return self._assembled(pieces, patches) or "dense"
+
+    def _assembled(self, pieces: Sequence[Piece], patches: Sequence[tuple[Piece, Patch]]) -> LoraFactors | None:
+        """Factors of a parameter that is stacked or cut from disk tensors with factors of their own."""
+        parts = []
+        for piece, patch in patches:
+            rows = _rows_of_disk(piece, self.tensors[piece.disk].shape)
+            if rows is None or patch.piece.index or patch.piece.view is not None:
+                return None
+            whole = patch.update.factors(self._file)
+            parts.append((piece.index, LoraFactors(whole.b[rows], whole.a, whole.scaling)))
+        dtype = torch.promote_types(self.tensors[pieces[0].disk].dtype, torch.float32)
+        return assemble(extent(pieces), parts, dtype=dtype)
 
     @property
     def sources(self) -> tuple[Path, ...]:
@@ -117,172 +122,50 @@ class AdapterCheckpoint:
 
     def sha256(self) -> str:
         """A hash of the base, of the adapter's weights and of its config."""
-        facts = [
-            self.base.sha256(),
-            file_sha256(self._file.path),
-            _meaning(config_facts(self.adapter_folder / "adapter_config.json")),
-        ]
+        facts = [self.base.sha256(), file_sha256(self._file.path), adapter_facts(self.adapter_folder)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def config(self) -> PreTrainedConfig:
         """The base's config, made to describe the adapter's class of model and its head."""
         config = self.base.config()
-        kind = _TASK_KINDS.get(str(self._peft.task_type or ""))
-        named = (self._peft.auto_mapping or {}).get("base_model_class")
-        if kind is not None:
-            named = _class_name(config, kind) or named
+        named = adapted_class(self._peft, config)
         if named:
             config.architectures = [named]
         saved = [self._file.tensors[key] for key in self._saved.values() if not key.endswith(".base_layer.weight")]
         heads = [info.shape[0] for info in saved if len(info.shape) == 2]
-        if kind == "sequence-classification" and heads and min(heads) != config.num_labels:
+        if adapted_kind(self._peft) == "sequence-classification" and heads and min(heads) != config.num_labels:
             config.num_labels = min(heads)  # a head's last matrix has one row per label, its others more
         return config
 
-    def _sort_tensors(self) -> None:
-        """Tell the adapter file's tensors apart: factors, and whole tensors."""
-        factors: dict[str, dict[str, str]] = {}
-        for key in self._file.tensors:
-            match = _KEY.fullmatch(key)
-            if match:
-                factors.setdefault(match["module"], {})[match["part"]] = key
-            elif key.startswith("base_model.model.") and "lora_" not in key:
-                name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
-                self._saved[self._disk_name(name, new=True)] = key
-            else:
-                raise ModelError(
-                    f"The adapter {self.adapter_folder} has a tensor {key}, which plain LoRA does not have; "
-                    "adapters of other kinds cannot be merged here. Merge it with peft's merge_and_unload first."
-                )
-        for module, parts in factors.items():
-            self._add_update(module, parts)
-
-    def _add_update(self, module: str, parts: dict[str, str]) -> None:
-        embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
-        wanted = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
-        lacking = [part for part in wanted if part not in parts]
-        if lacking:
-            raise ModelError(
-                f"The adapter {self.adapter_folder} has half an update of {module}: {lacking[0]} is missing. "
-                "Save or download it again."
-            )
-        a, b = (self._file.tensors[parts[part]] for part in wanted)
-        disk = self._disk_name(f"{module}.weight", new=False)
-        shape = self._info(disk).shape
-        update = (b.shape[0], a.shape[-1]) if len(a.shape) == len(b.shape) == 2 else ()
-        if not update or a.shape[0] != b.shape[1] or shape not in (update, update[::-1]):
-            raise ModelError(
-                f"The adapter {self.adapter_folder} does not fit {self.base.reference}: its factors for {module} are "
-                f"{list(b.shape)} and {list(a.shape)}, and the tensor {disk} is {list(shape)}. "
-                "It was made for another model, or for layers that are not linear."
-            )
-        square = update == update[::-1]
-        transposed = (embedding or bool(self._peft.fan_in_fan_out)) if square else shape != update
-        rank = a.shape[0]
-        alpha = _by_pattern(self._peft.alpha_pattern, module, self._peft.lora_alpha)
-        scaling = alpha / (math.sqrt(rank) if self._peft.use_rslora else rank)
-        self._low_rank[disk] = LowRank(a.name, b.name, scaling, transposed)
-
-    def _info(self, disk: str) -> TensorInfo:
-        return self._file.tensors[self._saved[disk]] if disk in self._saved else self.base.tensors[disk]
-
-    def _describe(self) -> dict[str, TensorInfo]:
-        whole = {disk: replace(self._file.tensors[key], name=disk) for disk, key in self._saved.items()}
-        return {**{name: whole.get(name, info) for name, info in self.base.tensors.items()}, **whole}
-
-    def _disk_name(self, name: str, *, new: bool) -> str:
-        """The base's disk tensor for a module's tensor; with ``new`` it may be one that the base lacks."""
-        if name in self.base.tensors:
-            return name
-        short = name.partition(".")[2]
-        same = [short] if short in self.base.tensors else []
-        same = same or [disk for disk in self.base.tensors if disk.partition(".")[2] == name]
-        if len(same) == 1:  # the body's prefix is there on one side only
-            return same[0]
-        if self._map is None:
-            config = self.config()
-            kind = _TASK_KINDS.get(str(self._peft.task_type or ""), "other")
-            self._map = checkpoint_map(model_on_meta(config, kind), self.base)
-        pieces = [piece for piece in self._map.pieces if piece.parameter == name]
-        if pieces and pieces[0].view is None and not pieces[0].index:
-            return pieces[0].disk
-        if new and not pieces:
-            return name
-        fused = list_names(piece.disk for piece in pieces)
-        trouble = f"is stored as {fused} that are fused on load" if pieces else "is unknown"
-        raise ModelError(
-            f"The adapter {self.adapter_folder} changes {name}, which {trouble} in {self.base.reference}. "
-            "Check that it was made for this model, or merge it with peft's merge_and_unload first."
-        )
+    def _is_replaced(self, disk: str) -> bool:
+        """Whether the adapter carries a whole tensor in this one's place, with other values than the base's."""
+        if disk not in self._saved:
+            return False
+        if disk not in self._saved_is_base:  # peft stores the untrained embedding beside its factors
+            saved = self._file.read(self._saved[disk])
+            self._saved_is_base[disk] = disk in self.base.tensors and same_values(saved, self.base.read(disk))
+        return not self._saved_is_base[disk]
 
 
-def _read_peft_config(folder: Path) -> Any:
-    try:
-        from peft import PeftConfig
-    except ImportError:
-        raise MissingExtraError(
-            f"The adapter {folder} needs peft, which is not installed. Run: pip install 'optmerge[peft]'"
-        ) from None
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise ModelError(
-            f"{folder} is not an adapter: it has no adapter_config.json. Write model+adapter, the adapter after the "
-            "plus."
-        )
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        kind = str(stored.get("peft_type"))
-        config = PeftConfig.from_pretrained(str(folder)) if kind == "LORA" else None
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as problem:
-        raise ModelError(f"{path} cannot be read by peft: {' '.join(str(problem).split())}") from None
-    if config is None:
-        raise ModelError(_refusal(folder, f"of the type {kind}"))
-    start = getattr(config, "init_lora_weights", True)
-    if isinstance(start, str) and start not in _PLAIN_STARTS:
-        raise ModelError(_refusal(folder, f"LoRA that was started with {start}, which also changes the base"))
-    for field, name in _VARIANTS.items():
-        if getattr(config, field, None):
-            raise ModelError(_refusal(folder, name))
-    return config
+def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors have one dtype, one shape and equal values."""
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
-def _refusal(folder: Path, what: str) -> str:
-    return (
-        f"The adapter {folder} is {what}; only plain LoRA is merged here. "
-        "Merge it with peft's merge_and_unload, save the model, and name its folder instead."
-    )
+def _same_place(one: Piece, other: Piece) -> bool:
+    """Whether two pieces are the same part of a disk tensor and the same box of their parameters."""
+    return (one.index, one.view, one.lengths) == (other.index, other.view, other.lengths)
 
 
-def _open_adapter(folder: Path, *, allow_pickle: bool) -> WeightFile:
-    pickled = folder / "adapter_model.bin"
-    if not (folder / "adapter_model.safetensors").exists() and pickled.exists():
-        if allow_pickle:
-            return PickleFile(pickled)
-        raise ModelError(
-            f"The adapter {folder} has only pickled weights ({pickled.name}), and reading such a file can run code "
-            "that is hidden in it. Save it again with a current peft, or pass --allow-pickle if you trust it."
-        )
-    return SafetensorsFile(folder / "adapter_model.safetensors")
-
-
-def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
-    """As peft does: the first pattern that matches the end of the module's name."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
-
-
-def _class_name(config: PreTrainedConfig, kind: ModelKind) -> str | None:
-    from transformers.models.auto import modeling_auto
-
-    names = {
-        "causal-lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        "sequence-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    }[kind]
-    name = names.get(config.model_type)
-    return name if isinstance(name, str) else None
-
-
-def _meaning(facts: Any) -> Any:
-    return {key: value for key, value in facts.items() if key not in _COSMETIC}
+def _rows_of_disk(piece: Piece, shape: tuple[int, ...]) -> slice | None:
+    """The rows of a disk matrix that a piece is, as they are; None when it is anything else."""
+    if len(shape) != 2:
+        return None
+    if piece.view is None:
+        return slice(0, shape[0])
+    sizes, strides, offset = piece.view
+    row_major = tuple(math.prod(sizes[position + 1 :]) for position in range(len(sizes)))
+    rows, columns = piece.numel // shape[-1], shape[-1]
+    if strides != row_major or piece.lengths[-1] != columns or offset % columns:
+        return None
+    return slice(offset // columns, offset // columns + rows)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from optmerge.errors import ConfigError
+from optmerge.models.adapter import AdapterCheckpoint, DeltaForm, same_values
 from optmerge.models.architecture import ModelKind, body_prefix, model_on_meta
 from optmerge.models.checkpoint import Checkpoint, open_checkpoint
 from optmerge.models.mapping import CheckpointMap, checkpoint_map
@@ -80,6 +81,32 @@ class Family:
         Never write to it.
         """
         return self.maps[who].read(self.checkpoint(who), parameter)
+
+    def delta_form(self, expert: str, parameter: str) -> DeltaForm:
+        """An expert's delta of a merged parameter in module layout, without making it dense.
+
+        The factors of an adapter, when the base that it stands on has the same values there as this family's base
+        (whatever folder it is in); ``"unchanged"`` where it leaves them alone; ``"dense"`` in every other case: then
+        only `read` tells. Answers are remembered.
+        """
+        if (expert, parameter) not in self._delta_forms:
+            self._delta_forms[expert, parameter] = self._find_delta_form(expert, parameter)
+        return self._delta_forms[expert, parameter]
+
+    def _find_delta_form(self, expert: str, parameter: str) -> DeltaForm:
+        checkpoint = self.experts[expert]
+        if not isinstance(checkpoint, AdapterCheckpoint):
+            return "dense"
+        pieces = self.maps[expert].pieces_to_read(parameter)
+        form = checkpoint.delta_form(pieces)
+        if form == "dense" or checkpoint.base.sha256() == self.base.sha256():
+            return form
+        own = self.maps[expert].read(checkpoint.base, parameter)
+        return form if same_values(own, self.read("base", parameter)) else "dense"
+
+    @cached_property
+    def _delta_forms(self) -> dict[tuple[str, str], DeltaForm]:
+        return {}
 
     def disk_names(self, parameter: str) -> tuple[str, ...]:
         """The base's disk tensors that hold a parameter; recipes speak these."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,14 @@ class Piece:
         return disk.as_strided(sizes, strides, disk.storage_offset() + offset)
 
 
+def extent(pieces: Sequence[Piece]) -> tuple[int, ...]:
+    """The shape of the parameter that some pieces fill."""
+    first = pieces[0]
+    if not first.index:
+        return first.lengths
+    return tuple(max(piece.index[dim].stop for piece in pieces) for dim in range(len(first.index)))
+
+
 class CheckpointMap:
     """Ties the tensors of one checkpoint to the parameters of one model.
 
@@ -111,17 +119,15 @@ class CheckpointMap:
         self.duplicates = dict(duplicates)
         self.unused = tuple(name for name in disk_shapes if name not in self._by_disk)
         self.missing = tuple(name for name in shapes if name not in self._by_parameter)
-        found = {name: self._found_shape(name) for name in self._by_parameter}
+        found = {name: extent(self.pieces_to_read(name)) for name in self._by_parameter}
         self.mismatched = {name: (found[name], shapes[name]) for name in found if found[name] != shapes[name]}
 
-    def _found_shape(self, parameter: str) -> tuple[int, ...]:
-        pieces = self._sources(parameter)
-        if not pieces[0].index:
-            return pieces[0].lengths
-        return tuple(max(piece.index[dim].stop for piece in pieces) for dim in range(len(pieces[0].index)))
+    def pieces_to_read(self, parameter: str) -> tuple[Piece, ...]:
+        """The pieces that fill a parameter once, without further copies of a tied one.
 
-    def _sources(self, parameter: str) -> tuple[Piece, ...]:
-        """The pieces that fill a parameter once."""
+        Raises:
+            ModelError: If the checkpoint has no tensor for it.
+        """
         pieces = self._pieces_of(parameter)
         return tuple(piece for piece in pieces if piece.disk not in self.duplicates) or pieces
 
@@ -160,14 +166,14 @@ class CheckpointMap:
         Raises:
             ModelError: If the checkpoint has no tensor for it.
         """
-        pieces = self._sources(parameter)
+        pieces = self.pieces_to_read(parameter)
         if not pieces[0].index:
             return pieces[0].of_disk(checkpoint.read(pieces[0].disk))
         parts = [piece.of_disk(checkpoint.read(piece.disk)) for piece in pieces]
         dtype = parts[0].dtype
         for part in parts[1:]:
             dtype = torch.promote_types(dtype, part.dtype)
-        value = torch.empty(self._found_shape(parameter), dtype=dtype)
+        value = torch.empty(extent(pieces), dtype=dtype)
         for piece, part in zip(pieces, parts, strict=True):
             value[piece.index].copy_(part)
         return value

@@ -122,7 +122,6 @@ def _edit(folder: Path, **changes: object) -> None:
         ({"peft_type": "LOHA"}, "of the type LOHA"),
         ({"peft_type": "PROMPT_TUNING"}, "of the type PROMPT_TUNING"),
         ({"init_lora_weights": "pissa"}, "started with pissa"),
-        ({"target_parameters": ["mlp.experts.down_proj"]}, "fused parameters"),
         ({"trainable_token_indices": [1]}, "trainable tokens"),
         ({"lora_bias": True, "bias": "none"}, "lora_bias"),
         ({"layer_replication": [[0, 1]]}, "layer replication"),
