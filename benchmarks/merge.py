@@ -1,0 +1,177 @@
+"""Writing a merge: `optmerge merge` beside `mergekit-yaml`, whole processes.
+
+    make bench-merge
+
+A random 240M-parameter Llama and 3 experts in bf16, merged in fp32 and written in bf16, by task arithmetic and by
+TIES. The sides take turns; the median of the runs counts. Every file is in the page cache before the first run. Our
+first run of each method, with an empty cache (the kernels are compiled, values are checked for NaN), is shown apart.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import safe_open
+
+from benchmarks.harness import environment, mebibytes, ours, parser, peer, show, workspace
+from benchmarks.memory import Measured, run_measured
+from benchmarks.random_models import RandomFamily, write_family
+
+WEIGHTS = (0.3, 0.4, -0.2)
+DENSITY = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How two checkpoints differ.
+
+    Attributes:
+        tensors: How many they have.
+        unequal: How many of these are not bit-identical.
+        values: How many numbers differ.
+        largest: Largest absolute difference.
+    """
+
+    tensors: int
+    unequal: int
+    values: int
+    largest: float
+
+    def __str__(self) -> str:
+        if not self.unequal:
+            return f"none: {self.tensors} of {self.tensors} tensors bit-identical"
+        return f"{self.unequal} of {self.tensors} tensors, {self.values:,} values, at most {self.largest:.1e}"
+
+
+def recipes(family: RandomFamily) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Method -> our recipe and mergekit's config, which mean the same."""
+    experts = {name: str(folder) for name, folder in family.experts.items()}
+    mine = {"optmerge_recipe": 1, "base": str(family.base), "experts": experts, "dtype": "bfloat16"}
+    theirs = {
+        "base_model": str(family.base),
+        "dtype": "float32",
+        "out_dtype": "bfloat16",
+    }
+    ties = {"name": "ties", "density": DENSITY, "compat": "mergekit"}
+    return {
+        "task_arithmetic": (
+            {**mine, "coefficients": dict(zip(experts, WEIGHTS, strict=True))},
+            {
+                **theirs,
+                "merge_method": "task_arithmetic",
+                "parameters": {"normalize": False},
+                "models": [
+                    {"model": folder, "parameters": {"weight": weight}}
+                    for folder, weight in zip(experts.values(), WEIGHTS, strict=True)
+                ],
+            },
+        ),
+        "ties": (
+            {**mine, "directions": [{"name": "ties", "method": ties}], "coefficients": {"ties": 1.0}},
+            {
+                **theirs,
+                "merge_method": "ties",
+                "models": [
+                    {"model": folder, "parameters": {"weight": 1.0, "density": DENSITY}} for folder in experts.values()
+                ],
+            },
+        ),
+    }
+
+
+def compare(ours_at: Path, theirs_at: Path) -> Difference:
+    """Every tensor of two checkpoints, one at a time."""
+    mine, theirs = _places(ours_at), _places(theirs_at)
+    if mine.keys() != theirs.keys():
+        raise SystemExit(f"The checkpoints have other tensors: {sorted(mine.keys() ^ theirs.keys())[:5]}")
+    unequal, values, largest = 0, 0, 0.0
+    for name in mine:
+        a, b = _tensor(mine[name], name), _tensor(theirs[name], name)
+        if a.dtype != b.dtype or a.shape != b.shape:
+            raise SystemExit(f"{name} is {a.dtype} {tuple(a.shape)} in one and {b.dtype} {tuple(b.shape)} in the other")
+        if not torch.equal(a.view(torch.int16), b.view(torch.int16)):
+            apart = (a.float() - b.float()).abs()
+            unequal += 1
+            values += int((a.view(torch.int16) != b.view(torch.int16)).sum())
+            largest = max(largest, float(apart.max()))
+    return Difference(len(mine), unequal, values, largest)
+
+
+def measure(method: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], work: Path, rounds: int) -> list[str]:
+    """One row of the table."""
+    files = {"ours": work / f"{method}-recipe.yaml", "mergekit": work / f"{method}-mergekit.yaml"}
+    files["ours"].write_text(yaml.safe_dump(dict(mine), sort_keys=False))
+    files["mergekit"].write_text(yaml.safe_dump(dict(theirs), sort_keys=False))
+    out = {name: work / f"{method}-{name}" for name in files}
+    commands = {
+        "ours": [ours("optmerge"), "merge", str(files["ours"]), "--to", str(out["ours"])],
+        "mergekit": [peer("mergekit", "mergekit-yaml"), str(files["mergekit"]), str(out["mergekit"]), "--quiet"],
+    }
+
+    def run(name: str) -> Measured:
+        shutil.rmtree(out[name], ignore_errors=True)
+        return run_measured(commands[name], variables=environment(), folder=work)
+
+    shutil.rmtree(work / "cache", ignore_errors=True)
+    first = run("ours")
+    run("mergekit")  # its modules are compiled and in the page cache then, as ours are
+    runs: dict[str, list[Measured]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name in commands:
+            runs[name].append(run(name))
+    seconds = {name: statistics.median(one.seconds for one in found) for name, found in runs.items()}
+    peaks = {name: max(one.peak for one in found) for name, found in runs.items()}
+    return [
+        method,
+        f"{seconds['ours']:.1f} s",
+        f"{seconds['mergekit']:.1f} s",
+        f"{seconds['mergekit'] / seconds['ours']:.1f}x",
+        mebibytes(peaks["ours"]),
+        mebibytes(peaks["mergekit"]),
+        f"{peaks['mergekit'] / peaks['ours']:.1f}x",
+        f"{first.seconds:.1f} s",
+        str(compare(out["ours"], out["mergekit"])),
+    ]
+
+
+def main() -> None:
+    """Measure both methods and print the table."""
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=3, help="timed runs of each side")
+    chosen = options.parse_args()
+    with workspace(chosen) as work:
+        model = "llama-tiny" if chosen.small else "llama-240m"
+        family = write_family(work, model, experts=len(WEIGHTS), dtype=torch.bfloat16)
+        rounds = 1 if chosen.small else chosen.rounds
+        rows = [measure(method, *pair, work, rounds) for method, pair in recipes(family).items()]
+    show(
+        f"Writing a merge: {family.parameters / 1e6:.0f} M parameters, {len(WEIGHTS)} experts, bf16",
+        ["", "ours", "mergekit", "faster", "our peak", "its peak", "smaller", "our first run", "differences"],
+        rows,
+        ["Whole processes. peak: largest sum of anonymous memory of a process and its children over all runs."],
+    )
+
+
+def _places(folder: Path) -> dict[str, Path]:
+    places = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            places |= dict.fromkeys(opened.keys(), file)
+    return places
+
+
+def _tensor(file: Path, name: str) -> torch.Tensor:
+    with safe_open(file, "pt") as opened:
+        tensor: torch.Tensor = opened.get_tensor(name)
+    return tensor
+
+
+if __name__ == "__main__":
+    main()
