@@ -77,6 +77,6 @@ def assemble(
     b = torch.zeros(*leading, rows, widest, dtype=dtype)
     a = torch.zeros(*leading, widest, columns, dtype=dtype)
     for place, height, rank, factors in placed:
-        b[(*place, height, rank)] = factors.b.to(dtype) * factors.scaling
-        a[(*place, rank)] = factors.a.to(dtype)
+        b[place][height, rank] = factors.b.to(dtype) * factors.scaling
+        a[place][rank] = factors.a.to(dtype)
     return LoraFactors(b, a, 1.0)
