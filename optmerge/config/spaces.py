@@ -32,7 +32,21 @@ class SpaceConfig(Strict):
     start: float | Literal["best-baseline"] = Field(
         "best-baseline", description="a coefficient for every variable, or the baseline that is best on select"
     )
+    normalise: Literal["none", "sum", "softmax"] = Field(
+        "none",
+        description="within each group, coefficients are the variables divided by their sum, or the softmax of them; "
+        "bounds and start are then those of the variables, and frozen coefficients take no part",
+    )
     rules: list[RuleConfig] = Field(default_factory=list, description="frozen groups and other bounds, by name")
+
+    @model_validator(mode="after")
+    def _more_than_one(self) -> Self:
+        if self.normalise != "none" and self.granularity == "model-wise":
+            raise ValueError(
+                f"normalise is {self.normalise}, and granularity model-wise has one number for all directions, so "
+                "every coefficient would be fixed. Use granularity task-wise, or normalise: none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -3,7 +3,7 @@
 space = build_space(config, roles, direction_names)
 table = space.decode(vector)          # float64[d] -> float64[G, D]
 vector = space.encode(table)          # the nearest vector within bounds
-slope = space.pull_back(gradient)     # dL/dtable -> dL/dvector
+slope = space.pull_back(gradient, vector)     # dL/dtable -> dL/dvector
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy.typing as npt
 from optmerge.config.spaces import RuleConfig, SpaceConfig
 from optmerge.errors import ConfigError, did_you_mean
 from optmerge.space.groups import RoleLike, TensorGroup, make_groups
+from optmerge.space.normalise import Kind, Table, normalised, variable_slope, variables_for
 
-Table = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float64]
 
 ROLE_KINDS = ("embedding", "attention", "mlp", "norm", "final-norm", "head", "other")
@@ -46,6 +46,7 @@ class SearchSpace:
         variables: d named bounded variables.
         index: int64[G, D]: which variable sets a coefficient, or -1 where it is frozen.
         frozen: float64[G, D]: the coefficients where ``index`` is -1.
+        normalise: How a group's searched coefficients are made to sum to 1; None leaves them as the variables are.
     """
 
     groups: tuple[TensorGroup, ...]
@@ -53,6 +54,7 @@ class SearchSpace:
     variables: tuple[Variable, ...]
     index: npt.NDArray[np.int64]
     frozen: Table
+    normalise: Kind | None = None
 
     @property
     def dimension(self) -> int:
@@ -77,30 +79,64 @@ class SearchSpace:
     @property
     def searched_groups(self) -> list[int]:
         """Rows with at least one searched coefficient: the only parameters that need gradients."""
-        rows: list[int] = np.flatnonzero((self.index >= 0).any(axis=1)).tolist()
+        rows: list[int] = np.flatnonzero(self._searched.any(axis=1)).tolist()
         return rows
 
     def decode(self, vector: Vector) -> Table:
-        """float64[d] -> coefficients float64[G, D]."""
-        return np.where(self.index >= 0, np.append(vector, 0.0)[self.index], self.frozen)
+        """float64[d] -> coefficients float64[G, D].
+
+        Raises:
+            ZeroDivisionError: ``normalise`` is ``sum``, and a group's variables sum to zero.
+        """
+        table = self._spread(vector)
+        return table if self.normalise is None else normalised(self.normalise, table, self._searched, self._names)
 
     def encode(self, table: Table) -> Vector:
-        """The vector whose coefficients are nearest to ``table`` (mean over what a variable sets), within bounds."""
+        """The vector whose coefficients are nearest to ``table`` (mean over what a variable sets), within bounds.
+
+        With ``normalise``, where the coefficients of ``table`` do not sum to 1 within a group, those of the vector are
+        proportional to them (``sum``, and ``softmax`` where they are above 0), up to the bounds.
+        """
+        if self.normalise is not None:
+            lower, upper = self._spread(self.lower), self._spread(self.upper)
+            table = variables_for(self.normalise, table, self._searched, lower, upper)
         return np.clip(self._gather(table) / self._sizes(), self.lower, self.upper)
 
-    def pull_back(self, gradient: Table) -> Vector:
-        """DL/dvector from dL/dcoefficients [G, D]: the transpose of `decode`."""
+    def reaches(self, table: Table) -> bool:
+        """Whether the searched coefficients of ``table`` are those of some vector within bounds, to 1e-9."""
+        try:
+            nearest = self.decode(self.encode(table))
+        except ZeroDivisionError:
+            return False
+        return np.allclose(nearest[self._searched], table[self._searched], rtol=0.0, atol=1e-9)
+
+    def pull_back(self, gradient: Table, vector: Vector) -> Vector:
+        """DL/dvector from dL/dcoefficients [G, D]: the transposed Jacobian of `decode` at ``vector``."""
+        if self.normalise is not None:
+            variables = self._spread(vector)
+            gradient = variable_slope(self.normalise, gradient, variables, self._searched, self._names)
         return self._gather(gradient)
 
+    @property
+    def _searched(self) -> npt.NDArray[np.bool_]:
+        return self.index >= 0
+
+    @property
+    def _names(self) -> list[str]:
+        return [group.name for group in self.groups]
+
+    def _spread(self, vector: Vector) -> Table:
+        return np.where(self._searched, np.append(vector, 0.0)[self.index], self.frozen)
+
     def _gather(self, table: Table) -> Vector:
-        searched = self.index >= 0
+        searched = self._searched
         summed: Vector = np.bincount(self.index[searched], weights=table[searched], minlength=self.dimension).astype(
             np.float64
         )
         return summed
 
     def _sizes(self) -> Vector:
-        return np.bincount(self.index[self.index >= 0], minlength=self.dimension).astype(np.float64)
+        return np.bincount(self.index[self._searched], minlength=self.dimension).astype(np.float64)
 
 
 def build_space(
@@ -129,23 +165,25 @@ def build_space(
     index = np.full((len(groups), len(directions)), -1, dtype=np.int64)
     frozen = np.zeros((len(groups), len(directions)))
     shared: dict[str, int] = {}
+    normalise = None if config.normalise == "none" else config.normalise
     for row, group in enumerate(groups):
+        searched: list[tuple[int, tuple[float, float], float | str]] = []
         for column, direction in enumerate(directions):
             freeze, bounds, start = _settle(config, group, direction, roles, used)
             if untouched is not None and all(name in untouched.get(direction, ()) for name in group.parameters):
                 continue
             if freeze is not None:
                 frozen[row, column] = freeze
-                continue
-            name = _variable_name(config.granularity, group, direction)
+            else:
+                searched.append((column, bounds, start))
+        if normalise is not None and len(searched) == 1:
+            frozen[row, searched[0][0]] = 1.0  # what it would be normalised to, wherever the variable stood
+            continue
+        for column, bounds, start in searched:
+            name = _variable_name(config.granularity, group, directions[column])
             if name not in shared:
-                first = DEFAULT_START if isinstance(start, str) else float(start)
-                if isinstance(start, str):
-                    first = min(max(first, bounds[0]), bounds[1])
-                elif not bounds[0] <= first <= bounds[1]:
-                    raise ConfigError(f"space: {name} would start at {first}, outside its bounds {list(bounds)}.")
                 shared[name] = len(variables)
-                variables.append(Variable(name, float(bounds[0]), float(bounds[1]), first))
+                variables.append(_variable(name, bounds, start))
             index[row, column] = shared[name]
     for number, rule in enumerate(config.rules):
         if not used[number]:
@@ -156,11 +194,26 @@ def build_space(
                 + (did_you_mean(rule.match, [*ROLE_KINDS, *roles]) if "*" not in rule.match else "")
             )
     if not variables:
+        single = " (with normalise, a group's only coefficient is 1)" if normalise is not None else ""
         raise ConfigError(
-            "space: every coefficient is frozen, so there is nothing to search. Remove a rule that freezes, or look "
-            "whether the experts are equal to the base."
+            f"space: every coefficient is frozen{single}, so there is nothing to search. Remove a rule that freezes, "
+            "or look whether the experts are equal to the base."
         )
-    return SearchSpace(groups, tuple(directions), tuple(variables), index, frozen)
+    space = SearchSpace(groups, tuple(directions), tuple(variables), index, frozen, normalise)
+    try:
+        space.decode(space.start)
+    except ZeroDivisionError as problem:
+        raise ConfigError(f"space: nothing can start there: {problem}.") from None
+    return space
+
+
+def _variable(name: str, bounds: tuple[float, float], start: float | str) -> Variable:
+    low, high = float(bounds[0]), float(bounds[1])
+    if isinstance(start, str):
+        return Variable(name, low, high, min(max(DEFAULT_START, low), high))
+    if not low <= start <= high:
+        raise ConfigError(f"space: {name} would start at {start}, outside its bounds {list(bounds)}.")
+    return Variable(name, low, high, float(start))
 
 
 def _settle(

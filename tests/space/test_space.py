@@ -71,7 +71,7 @@ def test_encode_undoes_decode_and_pull_back_is_its_transpose(granularity: str, d
     slope = np.random.default_rng(0).normal(size=made.index.shape)
     change = np.random.default_rng(1).normal(size=made.dimension)
     directional = ((made.decode(vector + change) - made.decode(vector)) * slope).sum()
-    np.testing.assert_allclose(made.pull_back(slope) @ change, directional, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(made.pull_back(slope, vector) @ change, directional, rtol=1e-9, atol=1e-9)
 
 
 def test_frozen_coefficients_stay_and_their_groups_need_no_gradient() -> None:
