@@ -65,6 +65,8 @@ class Evaluation:
         per_example: Task -> metric name -> float64[n], when it was needed.
         error: Why there is no value.
         seconds: Where the time went: ``merge``, ``evaluate``.
+        batch_tokens: When memory ran out and the micro-batch was made smaller for it: the most tokens in a forward pass
+            of every later evaluation. None otherwise.
     """
 
     value: float
@@ -74,6 +76,7 @@ class Evaluation:
     per_example: Mapping[str, Mapping[str, Vector]] | None = None
     error: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    batch_tokens: int | None = None
 
     @property
     def failed(self) -> bool:
@@ -100,6 +103,7 @@ class Record:
     elapsed: float = 0.0  # seconds of work since the run began, summed over resumes
     gradient_norm: float | None = None
     error: str | None = None
+    batch_tokens: int | None = None  # this evaluation ran out of memory; later ones have so many tokens in a pass
     info: Mapping[str, float] = field(default_factory=dict)  # what the driver says of itself: sigma, lr, ...
     vector: Vector | None = None
     gradient: Vector | None = None

@@ -1,4 +1,4 @@
-"""The strict base of every configuration model: frozen, unknown keys refused."""
+"""The strict base of every configuration model (frozen, unknown keys refused), and the short form of a named one."""
 
 from __future__ import annotations
 
@@ -9,3 +9,8 @@ class Strict(BaseModel):
     """A frozen value object; an unknown key is an error (reworded with near matches in ``config.messages``)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def named(value: object) -> object:
+    """A bare name stands for the mapping with that name and every default."""
+    return {"name": value} if isinstance(value, str) else value

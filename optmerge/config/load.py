@@ -132,6 +132,8 @@ class _Presets:
             return self.resolve(key, {} if value is None else value)
         if len(path) == 1 and key in _NAMED and (value is None or isinstance(value, str)):
             return {"name": value or SearchConfig.model_fields[key].default.name}
+        if path == ("objective", "aggregate") and isinstance(value, str):
+            return {"name": value}
         if len(path) == 2 and key == "directions" and isinstance(value, str) and value != "experts":
             return {"name": value}
         return {} if value is None else value

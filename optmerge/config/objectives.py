@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from optmerge.config.base import Strict
+from optmerge.config.base import Strict, named
 
 Normaliser = Literal["base", "log-classes", "none"]
 
@@ -61,10 +61,38 @@ TERM_CONFIGS: dict[str, type[Strict]] = {
 LABELLED_TERMS = frozenset({"cross-entropy", "accuracy"})  # these read labels
 
 
+class MeanConfig(Strict):
+    """The weighted mean over tasks."""
+
+    name: Literal["mean"] = "mean"
+
+
+class WorstConfig(Strict):
+    """The part of the task that is worst off."""
+
+    name: Literal["worst"] = "worst"
+
+
+class CVaRConfig(Strict):
+    """The mean of the worst tasks: conditional value at risk with the task weights (Rockafellar & Uryasev 2000)."""
+
+    name: Literal["cvar"] = "cvar"
+    share: float = Field(0.5, gt=0, le=1, description="how many of the tasks, as a share; rounded up to whole tasks")
+
+
+AggregateConfig = Annotated[MeanConfig | WorstConfig | CVaRConfig, Field(discriminator="name")]
+AGGREGATE_CONFIGS: dict[str, type[Strict]] = {"mean": MeanConfig, "worst": WorstConfig, "cvar": CVaRConfig}
+
+
 class ObjectiveConfig(Strict):
-    """A weighted composition of terms; each task's mean is normalised before tasks are averaged."""
+    """A weighted composition of terms; each task's mean is normalised before tasks are put together."""
 
     terms: list[TermConfig] = Field(min_length=1, description="what is added up")
     task_weights: dict[str, float] = Field(
         default_factory=dict, description="weight of a task in the mean over tasks; 1 where not named"
+    )
+    aggregate: Annotated[AggregateConfig, BeforeValidator(named)] = Field(
+        MeanConfig(),
+        description="how tasks become one value: a name, or a mapping with a name; for all but mean, a gradient takes "
+        "a forward pass over all tasks first, and then a backward pass for those that count",
     )

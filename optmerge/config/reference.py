@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from optmerge.config.drivers import DRIVER_CONFIGS
 from optmerge.config.methods import METHOD_CONFIGS
-from optmerge.config.objectives import TERM_CONFIGS, ObjectiveConfig
+from optmerge.config.objectives import AGGREGATE_CONFIGS, TERM_CONFIGS, ObjectiveConfig
 from optmerge.config.schema import (
     BaselinesConfig,
     BudgetConfig,
@@ -42,7 +42,8 @@ everything that is wrong with it, each with its dotted key, what was expected, a
   `--set objective.terms.0.temperature=2`. Values are YAML. The order of precedence is default, preset, file, `--set`.
 - `space` and `objective` are a preset's name (`optmerge ls`), a path to a YAML file, a mapping, or a
   mapping with `preset: NAME` whose other keys replace those of the preset.
-- `driver`, `method` and the entries of `directions` are a name, or a mapping with `name` and its settings.
+- `driver`, `method`, `objective.aggregate` and the entries of `directions` are a name, or a mapping with `name` and its
+  settings.
 - The run's folder keeps the resolved file, with every default written out, as `search.yaml`.
 
 `1e-3` is a number, and only `true` and `false` are booleans: a label may be called `no`.
@@ -69,6 +70,7 @@ def page() -> str:
         parts.append(_section(f"## {title}", text, model))
     for title, registry in (
         ("objective.terms", TERM_CONFIGS),
+        ("objective.aggregate", AGGREGATE_CONFIGS),
         ("driver", DRIVER_CONFIGS),
         ("method, directions", METHOD_CONFIGS),
     ):

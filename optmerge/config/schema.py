@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from optmerge.config.base import Strict
+from optmerge.config.base import Strict, named
 from optmerge.config.drivers import AdamConfig, DriverConfig
 from optmerge.config.methods import MethodConfig, TaskArithmeticConfig
 from optmerge.config.objectives import ObjectiveConfig
@@ -15,10 +15,6 @@ from optmerge.config.spaces import SpaceConfig
 from optmerge.errors import did_you_mean
 
 VERSION = 1  # of the search file's format
-
-
-def _named(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
 
 
 def _as_text(value: object) -> object:
@@ -90,7 +86,7 @@ class BaselinesConfig(Strict):
     method_grid: list[float] = Field(
         [0.8, 1.0, 1.2, 1.4, 1.6], description="scales of each direction that is a whole method"
     )
-    methods: list[Annotated[MethodConfig, BeforeValidator(_named)]] = Field(
+    methods: list[Annotated[MethodConfig, BeforeValidator(named)]] = Field(
         default_factory=list, description="whole methods scored as baselines beside those among the directions"
     )
 
@@ -105,7 +101,7 @@ class TrackingConfig(Strict):
     tags: list[str] = Field(default_factory=list, description="W&B tags beside driver, space and objective")
 
 
-Direction = Literal["experts"] | Annotated[MethodConfig, BeforeValidator(_named)]
+Direction = Literal["experts"] | Annotated[MethodConfig, BeforeValidator(named)]
 
 
 def _task_vectors() -> list[Direction]:
@@ -119,7 +115,7 @@ class SearchConfig(Strict):
     base: str = Field(description="folder, or hub id[@revision]")
     experts: dict[str, str] = Field(min_length=1, description="name -> folder, hub id[@revision], or base+adapter")
     tasks: dict[str, TaskConfig] = Field(min_length=1, description="calibration data")
-    method: Annotated[Annotated[TaskArithmeticConfig, Field()], BeforeValidator(_named)] = Field(
+    method: Annotated[Annotated[TaskArithmeticConfig, Field()], BeforeValidator(named)] = Field(
         TaskArithmeticConfig(), description="how deltas become a merge: a name, or a mapping with a name"
     )
     directions: list[Direction] = Field(
@@ -130,7 +126,7 @@ class SearchConfig(Strict):
     )
     space: SpaceConfig = Field(SpaceConfig(), description="which coefficients: a preset's name, a path, or a mapping")
     objective: ObjectiveConfig = Field(description="what a good merge is: a preset's name, a path, or a mapping")
-    driver: Annotated[DriverConfig, BeforeValidator(_named)] = Field(
+    driver: Annotated[DriverConfig, BeforeValidator(named)] = Field(
         AdamConfig(), description="who searches: a name, or a mapping with a name"
     )
     splits: SplitsConfig = Field(SplitsConfig(), description="examples per task for each purpose")
@@ -145,7 +141,14 @@ class SearchConfig(Strict):
     limit: int | None = Field(
         None, ge=1, description="look at no more than this many examples per task and split, to try things out"
     )
-    batch_tokens: int = Field(4096, ge=1, description="most padded tokens in one forward pass")
+    batch_tokens: int = Field(
+        4096, ge=1, description="most padded tokens in one forward pass; halved when memory runs out"
+    )
+    checkpointing: bool = Field(
+        False,
+        description="gradient evaluations keep only each layer's inputs and run it again on the way back: less "
+        "memory, about a third more time, the same result",
+    )
     allow_pickle: bool = Field(
         False, description="read pytorch_model.bin files, which can run code; off unless you trust them"
     )

@@ -5,10 +5,12 @@ Nothing else asks torch what the machine has.
 device = pick_device("auto")
 dtype = pick_dtype("auto", family)
 batch = {name: to_device(tensor, device) for name, tensor in inputs.items()}
+if out_of_memory(error): release_memory(device)
 """
 
 from __future__ import annotations
 
+import gc
 import re
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -71,3 +73,23 @@ def pick_dtype(text: str, family: Family) -> torch.dtype:
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on the device, without waiting for the copy; nothing is copied when it is there already."""
     return tensor.to(device, non_blocking=True)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that a device, or this machine, has no memory left.
+
+    The allocators of the CPU and of MPS, and CUDA outside PyTorch's own, raise a plain RuntimeError; its text decides.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def release_memory(device: torch.device) -> None:
+    """Collect what only cycles keep alive, and give the device's cached blocks back."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

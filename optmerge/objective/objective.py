@@ -4,7 +4,7 @@
     objective.set_normalisers("fit", base_means)
     value, per_task = objective.combine("fit", means)
 
-    value       = sum over tasks of w[t] * per_task[t] / sum of w
+    value       = sum over tasks of weight[t] * per_task[t]; for the aggregate mean, weight[t] = w[t] / sum of w
     per_task[t] = sum over terms of weight * cost / divisor[t]
     cost        = the term's mean; 1 - mean where higher is better
 
@@ -20,8 +20,9 @@ from typing import TypeVar
 from torch import Tensor
 
 from optmerge.calibration.data import Kind
-from optmerge.config.objectives import ObjectiveConfig, TermConfig
+from optmerge.config.objectives import MeanConfig, ObjectiveConfig, TermConfig
 from optmerge.errors import ConfigError, RunFailed, did_you_mean
+from optmerge.objective.aggregate import task_weights
 from optmerge.objective.agreement import Agreement
 from optmerge.objective.base import ModelTerm, Need
 from optmerge.objective.labelled import Accuracy, CrossEntropy
@@ -41,6 +42,8 @@ class Objective:
         needs: What any of them needs.
         labelled: Whether labels are read.
         differentiable: Whether every term has a gradient.
+        shares: Each task's share of the mean over tasks; they sum to 1.
+        needs_parts: Whether the tasks' weights depend on their parts, which must then be known before a backward pass.
     """
 
     def __init__(self, config: ObjectiveConfig, tasks: Sequence[str], num_labels: Mapping[str, int | None]) -> None:
@@ -67,7 +70,9 @@ class Objective:
         self.labelled = "labels" in self.needs
         self.differentiable = all(term.differentiable for term in self.terms)
         self._num_labels = dict(num_labels)
-        self._shares = _shares(config.task_weights, tasks)
+        self.shares: Mapping[str, float] = _shares(config.task_weights, tasks)
+        self.needs_parts = not isinstance(config.aggregate, MeanConfig)
+        self._aggregate = config.aggregate
         self._divisors: dict[SplitName, dict[str, dict[str, float]]] = {}
 
     @property
@@ -85,11 +90,11 @@ class Objective:
         Raises:
             RunFailed: The base model's mean is not finite.
         """
-        divisors: dict[str, dict[str, float]] = {task: {} for task in self._shares}
+        divisors: dict[str, dict[str, float]] = {task: {} for task in self.shares}
         for name, config in self._configs.items():
             if config.normalise != "base":
                 continue
-            costs = {task: self._cost(name, base_means[task][name]) for task in self._shares}
+            costs = {task: self._cost(name, base_means[task][name]) for task in self.shares}
             for task, cost in costs.items():
                 if not math.isfinite(cost):
                     raise RunFailed(
@@ -112,16 +117,21 @@ class Objective:
         Raises:
             ValueError: The split's normalisers are needed and not set.
         """
-        per_task = {
-            task: sum(
-                config.weight * self._cost(name, means[task][name]) / self._divisor(split, task, name)
-                for name, config in self._configs.items()
-            )
-            for task in self._shares
-        }
-        return sum(self._shares[task] * part for task, part in per_task.items()), per_task
+        per_task = self._parts(split, means)
+        weights = task_weights(self._aggregate, per_task, self.shares)
+        return sum(weights[task] * part for task, part in per_task.items()), per_task
 
-    def loss(self, split: SplitName, task: str, per_example: Mapping[str, Tensor], count: int) -> Tensor:
+    def weigh(self, split: SplitName, means: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
+        """Task -> the derivative of the value by the task's part, where the means are these.
+
+        Raises:
+            ValueError: The split's normalisers are needed and not set.
+        """
+        return task_weights(self._aggregate, self._parts(split, means), self.shares)
+
+    def loss(
+        self, split: SplitName, task: str, per_example: Mapping[str, Tensor], count: int, *, weight: float
+    ) -> Tensor:
         """A batch's additive share of the value; over all batches and tasks the shares sum to it.
 
         Args:
@@ -129,6 +139,7 @@ class Objective:
             task: The batch's task.
             per_example: Term -> [B].
             count: Examples of this task over all batches of the evaluation.
+            weight: Of the task: its share of the mean, or what `weigh` says.
 
         Returns:
             A scalar on the values' device, differentiable, made without synchronising with it.
@@ -138,13 +149,22 @@ class Objective:
         """
         shares = [
             self._cost(name, per_example[name]).sum()
-            * (self._shares[task] * config.weight / self._divisor(split, task, name) / count)
+            * (weight * config.weight / self._divisor(split, task, name) / count)
             for name, config in self._configs.items()
         ]
         total = shares[0]
         for share in shares[1:]:
             total = total + share
         return total
+
+    def _parts(self, split: SplitName, means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        return {
+            task: sum(
+                config.weight * self._cost(name, means[task][name]) / self._divisor(split, task, name)
+                for name, config in self._configs.items()
+            )
+            for task in self.shares
+        }
 
     def _cost(self, name: str, value: Number) -> Number:
         return 1.0 - value if self._by_name[name].higher_is_better else value

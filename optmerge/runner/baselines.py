@@ -71,9 +71,11 @@ def make_baselines(problem: Problem) -> list[Baseline]:
 
 
 def representable(problem: Problem, baseline: Baseline) -> bool:
-    """Whether the search space can start from the baseline: its directions are searched."""
+    """Whether the search space can start from the baseline: its directions are searched, its coefficients reached."""
     used = set(np.flatnonzero(np.abs(baseline.table).sum(axis=0)).tolist())
-    return used <= set(problem.columns)
+    if not used <= set(problem.columns):
+        return False
+    return problem.space.normalise is None or problem.space.reaches(baseline.table[:, problem.columns])
 
 
 class CachedMeasurements:
@@ -97,7 +99,8 @@ class CachedMeasurements:
         measured = self.evaluator.attempt(
             lambda: self.evaluator.measure(
                 table, split, objective=objective, metrics=metrics, per_example=split == "report"
-            )
+            ),
+            split,
         )
         if isinstance(measured, Measurement):
             _save(path, measured)
@@ -119,6 +122,7 @@ class CachedMeasurements:
             rows,
             [term.model_dump() for term in problem.config.objective.terms] if objective else None,
             metrics,
+            self.evaluator.batch_tokens,
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 

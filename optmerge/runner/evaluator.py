@@ -2,9 +2,10 @@
 
     evaluator = Evaluator(problem, teachers)
     measurement = evaluator.measure(table, "select", objective=True)
-    evaluation = evaluator.evaluate(table, "fit", gradient=True)
+    evaluation = evaluator.evaluate(vector, "fit", gradient=True)
 
-One synchronisation with the device per evaluation: all sums stay on it until the end.
+One synchronisation with the device per evaluation: all sums stay on it until the end. (Two for a gradient whose tasks'
+weights depend on the losses.) When memory runs out, the evaluation fails and later ones take smaller steps.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -22,9 +24,11 @@ import torch
 
 from optmerge.errors import OptmergeError
 from optmerge.merging.coefficients import Table
-from optmerge.merging.engine import Engine, GradientGatherer
+from optmerge.merging.engine import Engine
+from optmerge.models.device import out_of_memory, release_memory
 from optmerge.objective import report_metrics
 from optmerge.records import Evaluation, SplitName, Vector
+from optmerge.runner.tally import Tally
 from optmerge.runner.teachers import Teachers
 
 if TYPE_CHECKING:
@@ -33,6 +37,9 @@ if TYPE_CHECKING:
     from optmerge.runner.problem import Problem
 
 log = logging.getLogger(__name__)
+
+Examples = Mapping[str, Sequence[int]] | None
+"""Task -> positions in a split; None is all of it."""
 
 
 @dataclass(frozen=True)
@@ -52,55 +59,114 @@ class Measurement:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What an evaluation looks at: which examples, and which terms of them."""
+
+    split: SplitName
+    examples: Examples
+    objective: bool
+    metrics: bool
+
+
 class Evaluator:
-    """Judges tables of coefficients over all directions of a problem (`Problem.expand` makes one from a vector)."""
+    """Judges vectors of a problem's search space, and tables of coefficients over all directions.
+
+    Attributes:
+        batch_tokens: The most padded tokens in a forward pass. It is halved when memory runs out: values are means over
+            examples, so only their last bits depend on it.
+    """
 
     def __init__(self, problem: Problem, teachers: Teachers) -> None:
         self.problem = problem
         self.teachers = teachers
         self.engine: Engine = problem.engine
+        self.batch_tokens = problem.config.batch_tokens
 
     def evaluate(
         self,
-        table: Table,
+        vector: Vector,
         split: SplitName,
         *,
-        examples: Mapping[str, Sequence[int]] | None = None,
+        examples: Examples = None,
         gradient: bool = False,
         metrics: bool = False,
     ) -> Evaluation:
-        """Judge one table; any failure but a user's mistake or a bug in the caller becomes a failed `Evaluation`.
+        """Judge one vector; any failure but a user's mistake or a bug in the caller becomes a failed `Evaluation`.
 
         Args:
-            table: float64[G, D] over all directions.
+            vector: float64[d], of the search space.
             split: Which split to look at.
             examples: Task -> positions; None is the whole split.
-            gradient: Also give d(value)/d(vector) of the problem's search space.
+            gradient: Also give d(value)/d(vector).
             metrics: Also measure the report's metrics.
         """
-        measured = self.attempt(
-            lambda: self.measure(table, split, examples=examples, gradient=gradient, metrics=metrics)
-        )
-        return measured if isinstance(measured, Evaluation) else self.judge(measured, split)
 
-    def attempt(self, work: Callable[[], Measurement]) -> Measurement | Evaluation:
-        """What ``work`` measures, or what went wrong as a failed `Evaluation`; a user's mistake still raises."""
+        def work() -> Measurement:
+            table = self.problem.expand(vector)
+            return self.measure(table, split, examples=examples, gradient=gradient, metrics=metrics)
+
+        measured = self.attempt(work, split, examples=examples)
+        return measured if isinstance(measured, Evaluation) else self.judge(measured, split, vector)
+
+    def attempt(
+        self, work: Callable[[], Measurement], split: SplitName, *, examples: Examples = None
+    ) -> Measurement | Evaluation:
+        """What ``work`` measures, or what went wrong as a failed `Evaluation`; a user's mistake still raises.
+
+        Where memory ran out, everything that ``work`` held on the device is let go, and the micro-batch is halved for
+        all later evaluations if that makes the largest forward pass of these examples smaller.
+
+        Args:
+            work: Measures something.
+            split: The split that it looks at.
+            examples: Task -> positions that it looks at; None is the whole split.
+        """
         try:
             return work()
         except OptmergeError:
             raise
         except Exception as problem:  # out of memory, a kernel that fails, a model that raises: the search goes on
-            self.engine.forget()
-            log.debug("an evaluation failed", exc_info=True)
+            starved = out_of_memory(problem)
+            if not starved:
+                log.debug("an evaluation failed", exc_info=True)
             reason = " ".join(str(problem).split()) or "no message"
-            return Evaluation(math.nan, error=f"{type(problem).__name__}: {reason[:300]}")
+            error = f"{type(problem).__name__}: {reason[:300]}"
+            traceback.clear_frames(problem.__traceback__)  # their variables are activations, and what made them
+        self.engine.forget()
+        for parameter in self.problem.resident.parameters.values():
+            parameter.grad = None
+        smaller = self._halve(split, examples) if starved else None
+        return Evaluation(math.nan, error=error, batch_tokens=smaller)
 
-    def judge(self, measured: Measurement, split: SplitName) -> Evaluation:
-        """The objective's value of a measurement."""
+    def _halve(self, split: SplitName, examples: Examples) -> int | None:
+        """Free memory and halve the micro-batch; None where the largest forward pass is one example already."""
+        release_memory(self.problem.device)
+        largest = self._largest_pass(split, examples, self.batch_tokens)
+        smaller = min(self.batch_tokens, largest) // 2
+        if smaller < 1 or self._largest_pass(split, examples, smaller) >= largest:
+            return None
+        log.warning(
+            "memory ran out in a forward pass of up to %d tokens; from here on a pass has at most %d", largest, smaller
+        )
+        self.batch_tokens = smaller
+        return smaller
+
+    def _largest_pass(self, split: SplitName, examples: Examples, batch_tokens: int) -> int:
+        """Padded tokens of the largest batch."""
+        return max(
+            batch.inputs["input_ids"].numel()
+            for task in self.problem.calibration.tasks
+            for batch in self._batches(task, split, examples, batch_tokens)
+        )
+
+    def judge(self, measured: Measurement, split: SplitName, vector: Vector | None = None) -> Evaluation:
+        """The objective's value of a measurement; with ``vector``, which it was made at, also the gradient by it."""
         value, per_task = self.problem.objective.combine(split, measured.means)
         pulled = None
         if measured.table_gradient is not None:
-            pulled = self.problem.space.pull_back(measured.table_gradient[:, self.problem.columns])
+            assert vector is not None, "a gradient is taken at a vector"
+            pulled = self.problem.space.pull_back(measured.table_gradient[:, self.problem.columns], vector)
         error = None
         if not math.isfinite(value):
             bad = [task for task, part in per_task.items() if not math.isfinite(part)]
@@ -122,102 +188,89 @@ class Evaluator:
         table: Table,
         split: SplitName,
         *,
-        examples: Mapping[str, Sequence[int]] | None = None,
+        examples: Examples = None,
         objective: bool = True,
         metrics: bool = False,
         gradient: bool = False,
         per_example: bool = False,
     ) -> Measurement:
-        """Measure one table; see `evaluate` for the arguments. Exceptions pass through."""
-        problem = self.problem
+        """Measure one table; see `evaluate` for the arguments. Exceptions pass through.
+
+        A gradient costs a forward and a backward pass. Where the tasks' weights depend on their parts, it costs a
+        forward pass without gradients first, which gives the values, and then both passes for the tasks that count.
+        """
         assert examples is None or not per_example, "per-example values are of whole splits"
         begun = time.perf_counter()
         self.engine.apply(table)
         merged = time.perf_counter()
-        scope = self.engine.gradient(problem.space.searched_groups, problem.columns) if gradient else nullcontext(None)
-        tally = _Tally(problem.device, per_example=per_example)
-        with scope as gatherer, torch.set_grad_enabled(gradient):
-            for task, data in problem.calibration.tasks.items():
-                source = data.splits[split]
-                terms = self._terms(data.kind, source.has_labels, objective=objective, metrics=metrics)
-                positions = None if examples is None else examples[task]
-                count = source.size if positions is None else len(positions)
-                model = problem.resident.model_for(data.expert)
-                for batch in source.batches(batch_tokens=problem.config.batch_tokens, positions=positions):
-                    values = self._judge_batch(model, batch, terms, task, split, gatherer, count)
-                    tally.add(task, values, batch.positions, count)
-        table_gradient = gatherer.table() if gatherer is not None else None
+        tally = Tally(self.problem.device, per_example=per_example)
+        look = _Look(split, examples, objective, metrics)
+        composed = self.problem.objective
+        table_gradient = None
+        if gradient and not composed.needs_parts:
+            table_gradient = self._gradient(look, tally, composed.shares)
+        else:
+            self._pass(look, tally)
         means = tally.means()
+        if gradient and composed.needs_parts and math.isfinite(composed.combine(split, means)[0]):
+            look = _Look(split, examples, objective=True, metrics=False)
+            table_gradient = self._gradient(look, None, composed.weigh(split, means))
         arrays = tally.arrays()
         done = time.perf_counter()
         return Measurement(means, arrays, table_gradient, {"merge": merged - begun, "evaluate": done - merged})
 
+    def _gradient(self, look: _Look, tally: Tally | None, weights: Mapping[str, float]) -> Table:
+        """The gradient by the coefficients, float64[G, D], of the tasks' parts in a weighted sum."""
+        problem = self.problem
+        gathering = self.engine.gradient(problem.space.searched_groups, problem.columns)
+        with gathering as gatherer, problem.checkpointing or nullcontext():
+            self._pass(look, tally, weights)
+        return gatherer.table()
+
+    def _pass(self, look: _Look, tally: Tally | None, weights: Mapping[str, float] | None = None) -> None:
+        """One pass over the examples; with ``weights``, every batch's share of the objective is back-propagated.
+
+        A task of weight 0 is seen for the tally's sake only.
+        """
+        problem = self.problem
+        for task, data in problem.calibration.tasks.items():
+            weight = 0.0 if weights is None else weights[task]
+            if weight == 0.0 and tally is None:
+                continue
+            source = data.splits[look.split]
+            terms = self._terms(data.kind, source.has_labels, look)
+            count = source.size if look.examples is None else len(look.examples[task])
+            model = problem.resident.model_for(data.expert)
+            with torch.set_grad_enabled(weight != 0.0):
+                for batch in self._batches(task, look.split, look.examples, self.batch_tokens):
+                    values = self._judge_batch(model, batch, terms, task, look.split)
+                    if weight != 0.0:
+                        wanted = {term.name: values[term.name] for term in problem.objective.terms}
+                        loss = problem.objective.loss(look.split, task, wanted, count, weight=weight)
+                        loss.backward()  # type: ignore[no-untyped-call]
+                    if tally is not None:
+                        kept = {name: value.detach() for name, value in values.items()}
+                        tally.add(task, kept, batch.positions, count)
+
+    def _batches(self, task: str, split: SplitName, examples: Examples, batch_tokens: int) -> list[Batch]:
+        source = self.problem.calibration.tasks[task].splits[split]
+        return source.batches(batch_tokens=batch_tokens, positions=None if examples is None else examples[task])
+
     def _judge_batch(
-        self,
-        model: torch.nn.Module,
-        batch: Batch,
-        terms: dict[str, ModelTerm],
-        task: str,
-        split: SplitName,
-        gatherer: GradientGatherer | None,
-        count: int,
+        self, model: torch.nn.Module, batch: Batch, terms: dict[str, ModelTerm], task: str, split: SplitName
     ) -> dict[str, torch.Tensor]:
         problem = self.problem
         teacher = self.teachers.batch(task, split, batch)
         moved = batch.to(problem.device)
         logits = model(**moved.inputs, **problem.forward_options).logits
-        values = {name: term.per_example(logits, moved, teacher) for name, term in terms.items()}
-        if gatherer is not None:
-            wanted = {term.name: values[term.name] for term in problem.objective.terms}
-            problem.objective.loss(split, task, wanted, count).backward()  # type: ignore[no-untyped-call]
-        return {name: value.detach() for name, value in values.items()}
+        return {name: term.per_example(logits, moved, teacher) for name, term in terms.items()}
 
-    def _terms(self, kind: Kind, labelled: bool, *, objective: bool, metrics: bool) -> dict[str, ModelTerm]:
+    def _terms(self, kind: Kind, labelled: bool, look: _Look) -> dict[str, ModelTerm]:
         """The terms to look at, by name; the objective's own stand before a metric of the same name."""
         chosen: dict[str, ModelTerm] = {}
-        if objective:
+        if look.objective:
             chosen |= {term.name: term for term in self.problem.objective.terms}
-        if metrics:
+        if look.metrics:
             for term in report_metrics(kind, labelled):
                 chosen.setdefault(term.name, term)
         return chosen
-
-
-class _Tally:
-    """Sums (and, if wanted, single values) per task and term, on the device until they are asked for."""
-
-    def __init__(self, device: torch.device, *, per_example: bool) -> None:
-        self._device = device
-        self._dtype = torch.float64 if device.type != "mps" else torch.float32
-        self._per_example = per_example
-        self._sums: dict[tuple[str, str], torch.Tensor] = {}
-        self._kept: dict[tuple[str, str], torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, task: str, values: Mapping[str, torch.Tensor], positions: torch.Tensor, count: int) -> None:
-        """Add a batch's values [B], whose examples stand at ``positions`` of ``count``."""
-        self._counts[task] = count
-        for name, value in values.items():
-            key = (task, name)
-            if key not in self._sums:
-                self._sums[key] = torch.zeros((), dtype=self._dtype, device=self._device)
-                if self._per_example:
-                    self._kept[key] = torch.empty(count, dtype=self._dtype, device=self._device)
-            self._sums[key].add_(value.sum(dtype=self._dtype))
-            if self._per_example:
-                self._kept[key][positions.to(self._device, non_blocking=True)] = value.to(self._dtype)
-
-    def means(self) -> dict[str, dict[str, float]]:
-        """Task -> term -> mean; the one synchronisation of an evaluation."""
-        means: dict[str, dict[str, float]] = {}
-        totals = torch.stack(list(self._sums.values())).tolist()
-        for (task, name), total in zip(self._sums, totals, strict=True):
-            means.setdefault(task, {})[name] = total / self._counts[task]
-        return means
-
-    def arrays(self) -> dict[str, dict[str, Vector]]:
-        """Task -> term -> float64[n]."""
-        arrays: dict[str, dict[str, Vector]] = {}
-        for (task, name), tensor in self._kept.items():
-            arrays.setdefault(task, {})[name] = tensor.to("cpu", torch.float64).numpy()
-        return arrays

@@ -11,7 +11,7 @@ the others are made, written, and shown to the sinks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -98,6 +98,7 @@ class Journal:
             elapsed=self.elapsed,
             gradient_norm=None if gradient is None else float(np.linalg.norm(gradient)),
             error=evaluation.error,
+            batch_tokens=evaluation.batch_tokens,
             info=dict(info or {}),
             vector=vector,
             gradient=gradient,
@@ -117,7 +118,17 @@ def _evaluation(record: Record) -> Evaluation:
         gradient=record.gradient,
         error=record.error,
         seconds=record.seconds,
+        batch_tokens=record.batch_tokens,
     )
+
+
+def batch_tokens_after(records: Iterable[Record], configured: int) -> int:
+    """The most tokens in a forward pass after these records: as configured, or what the last shortage of memory left.
+
+    It depends on the trajectory alone, so a resumed run has the micro-batches of an uninterrupted one.
+    """
+    left = [record.batch_tokens for record in records if record.batch_tokens is not None]
+    return left[-1] if left else configured
 
 
 def substitute_failures(evaluations: Sequence[Evaluation]) -> list[Evaluation] | None:

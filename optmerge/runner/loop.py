@@ -108,7 +108,8 @@ def run_loop(
         if told is None:
             if reason:
                 break
-            progress.failed_generations += 1
+            if all(evaluation.batch_tokens is None for evaluation in evaluations):  # smaller steps may still succeed
+                progress.failed_generations += 1
             if progress.failed_generations >= FAILED_GENERATIONS:
                 raise RunFailed(
                     f"{FAILED_GENERATIONS} generations in a row had no finite value; the last reason was: "

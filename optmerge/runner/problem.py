@@ -26,6 +26,7 @@ from optmerge.merging.deltas import Deltas, expand_directions
 from optmerge.merging.engine import Engine
 from optmerge.merging.recipe import Direction, Group, ModelEntry, Recipe
 from optmerge.models.cache import cache_dir
+from optmerge.models.checkpointing import Checkpointing
 from optmerge.models.device import pick_device, pick_dtype
 from optmerge.models.family import Family, open_family
 from optmerge.models.reference import ModelReference
@@ -48,6 +49,7 @@ class Problem:
     Attributes:
         directions: All directions that the engine knows: every expert, then whole methods.
         columns: Where the space's directions stand among them.
+        checkpointing: A context for gradient evaluations; None where activations are kept.
     """
 
     config: SearchConfig
@@ -64,6 +66,7 @@ class Problem:
     dtype: torch.dtype
     forward_options: dict[str, Any]
     tokenizer: PreTrainedTokenizerBase
+    checkpointing: Checkpointing | None
 
     def expand(self, vector: Vector) -> Table:
         """The space's vector as coefficients [G, D] over all directions."""
@@ -200,6 +203,7 @@ def open_problem(config: SearchConfig, *, progress: Progress | None = None) -> P
         dtype=dtype,
         forward_options={"use_cache": False} if family.kind == "causal-lm" else {},
         tokenizer=tokenizer,
+        checkpointing=Checkpointing(map(resident.model_for, family.experts)) if config.checkpointing else None,
     )
 
 

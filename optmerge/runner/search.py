@@ -20,11 +20,11 @@ from optmerge.drivers import make_driver
 from optmerge.drivers.base import Driver, Variables
 from optmerge.errors import RunFailed, RunInterrupted
 from optmerge.merging.recipe import Recipe
-from optmerge.records import Candidate, Evaluation, Progress, Record, Sink, SplitName, Trajectory, Vector
+from optmerge.records import Candidate, Evaluation, Phase, Progress, Record, Sink, SplitName, Trajectory, Vector
 from optmerge.runner.baselines import Baseline, CachedMeasurements, make_baselines, representable
 from optmerge.runner.evaluator import Evaluator, Measurement
 from optmerge.runner.folder import RunFolder
-from optmerge.runner.journal import Journal
+from optmerge.runner.journal import Journal, batch_tokens_after
 from optmerge.runner.loop import Outcome, run_loop
 from optmerge.runner.manifest import check_manifest, make_manifest
 from optmerge.runner.problem import Problem, absolute_references, open_problem
@@ -136,6 +136,7 @@ class _Session:
         self.journal = journal
         self.progress = progress
         self.measurements = CachedMeasurements(evaluator)
+        evaluator.batch_tokens = self._batch_tokens(len(journal.trajectory.records))
 
     def execute(self, stop: Stop) -> tuple[dict[str, Any], Recipe | None]:
         """Baselines, search, report, recipe, result."""
@@ -180,7 +181,7 @@ class _Session:
     def fit(self, candidate: Candidate) -> Evaluation:
         """The objective of a candidate on its part of the fit split."""
         return self.evaluator.evaluate(
-            self.problem.expand(candidate.vector),
+            candidate.vector,
             "fit",
             examples=candidate.examples,
             gradient="gradient" in candidate.needs,
@@ -188,7 +189,7 @@ class _Session:
 
     def select(self, vector: Vector) -> Evaluation:
         """The objective of a vector on the whole select split, with the metrics that need no label."""
-        return self.evaluator.evaluate(self.problem.expand(vector), "select", metrics=True)
+        return self.evaluator.evaluate(vector, "select", metrics=True)
 
     def _score_baselines(self, baselines: Sequence[Baseline], stop: Stop) -> list[Scored]:
         scored: list[Scored] = []
@@ -220,7 +221,7 @@ class _Session:
                 self.problem.objective.set_normalisers(split, found.means)
             return self.evaluator.judge(found, split) if judged else _metrics_only(found)
 
-        record, evaluation = self.journal.next(
+        record, evaluation = self._next(
             "baseline", driver="baseline", split=split, vector=None, make=make, name=baseline.name
         )
         if baseline.name == "base":
@@ -228,6 +229,13 @@ class _Session:
                 raise RunFailed(f"The base model itself cannot be judged on {split}: {record.error}.")
             if judged:
                 self.problem.objective.set_normalisers(split, record.metrics)
+        return record, evaluation
+
+    def _next(self, phase: Phase, **what: Any) -> tuple[Record, Evaluation]:
+        """`Journal.next`, and again in smaller steps where memory ran out: a report misses nothing for that."""
+        record, evaluation = self.journal.next(phase, **what)
+        while record.batch_tokens is not None:
+            record, evaluation = self.journal.next(phase, **what)
         return record, evaluation
 
     def _start(self, baselines: Sequence[Baseline], scored: Sequence[Scored]) -> Vector:
@@ -262,11 +270,12 @@ class _Session:
         def make() -> Evaluation:
             table = self.problem.expand(vector)
             found = self.evaluator.attempt(
-                lambda: self.evaluator.measure(table, "report", objective=False, metrics=True, per_example=True)
+                lambda: self.evaluator.measure(table, "report", objective=False, metrics=True, per_example=True),
+                "report",
             )
             return found if isinstance(found, Evaluation) else _metrics_only(found)
 
-        report, evaluation = self.journal.next(
+        report, evaluation = self._next(
             "report", driver=driver.name, split="report", vector=vector, make=make, name=driver.name
         )
         if report.error:
@@ -294,11 +303,18 @@ class _Session:
             table = self.problem.expand(record.vector)
         else:
             table = next(b.table for b in make_baselines(self.problem) if b.name == record.name)
+        now = self.evaluator.batch_tokens
+        self.evaluator.batch_tokens = self._batch_tokens(record.id)
         found = self.measurements.measure(table, "report", objective=False, metrics=True)
+        self.evaluator.batch_tokens = now
         if isinstance(found, Evaluation):
             raise RunFailed(f"{record.name} could be scored before the interruption, and not now: {found.error}.")
         self.folder.save_examples(record.id, found.per_example)
         return found.per_example
+
+    def _batch_tokens(self, record: int) -> int:
+        """The micro-batch in force before the record with this number."""
+        return batch_tokens_after(self.journal.trajectory.records[:record], self.problem.config.batch_tokens)
 
 
 def _metrics_only(measured: Measurement) -> Evaluation:

@@ -76,7 +76,7 @@ def test_shares_of_the_loss_sum_to_the_value() -> None:
         count = len(per_term["entropy"])
         for begin in range(0, count, 2):
             part = {name: values[begin : begin + 2] for name, values in per_term.items()}
-            total = total + objective.loss("fit", task, part, count)
+            total = total + objective.loss("fit", task, part, count, weight=objective.shares[task])
     means = {t: {name: float(v.detach().mean()) for name, v in per_term.items()} for t, per_term in examples.items()}
     assert float(total.detach()) == pytest.approx(objective.combine("fit", means)[0], rel=1e-12)
     gradients = torch.autograd.grad(total, leaves)

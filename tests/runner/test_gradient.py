@@ -55,7 +55,7 @@ def test_contraction_equals_autograd(tmp_path: Path, kind: str, granularity: str
             for row in inputs.split(1):  # micro-batches and tasks accumulate
                 logits = resident.model_for(expert)(input_ids=row).logits
                 (weight * logits.log_softmax(-1).square().mean()).backward()
-    ours = space.pull_back(gradient.table())
+    ours = space.pull_back(gradient.table(), vector)
 
     variables = torch.tensor(vector, requires_grad=True)
     index = torch.tensor(space.index)
