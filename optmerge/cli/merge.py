@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from optmerge.cli.options import AllowPickle, Json
-from optmerge.cli.output import Output
+from optmerge.cli.output import Output, size
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -22,24 +21,27 @@ def merge(
     dtype: Annotated[
         str | None, typer.Option("--dtype", metavar="TYPE", help=f"{', '.join(DTYPES)}; the recipe's if not given.")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all files again, compare them with what was written, print hashes.")
+    ] = False,
     allow_pickle: AllowPickle = False,
     json: Json = False,
 ) -> None:
-    """Make the merged model of a recipe, as a checkpoint."""
+    """Make the merged model of a recipe, as a checkpoint.
+
+    A recipe can be written by hand: base, experts and coefficients are enough.
+    """
     from optmerge.errors import ConfigError, did_you_mean
 
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.{did_you_mean(dtype, DTYPES)}")
     from optmerge.cli.progress import progress_bar
-    from optmerge.export.api import merge as write
-    from optmerge.merging.recipe import Recipe
+    from optmerge.export.api import write_checkpoint
 
-    path = recipe / "recipe.yaml" if recipe.is_dir() else recipe
-    loaded = Recipe.load(path)
-    if dtype is not None:
-        loaded = replace(loaded, dtype=dtype)
     with progress_bar() as progress:
-        written = write(loaded, to, relative_to=path.parent, allow_pickle=allow_pickle, progress=progress)
+        written = write_checkpoint(recipe, to, dtype=dtype, verify=verify, allow_pickle=allow_pickle, progress=progress)
     output = Output(json)
-    output.facts({"path": written, "dtype": loaded.dtype})
-    output.say(f"Wrote {written}")
+    output.facts({"path": written.folder, "dtype": written.dtype, "nbytes": written.nbytes, "sha256": written.digests})
+    output.say(f"Wrote {written.folder}: {size(written.nbytes)} in {written.dtype}")
+    if verify:
+        output.table(["file", "SHA-256 as written and as read again"], sorted(written.digests.items()))

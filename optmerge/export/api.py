@@ -4,6 +4,7 @@ A recipe is given as a value, as its file, or as the folder of a run.
 
     tensors = merge("runs/first/recipe.yaml")                            # dict of tensors by name on disk
     folder = merge("runs/first/recipe.yaml", Path("merged"))             # a checkpoint
+    write_checkpoint("recipe.yaml", Path("merged"), verify=True).digests      # the same, read again and compared
     export("runs/first", "coefficients", Path("coefficients.csv"))
 """
 
@@ -11,12 +12,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from optmerge.errors import ExportError, RecipeError, did_you_mean
 from optmerge.export import EXPORTERS
-from optmerge.export.checkpoint import merged_tensors
+from optmerge.export.base import require_new_folder
+from optmerge.export.checkpoint import CheckpointExporter, Written, merged_tensors
+from optmerge.merging.merge import completed
 from optmerge.merging.recipe import Recipe, open_recipe
 from optmerge.records import Progress
 
@@ -78,18 +82,52 @@ def merge(
         RunError: The disk refuses.
     """
     if to is not None:
-        return export(
+        return write_checkpoint(
             recipe,
-            "checkpoint",
             to,
             relative_to=relative_to,
             check_hashes=check_hashes,
             allow_pickle=allow_pickle,
             progress=progress,
-        )
+        ).folder
     loaded, start, _ = _load(recipe, relative_to)
     family = open_recipe(loaded, relative_to=start, check_hashes=check_hashes, allow_pickle=allow_pickle)
-    return merged_tensors(loaded, family)
+    return merged_tensors(completed(loaded, family), family)
+
+
+def write_checkpoint(
+    recipe: Recipe | Path | str,
+    to: Path | str,
+    *,
+    dtype: str | None = None,
+    verify: bool = False,
+    relative_to: Path | None = None,
+    check_hashes: bool = True,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> Written:
+    """`merge` into a folder, with what is known about the written files.
+
+    Args:
+        recipe: See `merge`.
+        to: See `merge`.
+        dtype: Of the tensors; None is the recipe's.
+        verify: Read everything again before the folder appears, and compare it with what was written.
+        relative_to: See `merge`.
+        check_hashes: See `merge`.
+        allow_pickle: See `merge`.
+        progress: See `merge`.
+
+    Raises:
+        RunError: The disk refuses, or what was written does not read back; see `merge` for the others.
+    """
+    require_new_folder(Path(to))  # before models are opened, which may take a while
+    loaded, start, result = _load(recipe, relative_to)
+    if dtype is not None:
+        loaded = replace(loaded, dtype=dtype)
+    family = open_recipe(loaded, relative_to=start, check_hashes=check_hashes, allow_pickle=allow_pickle)
+    exporter = CheckpointExporter(verify=verify)
+    return exporter.write(completed(loaded, family), family, Path(to), result=result, progress=progress)
 
 
 def export(
@@ -132,6 +170,7 @@ def export(
     family = None
     if exporter.needs_models:
         family = open_recipe(loaded, relative_to=start, check_hashes=check_hashes, allow_pickle=allow_pickle)
+        loaded = completed(loaded, family)
     return exporter.export(loaded, family, Path(to), result=result, progress=progress)
 
 

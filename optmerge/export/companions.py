@@ -1,16 +1,14 @@
 """The files that stand beside a checkpoint's tensors: config.json, the generation config, the tokenizer's files.
 
-They are copied from their source as they are; config.json alone is changed, in its dtype and (for a body) architecture.
+They are what their source has; config.json alone is changed, in its dtype and (for a body) architecture.
 
-    write_config(family.base, folder, dtype="bfloat16")
-    copy_tokenizer(family.experts["chat"], family.base, folder)
+    files = config_file(family.base, dtype="bfloat16") | tokenizer_files(family.experts["chat"], family.base)
+    files["config.json"]                    # bytes
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optmerge.errors import ModelError
@@ -59,8 +57,12 @@ def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return config
 
 
-def write_config(checkpoint: Checkpoint, folder: Path, *, dtype: str, architecture: str | None = None) -> None:
-    """Copy config.json with another dtype, and another architecture when one is given."""
+def config_file(checkpoint: Checkpoint, *, dtype: str, architecture: str | None = None) -> dict[str, bytes]:
+    """config.json with another dtype, and another architecture when one is given.
+
+    Returns:
+        File name -> content.
+    """
     config = read_config(checkpoint)
     for key in _NOT_OURS:
         config.pop(key, None)
@@ -69,21 +71,23 @@ def write_config(checkpoint: Checkpoint, folder: Path, *, dtype: str, architectu
         config["architectures"] = [architecture]
         for key in ("id2label", "label2id", "num_labels", "problem_type"):  # of a head that a body does not have
             config.pop(key, None)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return {CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()}
 
 
-def copy_tokenizer(source: Checkpoint, fallback: Checkpoint, folder: Path) -> None:
-    """Copy tokenizer, chat templates and generation config of ``source``; what it lacks entirely, of ``fallback``."""
+def tokenizer_files(source: Checkpoint, fallback: Checkpoint) -> dict[str, bytes]:
+    """Tokenizer, chat templates and generation config of ``source``; what it lacks entirely, of ``fallback``.
+
+    Returns:
+        Path below the checkpoint's folder -> content.
+    """
     owner = source if any((source.folder / name).exists() for name in TOKENIZER_FILES) else fallback
-    for name in TOKENIZER_FILES:
-        if (owner.folder / name).is_file():
-            shutil.copyfile(owner.folder / name, folder / name)
-    if (owner.folder / TEMPLATE_FOLDER).is_dir():
-        shutil.copytree(owner.folder / TEMPLATE_FOLDER, folder / TEMPLATE_FOLDER)
-    for owner in (source, fallback):
-        if (owner.folder / GENERATION).is_file():
-            shutil.copyfile(owner.folder / GENERATION, folder / GENERATION)
-            break
+    found = [owner.folder / name for name in TOKENIZER_FILES]
+    found += sorted(path for path in (owner.folder / TEMPLATE_FOLDER).rglob("*"))
+    files = {str(path.relative_to(owner.folder)): path.read_bytes() for path in found if path.is_file()}
+    for checkpoint in (source, fallback):
+        if (checkpoint.folder / GENERATION).is_file():
+            return files | {GENERATION: (checkpoint.folder / GENERATION).read_bytes()}
+    return files
 
 
 def auto_model_class(checkpoint: Checkpoint) -> str | None:

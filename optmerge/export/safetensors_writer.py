@@ -1,11 +1,12 @@
-"""A safetensors writer that needs one tensor in memory at a time.
+"""A safetensors writer that takes its tensors chunk by chunk, whatever their size.
 
 The format wants its header first, so names, shapes and types are declared before any value; the tensors then follow in
-the declared order. What does not fit into one file goes into shards with an index, as transformers reads them.
+the declared order. What does not fit into one file goes into shards, which want an index beside them.
 
     with ShardedWriter(folder, specs, shard_bytes=5 * 10**9) as writer:
-        for name, tensor in tensors:         # in the order of specs
-            writer.write(name, tensor)
+        writer.write("model.norm.weight", tensor)     # in the order of specs
+        writer.begin("lm_head.weight")
+        writer.reserve(writer.most).copy_(values)     # until the tensor is whole
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 import torch
 
+from optmerge.export.background import BackgroundWriter
+
 SHARD_BYTES = 5 * 10**9
 INDEX = "model.safetensors.index.json"
-_PIECE = 1 << 26  # bytes handed to the operating system at once, so that progress moves within big tensors
 
 DTYPE_CODES: dict[torch.dtype, str] = {
     torch.float64: "F64",
@@ -79,6 +81,12 @@ def shard_name(index: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
+def named_shards(specs: Sequence[TensorSpec], shard_bytes: int = SHARD_BYTES) -> list[tuple[str, list[TensorSpec]]]:
+    """The files that hold the tensors: name and tensors of each."""
+    shards = plan_shards(specs, shard_bytes)
+    return [(shard_name(index, len(shards)), shard) for index, shard in enumerate(shards)]
+
+
 def index_json(shards: Sequence[tuple[str, Sequence[TensorSpec]]]) -> str:
     """The index of (file name, its tensors) pairs."""
     return json.dumps(
@@ -95,9 +103,14 @@ class ShardedWriter:
 
     Args:
         folder: Exists already.
-        specs: Every tensor, in the order in which `write` will be called.
+        specs: Every tensor, in the order in which `begin` will be called.
         shard_bytes: Most bytes of values in one file.
-        wrote: Called with the number of bytes just written.
+        hashed: Keep the SHA-256 of every file in ``digests``.
+        wrote: Called with the number of bytes of values written since it was called last.
+
+    Attributes:
+        shards: The files' names, each with its tensors.
+        digests: File name -> SHA-256 of what was written, whole once the block has ended.
     """
 
     def __init__(
@@ -106,60 +119,89 @@ class ShardedWriter:
         specs: Sequence[TensorSpec],
         *,
         shard_bytes: int = SHARD_BYTES,
+        hashed: bool = False,
         wrote: Callable[[int], None] | None = None,
     ) -> None:
         self.folder = folder
-        shards = plan_shards(specs, shard_bytes)
-        self.shards = [(shard_name(index, len(shards)), shard) for index, shard in enumerate(shards)]
+        self.shards = named_shards(specs, shard_bytes)
+        self.digests: dict[str, str] = {}
         self._wrote = wrote
-        self._due = [(file, specs, spec) for file, specs in self.shards for spec in specs]
+        self._told = 0
+        self._due = [(file, shard, spec) for file, shard in self.shards for spec in shard]
         self._next = 0
+        self._left = 0  # elements of the current tensor that are not reserved yet
+        self._current = TensorSpec("", (), torch.uint8)
         self._open_name: str | None = None
-        self._handle: IO[bytes] | None = None
+        self._files = BackgroundWriter(hashed=hashed)
 
     def __enter__(self) -> Self:
+        self._files.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        if kind is None and not self._due:
+            self._files.open(self.folder / self.shards[0][0], _header([]))
+        self._files.__exit__(kind, problem, trace)
         if kind is not None:
             return
-        assert self._next == len(self._due), f"{len(self._due) - self._next} declared tensors were not written"
-        if not self._due:
-            _write_header(self.folder / self.shards[0][0], []).close()
-        if len(self.shards) > 1:
-            (self.folder / INDEX).write_text(index_json(self.shards), encoding="utf-8")
+        self._tell()
+        absent = len(self._due) - self._next
+        assert absent == self._left == 0, f"{absent} declared tensors were not written, {self._left} values of the last"
+        self.digests = {path.name: digest for path, digest in self._files.digests.items()}
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Append the next declared tensor.
+    @property
+    def most(self) -> int:
+        """Most elements that `reserve` gives of the current tensor."""
+        return self._files.buffer_bytes // self._current.dtype.itemsize
+
+    def begin(self, name: str) -> None:
+        """Begin the next declared tensor.
 
         Args:
             name: Must be the next name.
-            tensor: CPU, of the declared shape and dtype.
         """
-        file, specs, spec = self._due[self._next]
-        assert (name, tuple(tensor.shape), tensor.dtype) == (spec.name, spec.shape, spec.dtype), (name, spec)
+        assert self._left == 0, f"{self._left} values of {self._current.name} are not written"
+        file, shard, self._current = self._due[self._next]
+        assert name == self._current.name, (name, self._current)
         if file != self._open_name:
-            self._close()
-            self._handle, self._open_name = _write_header(self.folder / file, specs), file
-        assert self._handle is not None
-        values = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        for lo in range(0, len(values), _PIECE):
-            self._handle.write(values[lo : lo + _PIECE])
-            if self._wrote:
-                self._wrote(min(_PIECE, len(values) - lo))
+            self._files.open(self.folder / file, _header(shard))
+            self._open_name = file
         self._next += 1
+        self._left = math.prod(self._current.shape)
 
-    def _close(self) -> None:
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
+    def reserve(self, count: int) -> torch.Tensor:
+        """The next ``count`` elements of the current tensor, flat, to be filled before the next call of any method.
+
+        Raises:
+            OSError: What was written before did not reach the disk.
+        """
+        assert count <= self._left, (count, self._left, self._current)
+        self._left -= count
+        dtype = self._current.dtype
+        place = self._files.reserve(count * dtype.itemsize, align=dtype.itemsize)
+        self._tell()
+        return place.view(dtype)
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """The next declared tensor from a whole one of its shape, cast to its type."""
+        self.begin(name)
+        assert tuple(tensor.shape) == self._current.shape, (name, tensor.shape, self._current)
+        flat = tensor.detach().reshape(-1)
+        for lo in range(0, flat.numel(), self.most):
+            part = flat[lo : lo + self.most]
+            self.reserve(part.numel()).copy_(part)
+
+    def _tell(self) -> None:
+        written = self._files.written
+        if self._wrote and written > self._told:
+            self._wrote(written - self._told)
+        self._told = written
 
 
-def _write_header(path: Path, specs: Sequence[TensorSpec]) -> IO[bytes]:
-    """Open ``path`` and write the length of the header (u64, little endian) and the header, padded to 8 bytes."""
+def _header(specs: Sequence[TensorSpec]) -> bytes:
+    """The length of the header (u64, little endian) and the header itself, padded to 8 bytes."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for spec in specs:
@@ -167,6 +209,4 @@ def _write_header(path: Path, specs: Sequence[TensorSpec]) -> IO[bytes]:
         header[spec.name] = {"dtype": DTYPE_CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    handle = open(path, "wb")  # noqa: SIM115 - the caller closes it
-    handle.write(struct.pack("<Q", len(text)) + text)
-    return handle
+    return struct.pack("<Q", len(text)) + text

@@ -1,27 +1,34 @@
-"""A merge outside the search: one parameter at a time, by the same kernel as the resident model's.
+"""A merge outside the search: a recipe bound to its models, whose values are made piece by piece.
 
-for parameter, tensor in iter_merged(recipe, family):
-    ...
+merge = Merge(recipe, family)
+for segment in merge.segments("model.embed_tokens.weight"):
+    for part in cut(segment, 1 << 20):
+        merge.write(out[: part.base.numel()].view(part.base.shape), "model.embed_tokens.weight", part)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from optmerge.errors import RecipeError, did_you_mean
 from optmerge.merging.deltas import Deltas
-from optmerge.merging.engine import ChunkBuffers, write_merge
-from optmerge.merging.recipe import Recipe
+from optmerge.merging.recipe import EVERYTHING, ModelEntry, Recipe
+from optmerge.merging.sources import LowRank, Segment, Source
+from optmerge.merging.writing import LOW_RANK_CHUNK, Workspace, write_merge
 
 if TYPE_CHECKING:
+    from optmerge.models.checkpoint import Checkpoint
     from optmerge.models.family import Family
 
 
 def group_of_parameters(recipe: Recipe, family: Family) -> dict[str, int]:
     """Merged parameter -> row of the recipe's coefficients.
+
+    A group of the tensors "*" has every parameter that no other group names.
 
     Raises:
         RecipeError: A tensor is unknown to the base, a parameter is in two groups, or a parameter is in none.
@@ -29,8 +36,12 @@ def group_of_parameters(recipe: Recipe, family: Family) -> dict[str, int]:
     rows: dict[str, int] = {}
     known = [name for parameter in family.parameters for name in family.disk_names(parameter)]
     known_set = set(known)
+    rest = None
     for row, group in enumerate(recipe.groups):
         for tensor in group.tensors:
+            if tensor == EVERYTHING:
+                rest = row
+                continue
             if tensor not in known_set:
                 raise RecipeError(
                     f"The recipe's group {group.name} names the tensor {tensor}, which the base "
@@ -42,6 +53,8 @@ def group_of_parameters(recipe: Recipe, family: Family) -> dict[str, int]:
                     f"The recipe puts parts of the parameter {parameter} into the groups "
                     f"{recipe.groups[rows[parameter]].name} and {group.name}; all of it must be in one."
                 )
+    if rest is not None:
+        rows |= {parameter: rest for parameter in family.parameters if parameter not in rows}
     missing = [parameter for parameter in family.parameters if parameter not in rows]
     if missing:
         raise RecipeError(
@@ -51,37 +64,121 @@ def group_of_parameters(recipe: Recipe, family: Family) -> dict[str, int]:
     return rows
 
 
-def merged_parameter(
-    family: Family, deltas: Deltas, coefficients: list[float], parameter: str, buffers: ChunkBuffers
-) -> torch.Tensor:
-    """One merged parameter in fp32 (fp64 for an fp64 base), module layout, CPU.
+def completed(recipe: Recipe, family: Family) -> Recipe:
+    """The recipe with all that it leaves to its models: tensor names for "*", heads, dtype and content hashes.
 
-    Args:
-        family: The base and experts.
-        deltas: The recipe's directions.
-        coefficients: D numbers, in their order.
-        parameter: A name in ``family.parameters``.
-        buffers: CPU chunk buffers.
+    Raises:
+        RecipeError: See `group_of_parameters`.
     """
-    base = family.read("base", parameter)
-    out = torch.empty(base.shape, dtype=buffers.total.dtype)
-    write_merge(out, base, deltas.sources(parameter), coefficients, buffers)
-    return out
+    rows = group_of_parameters(recipe, family)
+    groups = list(recipe.groups)
+    for row, group in enumerate(groups):
+        if EVERYTHING in group.tensors:
+            mine = [parameter for parameter in family.parameters if rows[parameter] == row]
+            groups[row] = replace(group, tensors=tuple(disk for name in mine for disk in family.disk_names(name)))
+    return replace(
+        recipe,
+        base=_hashed(recipe.base, family.base),
+        experts={name: _hashed(entry, family.experts[name]) for name, entry in recipe.experts.items()},
+        groups=tuple(groups),
+        heads=family.heads,
+        dtype=_usual_dtype(family) if recipe.dtype == "auto" else recipe.dtype,
+    )
 
 
-def iter_merged(recipe: Recipe, family: Family) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every merged parameter with its value in fp32, in module order; memory for one at a time.
+def _hashed(entry: ModelEntry, checkpoint: Checkpoint) -> ModelEntry:
+    return entry if entry.sha256 else replace(entry, sha256=checkpoint.sha256())
+
+
+def _usual_dtype(family: Family) -> str:
+    """The type that most of the base's merged values have."""
+    sizes: dict[torch.dtype, int] = {}
+    for parameter in family.parameters.values():
+        sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel
+    return str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")
+
+
+class Merge:
+    """A recipe bound to its family: the merged values of any part of any parameter.
+
+    Memory is one parameter's delta for each direction that is a whole method, and nothing for the others.
 
     Raises:
         RecipeError: The recipe does not fit the family.
     """
-    from optmerge.models.cache import cache_dir
 
-    rows = group_of_parameters(recipe, family)
-    table = recipe.coefficient_fn()
-    deltas = Deltas(family, recipe.directions, cache=cache_dir() / "directions")
-    deltas.prepare()
-    wide = any(parameter.dtype == torch.float64 for parameter in family.parameters.values())
-    buffers = ChunkBuffers(torch.device("cpu"), torch.float64 if wide else torch.float32)
-    for parameter in family.parameters:
-        yield parameter, merged_parameter(family, deltas, table[rows[parameter]].tolist(), parameter, buffers)
+    def __init__(self, recipe: Recipe, family: Family) -> None:
+        self.family = family
+        self._row = group_of_parameters(recipe, family)
+        table = recipe.coefficient_fn()
+        used = [column for column in range(len(recipe.directions)) if table[:, column].any()]
+        self._table = [[float(c) for c in row] for row in table[:, used]]
+        self._deltas = Deltas(family, [recipe.directions[column] for column in used], cache=None)
+        wide = any(parameter.dtype == torch.float64 for parameter in family.parameters.values())
+        self._workspace = Workspace(torch.device("cpu"), torch.float64 if wide else torch.float32)
+
+    def segments(self, parameter: str) -> list[Segment]:
+        """The boxes that make up a parameter, each with what is added to it."""
+        row = self._table[self._row[parameter]]
+        hot = [index for index, c in enumerate(row) if c]
+        copied = hot[0] if len(hot) == 1 and row[hot[0]] == 1.0 else None
+        segments = self._deltas.segments(parameter)
+        return segments if copied is None else [_made_whole(segment, copied) for segment in segments]
+
+    def write(self, out: torch.Tensor, parameter: str, segment: Segment) -> None:
+        """Merge a segment, or a part of one, into ``out``.
+
+        Args:
+            out: Contiguous, of the segment's shape; the one cast is to its type.
+            parameter: Whose segment it is.
+            segment: One of `segments`, or a part of it.
+        """
+        write_merge(out, segment, self._table[self._row[parameter]], self._workspace)
+
+
+def cut(segment: Segment, most: int) -> Iterator[Segment]:
+    """Parts of a segment, which follow one another in its row-major order.
+
+    Args:
+        segment: What to cut.
+        most: Elements of a part. With a low-rank source a part has as many rows as `write_merge` multiplies at a time
+            instead (and at least one), since the last bits of a product depend on its shape.
+    """
+    low_rank = any(isinstance(source, LowRank) for source in segment.sources)
+    limit = LOW_RANK_CHUNK if low_rank else most
+    numel = segment.base.numel()
+    if numel <= limit:
+        if numel:
+            yield segment
+        return
+    rows = segment.base.shape[0]
+    if rows == 1:
+        if low_rank:
+            yield segment
+        else:
+            yield from cut(_row(segment), most)
+        return
+    step = max(1, limit * rows // numel)
+    for lo in range(0, rows, step):
+        part = segment.rows(lo, min(lo + step, rows))
+        if part.base.numel() > limit and not low_rank:
+            yield from cut(part, most)
+        else:
+            yield part
+
+
+def _row(segment: Segment) -> Segment:
+    """A segment of one row as that row; dense sources only."""
+    sources = tuple(
+        Source(source.tensor[0], source.absolute) if isinstance(source, Source) else None for source in segment.sources
+    )
+    return Segment(segment.index, segment.base[0], sources)
+
+
+def _made_whole(segment: Segment, column: int) -> Segment:
+    """The segment with a low-rank source that is copied alone made dense once, not once for every part."""
+    source = segment.sources[column]
+    if not isinstance(source, LowRank):
+        return segment
+    whole = Source(source.exact(), absolute=True)
+    return replace(segment, sources=(*segment.sources[:column], whole, *segment.sources[column + 1 :]))

@@ -1,7 +1,8 @@
 """A recipe: everything needed to make one merged model again, as data.
 
 It names the base and the experts with their content hashes, the directions that have coefficients, and one
-coefficient for every (tensor group, direction). Groups speak the tensor names of the base's checkpoint on disk.
+coefficient for every (tensor group, direction). Groups speak the tensor names of the base's checkpoint on disk. How a
+recipe looks in a file, and the short form for writing one by hand, is in `recipe_file`.
 
     recipe = Recipe.load(Path("runs/first/recipe.yaml"))
     family = open_recipe(recipe, relative_to=Path("runs/first"))
@@ -9,26 +10,25 @@ coefficient for every (tensor group, direction). Groups speak the tensor names o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from optmerge.atomic import atomic_write
 from optmerge.config.methods import MethodConfig
 from optmerge.errors import RecipeError
-from optmerge.merging.coefficients import CoefficientFn, Static, Table
+from optmerge.merging.coefficients import CoefficientFn, Table
 
 if TYPE_CHECKING:
     from optmerge.models.family import Family
 
 FORMAT = 1
-_METHOD: TypeAdapter[MethodConfig] = TypeAdapter(MethodConfig)
+EVERYTHING = "*"  # in the place of tensors' names: all that no other group has
+HEADS = ("own", "merged", "auto")
+DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,39 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True)
 class Direction:
-    """A delta that gets coefficients: an expert's task vector, or the delta that a whole method gives."""
+    """A delta that gets coefficients.
+
+    Attributes:
+        name: Unique within the recipe.
+        kind: An expert's task vector, the delta that a whole ``method`` gives, or the ``part`` of it that one expert
+            has in a method that is linear in per-expert scales.
+        config: The method's settings.
+        expert: Whose task vector or part it is.
+        stored: Folder that holds the delta of a method that depended on calibration data.
+        sha256: Hash of that folder's content.
+    """
 
     name: str
-    kind: Literal["expert", "method"]
+    kind: Literal["expert", "method", "part"]
     config: MethodConfig | None = None
+    expert: str = ""
+    stored: str | None = None
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "expert":
+            object.__setattr__(self, "expert", self.name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a recipe file has it."""
+        if self.kind == "expert":
+            return {"name": self.name, "expert": self.name}
+        body: dict[str, Any] = {"name": self.name, "method": self.config.model_dump() if self.config else None}
+        if self.kind == "part":
+            body["expert"] = self.expert
+        if self.stored is not None:
+            body |= {"stored": self.stored, "sha256": self.sha256}
+        return body
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +83,7 @@ class Group:
 
     Attributes:
         name: Unique within the recipe.
-        tensors: Names in the base's checkpoint on disk.
+        tensors: Names in the base's checkpoint on disk; ("*",) has all that no other group names.
         layer: Index of the transformer layer, None outside the layers or across them.
         kind: A role (attention, mlp, norm, embedding, final-norm, head, other), or "layer" or "model" when mixed.
     """
@@ -68,7 +96,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
-    """A merge as data; see the module docstring. Values are frozen, ``coefficients`` is read-only."""
+    """A merge as data; see the module docstring. Values are frozen, ``coefficients`` is read-only.
+
+    ``auto`` heads and dtype, and groups of the tensors "*", take their meaning from the models: `completed` puts it in.
+    """
 
     base: ModelEntry
     experts: Mapping[str, ModelEntry]
@@ -76,7 +107,7 @@ class Recipe:
     groups: tuple[Group, ...]
     coefficient_fn: CoefficientFn
     method: str = "task_arithmetic"
-    heads: Literal["own", "merged"] = "merged"
+    heads: Literal["own", "merged", "auto"] = "merged"
     dtype: str = "float32"
     tokenizer: str = "base"
     created: Mapping[str, Any] = field(default_factory=dict)
@@ -101,12 +132,7 @@ class Recipe:
             "method": self.method,
             "base": _model_to_dict(self.base),
             "experts": {name: _model_to_dict(entry) for name, entry in self.experts.items()},
-            "directions": [
-                {"name": d.name, "expert": d.name}
-                if d.kind == "expert"
-                else {"name": d.name, "method": d.config.model_dump() if d.config else None}
-                for d in self.directions
-            ],
+            "directions": [direction.to_dict() for direction in self.directions],
             "heads": self.heads,
             "dtype": self.dtype,
             "tokenizer": self.tokenizer,
@@ -116,7 +142,7 @@ class Recipe:
                     "name": group.name,
                     "layer": group.layer,
                     "kind": group.kind,
-                    "tensors": list(group.tensors),
+                    "tensors": EVERYTHING if group.tensors == (EVERYTHING,) else list(group.tensors),
                     "coefficients": {name: float(value) for name, value in zip(names, row, strict=True)},
                 }
                 for group, row in zip(self.groups, table, strict=True)
@@ -135,43 +161,13 @@ class Recipe:
         Raises:
             RecipeError: The text is not a recipe, or one of another format; ``path`` is named.
         """
+        from optmerge.merging.recipe_file import parse
+
         try:
             body = yaml.safe_load(text)
         except yaml.YAMLError as problem:
             raise RecipeError(f"{path} is not valid YAML: {' '.join(str(problem).split())}") from None
-        if not isinstance(body, dict) or "optmerge_recipe" not in body:
-            raise RecipeError(
-                f"{path} is not an optmerge recipe: the key optmerge_recipe is missing. "
-                "A run's best recipe is recipe.yaml in its folder."
-            )
-        if body["optmerge_recipe"] != FORMAT:
-            raise RecipeError(
-                f"{path} has recipe format {body['optmerge_recipe']}; this optmerge reads {FORMAT}. Upgrade optmerge."
-            )
-        try:
-            directions = tuple(_direction(entry) for entry in body["directions"])
-            names = [direction.name for direction in directions]
-            groups = tuple(
-                Group(entry["name"], tuple(entry["tensors"]), entry["layer"], entry["kind"]) for entry in body["groups"]
-            )
-            rows = [[float(entry["coefficients"][name]) for name in names] for entry in body["groups"]]
-            recipe = cls(
-                base=ModelEntry(**body["base"]),
-                experts={name: ModelEntry(**entry) for name, entry in body["experts"].items()},
-                directions=directions,
-                groups=groups,
-                coefficient_fn=Static(np.array(rows, dtype=np.float64).reshape(len(groups), len(names))),
-                method=body["method"],
-                heads=body["heads"],
-                dtype=body["dtype"],
-                tokenizer=body["tokenizer"],
-                created=body.get("created") or {},
-            )
-        except (KeyError, TypeError, ValueError, ValidationError) as problem:
-            what = f"the key {problem} is missing" if isinstance(problem, KeyError) else " ".join(str(problem).split())
-            raise RecipeError(f"{path} is not a whole recipe: {what}.") from None
-        _check(recipe, path)
-        return recipe
+        return parse(body, path)
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
@@ -219,25 +215,3 @@ def open_recipe(
 
 def _model_to_dict(entry: ModelEntry) -> dict[str, str | None]:
     return {"reference": entry.reference, "sha256": entry.sha256, "revision": entry.revision}
-
-
-def _direction(entry: Mapping[str, Any]) -> Direction:
-    if "expert" in entry:
-        return Direction(entry["name"], "expert")
-    return Direction(entry["name"], "method", _METHOD.validate_python(entry["method"]))
-
-
-def _check(recipe: Recipe, path: Path | str) -> None:
-    seen: dict[str, str] = {}
-    for group in recipe.groups:
-        for tensor in group.tensors:
-            if tensor in seen:
-                raise RecipeError(f"{path}: tensor {tensor} is in group {seen[tensor]} and in group {group.name}.")
-            seen[tensor] = group.name
-    for direction in recipe.directions:
-        if direction.kind == "expert" and direction.name not in recipe.experts:
-            raise RecipeError(f"{path}: direction {direction.name} is not among the experts {list(recipe.experts)}.")
-    for group, row in zip(recipe.groups, recipe.coefficients, strict=True):
-        for direction, value in zip(recipe.directions, row, strict=True):
-            if not math.isfinite(value):
-                raise RecipeError(f"{path}: the coefficient of {direction.name} in group {group.name} is {value}.")

@@ -1,0 +1,268 @@
+"""Recipe files as people write them: the full form that a search saves, and a short one.
+
+The short form leaves out everything that has a usual value:
+
+    optmerge_recipe: 1
+    base: zoo/base
+    experts:
+      math: zoo/math
+      code: org/code@v2
+    coefficients: {math: 0.4, code: 0.3}      # for every merged tensor
+
+``directions`` is then the experts' task vectors, ``heads`` and ``dtype`` are ``auto`` (heads are merged where they can
+be; the base's type), and ``tokenizer`` is the base's. ``directions: [experts, ties]`` adds a whole method with its
+usual settings, ``{name: ties, method: {name: ties, density: 0.5}}`` one with others. ``groups`` in the place of
+``coefficients`` gives different tensors different ones; a group of the tensors ``"*"`` has those that no other names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from optmerge.config.methods import LINEAR_METHODS, METHOD_CONFIGS, MethodConfig
+from optmerge.errors import RecipeError, did_you_mean
+from optmerge.merging.coefficients import Static
+from optmerge.merging.recipe import DTYPES, EVERYTHING, FORMAT, HEADS, Direction, Group, ModelEntry, Recipe
+
+KEYS = (
+    *("optmerge_recipe", "method", "base", "experts", "directions", "heads", "dtype", "tokenizer", "created"),
+    *("groups", "coefficients"),
+)
+_METHOD: TypeAdapter[MethodConfig] = TypeAdapter(MethodConfig)
+
+
+def parse(body: object, path: Path | str) -> Recipe:
+    """A recipe from what its YAML says.
+
+    Args:
+        body: The YAML's content.
+        path: What errors call it.
+
+    Raises:
+        RecipeError: Something is missing, unknown or malformed; one paragraph says what, and what was expected.
+    """
+    if not isinstance(body, dict) or "optmerge_recipe" not in body:
+        raise RecipeError(
+            f"{path} is not an optmerge recipe: the key optmerge_recipe is missing. A run's best recipe is recipe.yaml "
+            f"in its folder; one written by hand begins with `optmerge_recipe: {FORMAT}`."
+        )
+    if body["optmerge_recipe"] != FORMAT:
+        raise RecipeError(
+            f"{path} has recipe format {body['optmerge_recipe']}; this optmerge reads {FORMAT}. Upgrade optmerge."
+        )
+    reader = _Reader(path)
+    reader.known(body, KEYS, "a recipe")
+    base = reader.entry(reader.need(body, "base", "a recipe"), "base")
+    experts = {
+        str(name): reader.entry(value, f"experts.{name}")
+        for name, value in reader.mapping(reader.need(body, "experts", "a recipe"), "experts").items()
+    }
+    if not experts or "base" in experts:
+        what = "names no expert" if not experts else "calls an expert 'base', which stands for the base"
+        raise RecipeError(f"{path} {what}. Write `experts:` with one `name: model` per expert.")
+    directions = reader.directions(body.get("directions", ["experts"]), experts)
+    names = [direction.name for direction in directions]
+    if ("groups" in body) == ("coefficients" in body):
+        both = "has both groups and coefficients" if "groups" in body else "has neither groups nor coefficients"
+        raise RecipeError(
+            f"{path} {both}. Write `coefficients: {{{', '.join(f'{name}: 0.3' for name in names)}}}` for one number "
+            "per direction, or `groups` for numbers that differ between tensors."
+        )
+    if "groups" in body:
+        groups, rows = reader.groups(body["groups"], names)
+    else:
+        groups = (Group("model", (EVERYTHING,), None, "model"),)
+        rows = [reader.row(body["coefficients"], names, "coefficients")]
+    return Recipe(
+        base=base,
+        experts=experts,
+        directions=directions,
+        groups=groups,
+        coefficient_fn=Static(np.array(rows, dtype=np.float64).reshape(len(groups), len(names))),
+        method=reader.text(body.get("method", "task_arithmetic"), "method"),
+        heads=reader.choice(body.get("heads", "auto"), HEADS, "heads"),  # type: ignore[arg-type]
+        dtype=reader.choice(body.get("dtype", "auto"), DTYPES, "dtype"),
+        tokenizer=reader.choice(body.get("tokenizer", "base"), ("base", *experts), "tokenizer"),
+        created=reader.mapping(body.get("created") or {}, "created"),
+    )
+
+
+class _Reader:
+    """Reads the parts of a recipe; errors name the file and the key."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = path
+
+    def fail(self, what: str) -> RecipeError:
+        return RecipeError(f"{self.path}: {what}")
+
+    def known(self, body: Mapping[Any, Any], keys: Sequence[str], owner: str) -> None:
+        for key in body:
+            if key not in keys:
+                near = did_you_mean(str(key), keys)
+                raise self.fail(f"{key!r} is not a key of {owner}, which has {', '.join(keys)}.{near}")
+
+    def need(self, body: Mapping[Any, Any], key: str, owner: str) -> Any:
+        if key not in body:
+            raise self.fail(f"the key {key!r} is missing from {owner}.")
+        return body[key]
+
+    def mapping(self, value: object, where: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.fail(f"{where} is {_shown(value)}; expected a mapping.")
+        return value
+
+    def listing(self, value: object, where: str) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.fail(f"{where} is {_shown(value)}; expected a list.")
+        return value
+
+    def text(self, value: object, where: str) -> str:
+        if not isinstance(value, str) or not value:
+            raise self.fail(f"{where} is {_shown(value)}; expected a text.")
+        return value
+
+    def choice(self, value: object, allowed: Sequence[str], where: str) -> str:
+        if value not in allowed:
+            near = did_you_mean(str(value), allowed)
+            raise self.fail(f"{where} is {_shown(value)}; expected one of {', '.join(allowed)}.{near}")
+        return str(value)
+
+    def entry(self, value: object, where: str) -> ModelEntry:
+        """A model: its reference, or a mapping with its hash and revision too."""
+        if isinstance(value, str) and value:
+            return ModelEntry(value)
+        if not isinstance(value, dict):
+            raise self.fail(
+                f"{where} is {_shown(value)}; expected a model: a folder, org/name[@revision], or model+adapter."
+            )
+        self.known(value, ("reference", "sha256", "revision"), where)
+        stated = {key: self.text(value[key], f"{where}.{key}") for key in value if value[key] is not None}
+        return ModelEntry(self.need(stated, "reference", where), stated.get("sha256"), stated.get("revision"))
+
+    def directions(self, value: object, experts: Mapping[str, ModelEntry]) -> tuple[Direction, ...]:
+        found: list[Direction] = []
+        for index, entry in enumerate(self.listing(value, "directions")):
+            where = f"directions[{index}]"
+            if entry == "experts":
+                found += [Direction(name, "expert") for name in experts]
+            elif isinstance(entry, str):
+                found.append(self.named_direction(entry, experts, where))
+            else:
+                found.append(self.direction(self.mapping(entry, where), experts, where))
+        names = [direction.name for direction in found]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice or not names:
+            what = f"{twice[0]!r} stands {names.count(twice[0])} times" if twice else "there are none"
+            raise self.fail(f"directions: {what}; each direction stands once, and there is at least one.")
+        return tuple(found)
+
+    def named_direction(self, name: str, experts: Mapping[str, ModelEntry], where: str) -> Direction:
+        if name in experts:
+            return Direction(name, "expert")
+        methods = [method for method in METHOD_CONFIGS if method != "task_arithmetic"]
+        if name in methods:
+            return Direction(name, "method", self.method({"name": name}, where))
+        known = ("experts", *experts, *methods)
+        raise self.fail(
+            f"{where} is {name!r}; expected experts, one of the experts {', '.join(experts)}, or one of the methods "
+            f"{', '.join(methods)}.{did_you_mean(name, known)}"
+        )
+
+    def direction(self, entry: dict[str, Any], experts: Mapping[str, ModelEntry], where: str) -> Direction:
+        self.known(entry, ("name", "expert", "method", "stored", "sha256"), where)
+        if "expert" not in entry and "method" not in entry:
+            raise self.fail(
+                f"{where} has the keys {', '.join(map(str, entry))}; expected name with expert, method, or both."
+            )
+        expert = self.choice(entry["expert"], tuple(experts), f"{where}.expert") if "expert" in entry else ""
+        if "method" not in entry:
+            if entry.get("name", expert) != expert:
+                raise self.fail(
+                    f"{where}.name is {_shown(entry['name'])}; an expert's direction is called as it: {expert}."
+                )
+            return Direction(expert, "expert")
+        config = self.method(self.mapping(entry["method"], f"{where}.method"), f"{where}.method")
+        if expert and config.name not in LINEAR_METHODS:
+            raise self.fail(
+                f"{where} is the part that {expert} has in {config.name}, and that method is not a sum of parts; "
+                f"those that are: {', '.join(LINEAR_METHODS)}."
+            )
+        usual = f"{config.name}:{expert}" if expert else config.name
+        stored = self.text(entry["stored"], f"{where}.stored") if "stored" in entry else None
+        if stored is not None and isinstance(self.path, Path):
+            stored = str(self.path.parent.absolute() / stored)
+        digest = self.text(entry["sha256"], f"{where}.sha256") if entry.get("sha256") is not None else None
+        name = self.text(entry.get("name", usual), f"{where}.name")
+        return Direction(name, "part" if expert else "method", config, expert, stored, digest)
+
+    def method(self, settings: Mapping[str, Any], where: str) -> MethodConfig:
+        try:
+            return _METHOD.validate_python(settings)
+        except ValidationError as problem:
+            error = problem.errors()[0]
+            key = ".".join([where, *(str(part) for part in error["loc"][1:])])
+            allowed = f" The methods are {', '.join(METHOD_CONFIGS)}." if error["type"].startswith("union_tag") else ""
+            near = did_you_mean(str(settings.get("name")), METHOD_CONFIGS) if allowed else ""
+            raise self.fail(f"{key}: {error['msg']}.{allowed}{near}") from None
+
+    def groups(self, value: object, names: Sequence[str]) -> tuple[tuple[Group, ...], list[list[float]]]:
+        groups, rows = [], []
+        owner: dict[str, str] = {}
+        for index, entry in enumerate(self.listing(value, "groups")):
+            where = f"groups[{index}]"
+            self.known(self.mapping(entry, where), ("name", "layer", "kind", "tensors", "coefficients"), where)
+            name = self.text(entry.get("name", where), f"{where}.name")
+            stated = self.need(entry, "tensors", where)
+            tensors = (EVERYTHING,) if stated == EVERYTHING else tuple(self.listing(stated, f"{where}.tensors"))
+            for tensor in tensors:
+                if tensor in owner:
+                    raise self.fail(f"tensor {tensor} is in group {owner[tensor]} and in group {name}.")
+                owner[self.text(tensor, f"{where}.tensors")] = name
+            layer = entry.get("layer")
+            if layer is not None and not isinstance(layer, int):
+                raise self.fail(f"{where}.layer is {_shown(layer)}; expected a whole number or nothing.")
+            groups.append(Group(name, tensors, layer, self.text(entry.get("kind", "other"), f"{where}.kind")))
+            rows.append(self.row(self.need(entry, "coefficients", where), names, f"group {name}"))
+        if not groups:
+            raise self.fail("groups is empty; expected at least one group, with its tensors and coefficients.")
+        return tuple(groups), rows
+
+    def row(self, value: object, names: Sequence[str], where: str) -> list[float]:
+        """One number per direction."""
+        stated = self.mapping(value, where)
+        for name in stated:
+            if name not in names:
+                near = did_you_mean(str(name), names)
+                raise self.fail(f"{where} has a coefficient of {name!r}; the directions are {', '.join(names)}.{near}")
+        row = []
+        for name in names:
+            if name not in stated:
+                raise self.fail(f"{where} has no coefficient of {name!r}. Write 0 to leave a direction out.")
+            number = stated[name]
+            if isinstance(number, str):  # YAML reads 1e-3 as a text
+                number = _number(number)
+            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+                raise self.fail(
+                    f"the coefficient of {name} in {where} is {_shown(stated[name])}; expected a finite number."
+                )
+            row.append(float(number))
+        return row
+
+
+def _number(text: str) -> object:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
