@@ -3,21 +3,25 @@
 #   make demo         the whole way on real models: fine-tune four experts, search, compare, export (about 12 minutes)
 #   make test         format, lint, types, layers, tests
 #   make test-peers   exported configs run by mergekit, in an environment of its own
+#   make bench        every measurement of benchmarks/, beside the peers (34 GB of disk; --work DIR chooses which)
 #
 # Another interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
+FUSIONBENCH := .venv-fusionbench
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint test-peers bench-startup clean-env
+BENCHES := startup apply gradient memory merge large lora directions
+
+.PHONY: help demo test lint test-peers bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "make bench-startup  time of optmerge --help"
-	@echo "make clean-env      remove the virtual environments"
+	@echo "make bench-NAME   one of them: $(BENCHES) (BENCH=--small: only show that it runs)"
+	@echo "make clean-env    remove the virtual environments"
 
 demo: $(VENV)/.installed
 	$(BIN)/optmerge demo
@@ -35,11 +39,25 @@ lint: $(VENV)/.installed
 test-peers: $(VENV)/.installed $(PEERS)/.installed
 	OPTMERGE_PEERS=$(CURDIR)/$(PEERS) $(BIN)/pytest -m peers tests/peers
 
-bench-startup: $(VENV)/.installed
-	$(BIN)/python benchmarks/startup.py
+# Options for any of them: make bench-merge BENCH='--work /data/bench'
+bench: $(BENCHES:%=bench-%)
+
+bench-env: $(PEERS)/.installed $(FUSIONBENCH)/.installed
+
+bench-startup bench-apply bench-large bench-lora bench-directions: bench-%: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.$* $(BENCH)
+
+bench-gradient: $(VENV)/.installed $(FUSIONBENCH)/.installed
+	$(BIN)/python -m benchmarks.gradient $(BENCH)
+
+bench-memory: $(VENV)/.installed $(FUSIONBENCH)/.installed
+	$(BIN)/python -m benchmarks.growth $(BENCH)
+
+bench-merge: $(VENV)/.installed $(PEERS)/.installed
+	$(BIN)/python -m benchmarks.merge $(BENCH)
 
 clean-env:
-	rm -rf $(VENV) $(PEERS)
+	rm -rf $(VENV) $(PEERS) $(FUSIONBENCH)
 
 # The stamps are newer than what they were installed from, so a second run installs nothing.
 $(VENV)/.installed: pyproject.toml constraints.txt | check-python
@@ -50,6 +68,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt | check-python
 $(PEERS)/.installed: requirements/peers-mergekit.txt | check-python
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --disable-pip-version-check --progress-bar off -r requirements/peers-mergekit.txt
+	touch $@
+
+$(FUSIONBENCH)/.installed: requirements/peers-fusionbench.txt | check-python
+	test -x $(FUSIONBENCH)/bin/python || $(PYTHON) -m venv $(FUSIONBENCH)
+	$(FUSIONBENCH)/bin/python -m pip install --disable-pip-version-check --progress-bar off --no-deps \
+	  -r requirements/peers-fusionbench.txt
 	touch $@
 
 .PHONY: check-python

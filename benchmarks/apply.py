@@ -99,7 +99,7 @@ def main() -> None:
         ["", "K", "model", "apply", "copy", "speed", "best", "median", "torch: best", "median"],
         rows,
         [
-            "apply, copy, speed: medians, compiled kernels. best, median: time of apply over time of copy, the shortest "
+            "apply, copy, speed: medians, compiled kernels. best, median: time of apply over time of copy, shortest "
             "and the median of the rounds; torch: the same without the compiled kernels.",
         ],
     )

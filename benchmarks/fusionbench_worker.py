@@ -50,7 +50,7 @@ def main() -> None:
         total = 0.0
         for task in range(len(experts)):
             loss = case.loss(merged, task)
-            loss.backward(retain_graph=True)
+            loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
             total += float(loss)
         optimizer.step()
         optimizer.zero_grad()

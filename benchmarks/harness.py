@@ -26,11 +26,11 @@ THREADS = 2
 """Threads that every side gets, ours and theirs."""
 
 
-def parser(text: str | None) -> argparse.ArgumentParser:
-    """Options that every benchmark has."""
+def parser(text: str | None, *, default: str = "a temporary one, removed at the end") -> argparse.ArgumentParser:
+    """Options that every benchmark has; ``default`` says where files go without --work."""
     made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--small", action="store_true", help="tiny models: shows that it runs, says nothing about speed")
-    made.add_argument("--work", type=Path, help="folder for its files; default: a temporary one, removed at the end")
+    made.add_argument("--work", type=Path, help=f"folder for its files; default: {default}")
     return made
 
 

@@ -160,7 +160,7 @@ def main() -> None:
 
 
 def _places(folder: Path) -> dict[str, Path]:
-    places = {}
+    places: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             places |= dict.fromkeys(opened.keys(), file)

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
-from torch import nn
 
 from optmerge.merging.deltas import Deltas, expand_directions
 from optmerge.merging.engine import Engine
 from optmerge.models.family import open_family
 from optmerge.models.resident import ResidentModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Opened:
         nbytes: Bytes of the resident parameters.
     """
 
-    model: nn.Module
+    model: PreTrainedModel
     engine: Engine
     names: tuple[str, ...]
     nbytes: int
@@ -48,4 +50,4 @@ def open_engine(base: Path, experts: Mapping[str, Path], *, form: Literal["accum
     group_of = {name: row for row, name in enumerate(names)}
     engine = Engine(resident.parameters, deltas.segments, group_of, form=form)
     nbytes = sum(parameter.numel() * parameter.itemsize for parameter in resident.parameters.values())
-    return Opened(resident.model_for("base"), engine, names, nbytes)
+    return Opened(cast("PreTrainedModel", resident.model_for("base")), engine, names, nbytes)
