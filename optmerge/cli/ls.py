@@ -74,7 +74,7 @@ def _dimensions(config: SearchConfig, file: Path, names: list[str]) -> dict[str,
     """How many variables each space has for the models of a search file; only headers are read."""
     from optmerge.config.load import read_mapping
     from optmerge.config.spaces import SpaceConfig
-    from optmerge.merging.deltas import expand_directions
+    from optmerge.merging.directions import expand_directions
     from optmerge.models.family import open_family
     from optmerge.presets import find_preset
     from optmerge.space.space import build_space
@@ -88,7 +88,7 @@ def _dimensions(config: SearchConfig, file: Path, names: list[str]) -> dict[str,
         check_values=False,
     )
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
-    directions = [direction.name for direction in expand_directions(config.directions, list(family.experts))]
+    directions = [direction.name for direction in expand_directions(config.directions, list(family.experts), config.method)]
     return {
         name: build_space(
             SpaceConfig.model_validate(read_mapping(find_preset("space", name))), roles, directions

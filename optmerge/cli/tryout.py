@@ -61,16 +61,11 @@ class Tryout:
         self.device = pick_device(device)
         self.resident = ResidentModel(family, device=self.device, dtype=pick_dtype(dtype, family))
         experts = [Direction(name, "expert") for name in family.experts]
-        methods = [direction for direction in recipe.directions if direction.kind == "method"]
+        methods = [direction for direction in recipe.directions if direction.kind != "expert"]
         directions = [*experts, *methods]
         deltas = Deltas(family, directions, cache=cache_dir() / "directions")
         deltas.prepare()
-        self.engine = Engine(
-            self.resident.parameters,
-            lambda name: family.read("base", name),
-            deltas.sources,
-            group_of_parameters(recipe, family),
-        )
+        self.engine = Engine(self.resident.parameters, deltas.segments, group_of_parameters(recipe, family))
         names = [direction.name for direction in directions]
         winner = np.zeros((len(recipe.groups), len(names)))
         winner[:, [names.index(direction.name) for direction in recipe.directions]] = recipe.coefficients

@@ -109,9 +109,7 @@ def _to_dict(recipe: Recipe) -> dict[str, Any]:
         "base": _model(recipe.base),
         "experts": {name: _model(entry) for name, entry in recipe.experts.items()},
         "directions": {
-            direction.name: {"expert": direction.name}
-            if direction.kind == "expert"
-            else {"method": direction.config.model_dump() if direction.config else None}
+            direction.name: {key: value for key, value in direction.to_dict().items() if key != "name"}
             for direction in recipe.directions
         },
         "heads": recipe.heads,

@@ -131,10 +131,10 @@ def _beyond_mergekit(recipe: Recipe, family: Family) -> str | None:
     """What no mergekit program can do."""
     if not recipe.coefficient_fn.static:
         return "its coefficients depend on the input"
-    methods = [direction.name for direction in recipe.directions if direction.kind == "method"]
+    methods = [direction.name for direction in recipe.directions if direction.kind != "expert"]
     if methods:
         return (
-            f"its direction {methods[0]} is the delta of a whole method, none of the experts' task vectors, and "
+            f"its direction {methods[0]} is the delta of a method, none of the experts' task vectors, and "
             "mergekit has no way to weigh it per tensor"
         )
     if recipe.heads == "own":

@@ -1,11 +1,9 @@
 """The engine: writes coefficients into the resident model, and contracts weight gradients into coefficient gradients.
 
-Both go through the parameters in chunks that stay in cache. No state dict is built and nothing is allocated per
-candidate beyond the chunk buffers, which are made once. The order of accumulation is part of the contract:
-acc = sum_k fl(c_k * fl(theta_k - theta_0)) in direction order in fp32, then theta_0 + acc, one cast at the end;
-all-zero coefficients give the base exactly; a one-hot row copies the expert.
+No state dict is built, and nothing is allocated per candidate: buffers, and the table of what lies where, are made
+once. See `writing` for the order of accumulation, which is part of the contract.
 
-    engine = Engine(parameters, base, sources, group_of, dtype)
+    engine = Engine(parameters, deltas.segments, group_of)
     engine.apply(table)                      # float64[G, D]
     with engine.gradient() as gradient:
         loss.backward()                      # any number of times
@@ -22,121 +20,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from optmerge.merging.batch import Batch
 from optmerge.merging.coefficients import Table
-from optmerge.merging.deltas import Source
+from optmerge.merging.sources import Segment
+from optmerge.merging.writing import Workspace, accumulation_dtype, contract, write_merge
 
-CHUNK = (
-    1 << 15
-)  # elements: three fp32 buffers fit a core's L2 cache, and torch runs such an operation without waking threads
-DEVICE_CHUNK = 1 << 24  # on an accelerator kernels are launched asynchronously, and big ones are better
-
-
-class ChunkBuffers:
-    """Two chunk-sized fp32 (or fp64) buffers on one device, reused for every parameter."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.size = CHUNK if device.type == "cpu" else DEVICE_CHUNK
-        self.delta = torch.empty(self.size, dtype=dtype, device=device)
-        self.total = torch.empty(self.size, dtype=dtype, device=device)
-        self.base = torch.empty(self.size, dtype=dtype, device=device)
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp64 for fp64 weights, fp32 for everything else."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def write_merge(
-    out: torch.Tensor,
-    base: torch.Tensor,
-    sources: Sequence[Source],
-    coefficients: Sequence[float],
-    buffers: ChunkBuffers,
-) -> None:
-    """Out <- base + sum of coefficient * delta, in place, in the order that the design fixes.
-
-    Args:
-        out: Contiguous, on the buffers' device; any floating dtype.
-        base: Same shape as ``out``; any floating dtype.
-        sources: D deltas of the same shape.
-        coefficients: D numbers.
-        buffers: Chunk buffers on ``out``'s device.
-    """
-    one_hot = _copied_source(sources, coefficients)
-    if one_hot is not None or not any(coefficients):
-        out.copy_(base if one_hot is None else one_hot, non_blocking=True)
-        return
-    active = [(source, float(c)) for source, c in zip(sources, coefficients, strict=True) if c != 0.0]
-    flat_out, flat_base = out.view(-1), base.reshape(-1)
-    flat = [(source.tensor.reshape(-1), source.absolute, c) for source, c in active]
-    for lo in range(0, flat_out.numel(), buffers.size):
-        hi = min(lo + buffers.size, flat_out.numel())
-        delta, total = buffers.delta[: hi - lo], buffers.total[: hi - lo]
-        theta = _precise(flat_base[lo:hi], buffers.base[: hi - lo])
-        for position, (tensor, absolute, c) in enumerate(flat):
-            target = total if position == 0 else delta
-            _delta(tensor[lo:hi], theta if absolute else None, target)
-            target.mul_(c)
-            if position:
-                total.add_(delta)
-        if flat_out.dtype == total.dtype:
-            torch.add(total, theta, out=flat_out[lo:hi])
-        else:
-            flat_out[lo:hi].copy_(total.add_(theta))
-
-
-def _precise(chunk: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
-    """The chunk in the buffer's dtype and device: itself when it is so already, else copied into the buffer."""
-    if chunk.dtype == buffer.dtype and chunk.device == buffer.device:
-        return chunk
-    return buffer.copy_(chunk, non_blocking=True)
-
-
-def _delta(chunk: torch.Tensor, theta: torch.Tensor | None, out: torch.Tensor) -> None:
-    """Out <- chunk - theta, or the chunk itself when it is a delta already."""
-    if theta is not None and chunk.dtype == out.dtype and chunk.device == out.device:
-        torch.sub(chunk, theta, out=out)
-        return
-    out.copy_(chunk, non_blocking=True)
-    if theta is not None:
-        out.sub_(theta)
-
-
-def _copied_source(sources: Sequence[Source], coefficients: Sequence[float]) -> torch.Tensor | None:
-    hot = [index for index, c in enumerate(coefficients) if c != 0.0]
-    if len(hot) == 1 and coefficients[hot[0]] == 1.0 and sources[hot[0]].absolute:
-        return sources[hot[0]].tensor
-    return None
-
-
-def contract(
-    gradient: torch.Tensor,
-    base: torch.Tensor,
-    sources: Sequence[Source],
-    out: torch.Tensor,
-    buffers: ChunkBuffers,
-    columns: Sequence[int],
-) -> None:
-    """out[d] += <gradient, delta_d> for the directions in ``columns``, without leaving the device.
-
-    Args:
-        gradient: dL/dW of one parameter.
-        base: The base's value of it.
-        sources: D deltas of the same shape.
-        out: [D] on the gradient's device, fp64 (fp32 where the device has no fp64).
-        buffers: Chunk buffers on the gradient's device.
-        columns: Which directions are wanted.
-    """
-    flat_gradient, flat_base = gradient.reshape(-1), base.reshape(-1)
-    flat = [(d, sources[d].tensor.reshape(-1), sources[d].absolute) for d in columns]
-    for lo in range(0, flat_gradient.numel(), buffers.size):
-        hi = min(lo + buffers.size, flat_gradient.numel())
-        delta = buffers.delta[: hi - lo]
-        slope = _precise(flat_gradient[lo:hi], buffers.total[: hi - lo])
-        theta = _precise(flat_base[lo:hi], buffers.base[: hi - lo])
-        for direction, tensor, absolute in flat:
-            _delta(tensor[lo:hi], theta if absolute else None, delta)
-            out[direction].add_(torch.dot(slope, delta))
+Form = Literal["accumulate", "hooks"]
 
 
 class Engine:
@@ -144,8 +33,7 @@ class Engine:
 
     Args:
         parameters: The resident parameters by name; tied ones once.
-        base: Name -> the base's value, CPU or device, module layout.
-        sources: Name -> its D deltas.
+        segments: Name -> the parameter's segments, each with the base's values and one source per direction.
         group_of: Name -> row of the coefficient table.
         form: How gradients are gathered: "accumulate" keeps one model-sized gradient and contracts it once;
             "hooks" contracts each parameter's gradient as soon as it is whole in every backward pass and drops it.
@@ -154,21 +42,21 @@ class Engine:
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
-        base: Callable[[str], torch.Tensor],
-        sources: Callable[[str], list[Source]],
+        segments: Callable[[str], list[Segment]],
         group_of: Mapping[str, int],
         *,
-        form: Literal["accumulate", "hooks"] = "accumulate",
+        form: Form = "accumulate",
     ) -> None:
         self.parameters = dict(parameters)
         self.group_of = dict(group_of)
         self.form = form
-        self._base = base
-        self._sources = sources
         first = next(iter(self.parameters.values()))
         self.device = first.device
         self.accumulate = accumulation_dtype(first.dtype)
-        self.buffers = ChunkBuffers(self.device, self.accumulate)
+        self.workspace = Workspace(self.device, self.accumulate)
+        self._segments_of = segments
+        self._kept: dict[str, list[Segment]] = {}
+        self._batches: dict[tuple[int, ...] | None, Batch] = {}
         self._resident: dict[str, tuple[float, ...]] = {}  # what each parameter currently holds
 
     @property
@@ -179,7 +67,16 @@ class Engine:
     @property
     def num_directions(self) -> int:
         """Columns of the coefficient table."""
-        return len(self._sources(next(iter(self.parameters))))
+        return len(self.segments(next(iter(self.parameters)))[0].sources)
+
+    def segments(self, name: str) -> list[Segment]:
+        """A parameter's segments; remembered where they are views of mapped files, made anew where they are not."""
+        if name in self._kept:
+            return self._kept[name]
+        found = self._segments_of(name)
+        if not any(segment.temporary for segment in found):
+            self._kept[name] = found
+        return found
 
     @torch.no_grad()
     def apply(self, table: Table) -> int:
@@ -188,16 +85,18 @@ class Engine:
         Parameters whose row is the one that they already hold are left alone.
         """
         rows = [tuple(float(c) for c in row) for row in table]
-        rewritten = 0
-        for name, parameter in self.parameters.items():
-            row = rows[self.group_of[name]]
-            if self._resident.get(name) == row:
-                continue
+        changed = [name for name in self.parameters if self._resident.get(name) != rows[self.group_of[name]]]
+        for name in changed:
             self._resident.pop(name, None)  # an exception in the middle leaves the parameter unknown, not wrong
-            write_merge(parameter.data, self._base(name), self._sources(name), row, self.buffers)
-            self._resident[name] = row
-            rewritten += 1
-        return rewritten
+        batch = self._batch()
+        batch.merge(table, {name: self.parameters[name].data for name in changed})
+        for name in changed:
+            if name not in batch:
+                value, row = self.parameters[name].data, rows[self.group_of[name]]
+                for segment in self.segments(name):
+                    write_merge(value[segment.index], segment, row, self.workspace)
+        self._resident.update((name, rows[self.group_of[name]]) for name in changed)
+        return len(changed)
 
     def forget(self) -> None:
         """The resident values were changed from outside; the next `apply` rewrites everything."""
@@ -222,9 +121,23 @@ class Engine:
         finally:
             gatherer.close(complete=False)
 
-    def contract_into(self, out: torch.Tensor, name: str, gradient: torch.Tensor, columns: Sequence[int]) -> None:
-        """Add one parameter's contribution to ``out`` [G, D]."""
-        contract(gradient, self._base(name), self._sources(name), out[self.group_of[name]], self.buffers, columns)
+    @torch.no_grad()
+    def contract_into(self, out: torch.Tensor, gradients: Mapping[str, torch.Tensor], columns: Sequence[int]) -> None:
+        """Add the contributions of some parameters' gradients to ``out`` [G, D]."""
+        batch = self._batch(tuple(columns))
+        batch.contract(gradients, out)
+        for name, gradient in gradients.items():
+            if name not in batch:
+                for segment in self.segments(name):
+                    contract(gradient[segment.index], segment, columns, out[self.group_of[name]], self.workspace)
+
+    def _batch(self, columns: tuple[int, ...] | None = None) -> Batch:
+        """The parameters that the compiled kernels can do, laid out once; none on an accelerator."""
+        if columns not in self._batches:
+            self._batches[columns] = Batch(
+                self.workspace.library, self.parameters, self.segments, self.group_of, columns=columns
+            )
+        return self._batches[columns]
 
 
 class GradientGatherer:
@@ -257,23 +170,20 @@ class GradientGatherer:
         if self._done:
             return
         if complete and self.engine.form == "accumulate":
-            with torch.no_grad():
-                for name, parameter in self.watched.items():
-                    if parameter.grad is not None:
-                        self.engine.contract_into(self._out, name, parameter.grad, self.columns)
+            gradients = {name: p.grad for name, p in self.watched.items() if p.grad is not None}
+            self.engine.contract_into(self._out, gradients, self.columns)
         self._done = True
         for hook in self._hooks:
             hook.remove()
         for parameter in self.watched.values():
             parameter.requires_grad_(False)
-            if self.engine.form == "hooks":
+            if self.engine.form == "hooks" or not complete:
                 parameter.grad = None
 
     def _drop(self, name: str) -> Callable[[torch.Tensor], None]:
         def hook(parameter: torch.Tensor) -> None:
             assert parameter.grad is not None
-            with torch.no_grad():
-                self.engine.contract_into(self._out, name, parameter.grad, self.columns)
+            self.engine.contract_into(self._out, {name: parameter.grad}, self.columns)
             parameter.grad = None
 
         return hook

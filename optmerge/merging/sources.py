@@ -50,12 +50,15 @@ class LowRank:
 
     def rows(self, lo: int, hi: int) -> LowRank:
         """Rows ``lo`` to ``hi`` of the parameter's first dimension."""
+        return self.box((slice(lo, hi),))
+
+    def box(self, index: tuple[slice, ...]) -> LowRank:
+        """A box of the parameter: of its leading dimensions, rows, and columns."""
+        whole = index + (slice(None),) * (self.b.ndim - len(index))
+        leading, (rows, columns) = whole[:-2], whole[-2:]
         exact = self.exact
         return LowRank(
-            self.b[lo:hi],
-            self.a if self.a.ndim == 2 else self.a[lo:hi],
-            self.scaling,
-            lambda: exact()[lo:hi],
+            self.b[(*leading, rows)], self.a[(*leading, slice(None), columns)], self.scaling, lambda: exact()[index]
         )
 
 
@@ -71,11 +74,13 @@ class Segment:
         index: Where the box is; () is the whole parameter.
         base: The base's values.
         sources: One per direction, in their order, of the base's shape.
+        temporary: Whether values were assembled for this segment rather than mapped, so that it is not to be kept.
     """
 
     index: tuple[slice, ...]
     base: torch.Tensor
     sources: tuple[AnySource, ...]
+    temporary: bool = False
 
     def rows(self, lo: int, hi: int) -> Segment:
         """Rows ``lo`` to ``hi`` of the box's first dimension; ``index`` is then relative to the segment."""
@@ -83,4 +88,5 @@ class Segment:
             (slice(lo, hi),),
             self.base[lo:hi],
             tuple(source.rows(lo, hi) if source is not None else None for source in self.sources),
+            self.temporary,
         )

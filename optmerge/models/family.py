@@ -25,7 +25,7 @@ from optmerge.models.adapter import AdapterCheckpoint, DeltaForm, same_values
 from optmerge.models.architecture import ModelKind, body_prefix, model_on_meta
 from optmerge.models.checkpoint import Checkpoint, open_checkpoint
 from optmerge.models.mapping import CheckpointMap, checkpoint_map
-from optmerge.models.roles import Role, roles
+from optmerge.models.roles import Role, input_first, roles
 from optmerge.models.validation import Member, check_family, check_same_architecture, check_ties, check_values_of
 
 if TYPE_CHECKING:
@@ -36,13 +36,17 @@ Heads = Literal["own", "merged"]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A merged parameter in module layout; its dtype is the base's on disk."""
+    """A merged parameter in module layout; its dtype is the base's on disk.
+
+    ``input_first``: a matrix (or a stack of them) stored [in, out], as in GPT-2's Conv1D, and not [out, in].
+    """
 
     name: str
     shape: tuple[int, ...]
     numel: int
     dtype: torch.dtype
     role: Role
+    input_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,30 @@ class Family:
         Never write to it.
         """
         return self.maps[who].read(self.checkpoint(who), parameter)
+
+    def boxes(self, parameter: str) -> tuple[tuple[slice, ...], ...]:
+        """The boxes of a parameter that every checkpoint holds as one view each; ``((),)`` is all of it at once."""
+        found = {
+            tuple(tuple((cut.start, cut.stop) for cut in piece.index) for piece in layout.pieces_to_read(parameter))
+            for layout in self.maps.values()
+        }
+        if len(found) > 1:
+            return ((),)
+        return tuple(tuple(slice(lo, hi) for lo, hi in box) for box in found.pop())
+
+    def read_box(self, who: str, parameter: str, box: tuple[slice, ...]) -> torch.Tensor:
+        """One of a parameter's `boxes`, as `read` gives it."""
+        if box:
+            for piece in self.maps[who].pieces_to_read(parameter):
+                if piece.index == box:
+                    return piece.of_disk(self.checkpoint(who).read(piece.disk))
+        return self.read(who, parameter)[box]
+
+    def is_view(self, who: str, parameter: str) -> bool:
+        """Whether reading a parameter's boxes gives views of mapped files, and never a tensor made for the occasion."""
+        if who != "base" and isinstance(self.experts[who], AdapterCheckpoint):
+            return self.delta_form(who, parameter) != "dense"
+        return bool(self.boxes(parameter)[0]) or not self.maps[who].pieces_to_read(parameter)[0].index
 
     def delta_form(self, expert: str, parameter: str) -> DeltaForm:
         """An expert's delta of a merged parameter in module layout, without making it dense.
@@ -181,8 +209,8 @@ def open_family(
     check_family(members, merged, head)
     if check_values:
         check_values_of(members, merged, head)
-    found = roles(members["base"].model)
-    parameters = {name: _parameter(name, members["base"], found[name]) for name in merged}
+    found, flipped = roles(members["base"].model), input_first(members["base"].model)
+    parameters = {name: _parameter(name, members["base"], found[name], name in flipped) for name in merged}
     layers = [parameter.role.layer for parameter in parameters.values() if parameter.role.layer is not None]
     return Family(
         kind=kind,
@@ -250,10 +278,10 @@ def _why_heads_differ(members: Mapping[str, Member], kind: ModelKind) -> str:
     return ""
 
 
-def _parameter(name: str, base: Member, role: Role) -> Parameter:
+def _parameter(name: str, base: Member, role: Role, flipped: bool) -> Parameter:
     shape = base.shapes[name]
     dtypes = [base.checkpoint.tensors[disk].dtype for disk in base.map.disk_names(name)]
     dtype = dtypes[0]
     for other in dtypes[1:]:
         dtype = torch.promote_types(dtype, other)
-    return Parameter(name, shape, math.prod(shape), dtype, role)
+    return Parameter(name, shape, math.prod(shape), dtype, role, flipped)

@@ -43,6 +43,20 @@ def roles(model: nn.Module) -> dict[str, Role]:
     return {name: tree.role(name, parameter) for name, parameter in model.named_parameters()}
 
 
+def input_first(model: nn.Module) -> frozenset[str]:
+    """The weights that are stored [in, out], or [experts, in, out], where a linear layer has [out, in].
+
+    They belong to GPT-2's Conv1D, and to fused experts whose class says so of itself.
+    """
+    return frozenset(
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        if type(module).__name__ == "Conv1D" or getattr(module, "is_transposed", False)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim >= 2
+    )
+
+
 class _Tree:
     """A model's module tree, with its layers found and numbered."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from optmerge.config.schema import SearchConfig
-from optmerge.merging.deltas import expand_directions
+from optmerge.merging.directions import expand_directions
 from optmerge.merging.engine import CHUNK, DEVICE_CHUNK
 from optmerge.models.device import pick_device, pick_dtype
 from optmerge.models.family import Family, open_family
@@ -80,7 +80,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         check_values=False,
     )
     device, dtype = pick_device(config.device), pick_dtype(config.dtype, family)
-    directions = expand_directions(config.directions, list(family.experts))
+    directions = expand_directions(config.directions, list(family.experts), config.method)
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     space = build_space(config.space, roles, [direction.name for direction in directions])
     objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
@@ -101,7 +101,9 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     )
     gradient = config.driver.name == "adam"
     methods = {d.name for d in directions if d.kind == "method"} | {m.name for m in config.baselines.methods}
-    baselines = 2 + len(config.experts) + len(config.baselines.grid) + len(methods) * len(config.baselines.method_grid)
+    grids = 1 + any(direction.kind == "part" for direction in directions)
+    baselines = 2 + len(config.experts) + grids * len(config.baselines.grid)
+    baselines += len(methods) * len(config.baselines.method_grid)
     watched = sum(groups[row].parameters for row in space.searched_groups)
     memory = _memory(family, dtype, device, watched if gradient else 0, len(methods), config.batch_tokens)
     seconds = _seconds(config, family, device, dtype, tokens, baselines, calibration.fit_sizes())

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from optmerge.merging.deltas import Source
-from optmerge.merging.engine import ChunkBuffers, Engine, one_hot, write_merge
+from optmerge.merging import kernels
+from optmerge.merging.engine import Engine, one_hot
+from optmerge.merging.sources import Segment, Source
+from optmerge.merging.writing import Workspace, write_merge
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -22,10 +24,21 @@ def tensors(count: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int = 
     return [base.to(dtype)] + [(base + 0.1 * torch.randn(shape, generator=generator)).to(dtype) for _ in range(count)]
 
 
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything here holds with the compiled kernels and with torch alone."""
+    chosen = str(request.param)
+    if chosen == "torch":
+        monkeypatch.setattr("optmerge.merging.writing.compiled", lambda: None)
+    else:
+        assert kernels.kind() == "compiled", "these tests need a C compiler"
+    return chosen
+
+
 def write(base: torch.Tensor, experts: list[torch.Tensor], coefficients: list[float]) -> torch.Tensor:
     out = torch.full_like(base, torch.nan)
-    buffers = ChunkBuffers(torch.device("cpu"), torch.float32)
-    write_merge(out, base, [Source(expert, absolute=True) for expert in experts], coefficients, buffers)
+    sources = tuple(Source(expert, absolute=True) for expert in experts)
+    write_merge(out, Segment((), base, sources), coefficients, Workspace(torch.device("cpu"), torch.float32))
     return out
 
 
@@ -54,14 +67,15 @@ def test_zero_gives_the_base_and_one_hot_the_expert_bit_for_bit(dtype: torch.dty
 def test_a_delta_that_is_not_an_expert_is_added_even_when_one_hot() -> None:
     base, expert = tensors(1, (7, 9), torch.float32)
     out = torch.empty_like(base)
-    write_merge(out, base, [Source(expert - base, absolute=False)], [1.0], ChunkBuffers(base.device, torch.float32))
+    delta = Segment((), base, (Source(expert - base, absolute=False),))
+    write_merge(out, delta, [1.0], Workspace(base.device, torch.float32))
     assert torch.equal(out, base + (expert - base))
 
 
 def test_larger_than_a_chunk_equals_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     base, *experts = tensors(2, (1000,), torch.float32)
     whole = write(base, experts, [0.4, 0.5])
-    monkeypatch.setattr("optmerge.merging.engine.CHUNK", 33)
+    monkeypatch.setattr("optmerge.merging.writing.CHUNK", 33)
     assert torch.equal(write(base, experts, [0.4, 0.5]), whole)
 
 
@@ -87,15 +101,14 @@ class Tied(nn.Module):
 def engine_for(model: nn.Module, experts: list[dict[str, torch.Tensor]], groups: dict[str, int], form: str) -> Engine:
     base = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
-    def sources(name: str) -> list[Source]:
-        return [Source(expert[name], absolute=True) for expert in experts[:-1]] + [
-            Source(experts[-1][name] - base[name], absolute=False)
-        ]
+    def segments(name: str) -> list[Segment]:
+        last = Source(experts[-1][name] - base[name], absolute=False)
+        return [Segment((), base[name], (*(Source(expert[name], absolute=True) for expert in experts[:-1]), last))]
 
     parameters = {name: parameter for name, parameter in model.named_parameters()}
     for parameter in parameters.values():
         parameter.requires_grad_(False)
-    return Engine(parameters, base.__getitem__, sources, groups, form=form)  # type: ignore[arg-type]
+    return Engine(parameters, segments, groups, form=form)  # type: ignore[arg-type]
 
 
 def loss_of(model: Callable[[torch.Tensor], torch.Tensor], step: int) -> torch.Tensor:

@@ -1,0 +1,179 @@
+"""The compiled passes over weights in host memory: `kernels.c`, built once by the machine's C compiler.
+
+They only make the CPU faster: without a compiler the same arithmetic is done by torch's own operations, with the same
+bits for a merge, and the sums of a contraction in another order. Which of the two is used is logged, shown by
+``optmerge plan`` and written down in a run's manifest.
+
+    library = compiled()                       # None: use torch
+    table = JobTable(capacity=512, width=8)
+    library.merge(table, jobs)
+
+The environment variable ``OPTMERGE_KERNELS`` chooses: ``auto`` (the default), ``torch``, or ``compiled``, which fails
+where nothing can be compiled. ``CC`` names another compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from optmerge.atomic import atomic_path
+from optmerge.errors import ConfigError, RunError
+from optmerge.models.cache import cache_dir
+
+log = logging.getLogger(__name__)
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the enum in kernels.c
+PIECE = 1 << 18  # elements of one job: small enough to share out evenly, large enough to cost nothing to hand out
+MOST = 1024  # sources of one job, as in kernels.c
+SOURCE = np.dtype([("data", "u8"), ("type", "i4"), ("absolute", "i4"), ("coefficient", "f8")], align=True)
+JOB = np.dtype(
+    [
+        ("out", "u8"),
+        ("base", "u8"),
+        ("sources", "u8"),
+        ("length", "i8"),
+        ("out_type", "i4"),
+        ("base_type", "i4"),
+        ("count", "i8"),
+    ],
+    align=True,
+)
+
+_SOURCE_FILE = Path(__file__).with_name("kernels.c")
+_FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+_TUNED = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
+
+Jobs = npt.NDArray[np.void]
+
+
+class Library:
+    """The compiled functions. Calls share the work out over torch's number of threads and release the interpreter."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        assert self._library.struct_sizes() == SOURCE.itemsize * 1000 + JOB.itemsize
+        self.half = bool(self._library.has_half())
+        self._pool: ThreadPoolExecutor | None = None
+
+    def takes(self, *dtypes: torch.dtype) -> bool:
+        """Whether tensors of these types can be in a job."""
+        return all(dtype in TYPES and (dtype != torch.float16 or self.half) for dtype in dtypes)
+
+    def merge(self, jobs: Jobs) -> None:
+        """Run merge jobs; each writes its ``out``."""
+        self._share(self._library.merge, jobs)
+
+    def contract(self, jobs: Jobs, width: int) -> npt.NDArray[np.float64]:
+        """Run contraction jobs; each one's ``out`` is the gradient.
+
+        Returns:
+            float64[jobs, width]: the scalar product of every job's gradient with each of its sources' deltas.
+        """
+        partials = np.zeros((len(jobs), width))
+        self._share(self._library.contract, jobs, ctypes.c_void_p(partials.ctypes.data), ctypes.c_int64(width))
+        return partials
+
+    def _share(self, function: ctypes._NamedFuncPointer, jobs: Jobs, *rest: object) -> None:
+        threads = min(torch.get_num_threads(), len(jobs))
+        counter = np.zeros(1, dtype=np.int64)
+        arguments = (
+            ctypes.c_void_p(jobs.ctypes.data),
+            ctypes.c_int64(len(jobs)),
+            ctypes.c_void_p(counter.ctypes.data),
+            *rest,
+        )
+        if threads > 1 and self._pool is None:
+            self._pool = ThreadPoolExecutor(max(os.cpu_count() or 1, threads) - 1, thread_name_prefix="merge")
+        helpers = [self._pool.submit(function, *arguments) for _ in range(threads - 1)] if self._pool else []
+        function(*arguments)
+        for helper in helpers:
+            helper.result()
+
+
+@cache
+def compiled() -> Library | None:
+    """The library, built on the first call ever and then found in the cache; None where torch does the work.
+
+    Raises:
+        ConfigError: ``OPTMERGE_KERNELS`` has an unknown value.
+        RunError: It is ``compiled``, and nothing can be.
+    """
+    wanted = os.environ.get("OPTMERGE_KERNELS", "auto")
+    if wanted not in ("auto", "torch", "compiled"):
+        raise ConfigError(f"OPTMERGE_KERNELS is {wanted!r}; expected auto, torch or compiled.")
+    if wanted == "torch":
+        return None
+    try:
+        return Library(_build())
+    except (OSError, RunError, AssertionError, AttributeError, subprocess.SubprocessError) as problem:
+        advice = (
+            "Merging on the CPU is several times faster with a C compiler: install gcc or clang, or name one in CC."
+        )
+        if wanted == "compiled":
+            raise RunError(f"The kernels cannot be compiled: {' '.join(str(problem).split())[:300]} {advice}") from None
+        log.warning("kernels.c cannot be compiled (%s). %s", " ".join(str(problem).split())[:200], advice)
+        return None
+
+
+def kind() -> str:
+    """``compiled`` or ``torch``: who does the arithmetic in host memory."""
+    return "torch" if compiled() is None else "compiled"
+
+
+def _build() -> Path:
+    """The path of the shared library for this source, compiler and processor."""
+    compiler = _compiler()
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    identity = [_SOURCE_FILE.read_text(), version, *_FLAGS, *map(str, _TUNED), platform.machine(), _processor()]
+    name = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32]
+    path = cache_dir() / "kernels" / f"{name}.so"
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            _compile(compiler, temporary)
+    return path
+
+
+def _compiler() -> str:
+    named = os.environ.get("CC")
+    for candidate in [named] if named else ["cc", "gcc", "clang"]:
+        found = shutil.which(candidate)
+        if found:
+            return found
+    raise RunError(f"there is no C compiler {named or 'cc, gcc or clang'} on the path.")
+
+
+def _compile(compiler: str, to: Path) -> None:
+    told = ""
+    for tuned in _TUNED:
+        with tempfile.TemporaryDirectory() as folder:  # compilers leave temporary files beside the output
+            built = Path(folder, "kernels.so")
+            command = [compiler, *_FLAGS, *tuned, "-o", str(built), str(_SOURCE_FILE)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            if done.returncode == 0:
+                shutil.copyfile(built, to)
+                return
+            told = done.stderr
+    raise RunError(f"{compiler} failed: {told.strip()}")
+
+
+def _processor() -> str:
+    """What the processor can do; a library tuned for one must not run on another that shares the cache."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -1,0 +1,59 @@
+"""A family as merging methods see it (`optmerge.merging.methods.base.Models`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from optmerge.merging.methods.base import TensorKind
+
+if TYPE_CHECKING:
+    from optmerge.models.family import Family
+
+
+class Statistics(Protocol):
+    """What calibration data says about the experts' layers."""
+
+    @property
+    def key(self) -> str:
+        """A hash of the data and of everything else that the numbers depend on, beside the models."""
+
+    def gram(self, expert: str, name: str) -> torch.Tensor | None:
+        """[d_in, d_in] fp32: mean of x x^T over the inputs of that linear layer; None where there is none."""
+
+
+class FamilyModels:
+    """Base, experts and statistics of a family."""
+
+    def __init__(self, family: Family, statistics: Statistics | None = None) -> None:
+        self._family = family
+        self._statistics = statistics
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the experts, in the order of the search file."""
+        return tuple(self._family.experts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The merged parameters, in module order."""
+        return tuple(self._family.parameters)
+
+    def base(self, name: str) -> torch.Tensor:
+        """A parameter of the base, in module layout and stored dtype."""
+        return self._family.read("base", name)
+
+    def expert(self, expert: str, name: str) -> torch.Tensor:
+        """A parameter of an expert, in module layout and stored dtype."""
+        return self._family.read(expert, name)
+
+    def kind(self, name: str) -> TensorKind:
+        """What a parameter is."""
+        parameter = self._family.parameters[name]
+        return TensorKind(parameter.role.kind, parameter.input_first, parameter.shape)
+
+    def gram(self, expert: str, name: str) -> torch.Tensor | None:
+        """See `Statistics.gram`."""
+        assert self._statistics is not None, "a method that needs statistics was prepared without them"
+        return self._statistics.gram(expert, name)
