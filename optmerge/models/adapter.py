@@ -81,6 +81,17 @@ class AdapterCheckpoint:
             value = patch.added_to(value, self._file)
         return value.to(base.dtype)
 
+    def is_as_finite_as_base(self, name: str) -> bool:
+        """Whether a tensor holds NaN or Inf just where the base's does; told from the factors, nothing is multiplied.
+
+        So it is when no value moves by as much as half a step at the far end of its type.
+        """
+        if name in self._saved:
+            return False
+        moved = sum(patch.update.factors(self._file).bound() for patch in self._patches.get(name, ()))
+        kinds = [torch.finfo(dtype) for dtype in (self.base.tensors[name].dtype, torch.float32)] if moved else []
+        return all(moved < kind.max * kind.eps / 4 for kind in kinds)
+
     def delta_form(self, pieces: Sequence[Piece]) -> DeltaForm:
         """The adapter's delta of one parameter of its own base, without making it dense.
 
@@ -88,20 +99,27 @@ class AdapterCheckpoint:
             pieces: How disk tensors hold the parameter.
 
         Returns:
-            ``"unchanged"`` where it stays as it is in the base; the factors of the delta; ``"dense"`` where it is
-            replaced as a whole, or cut up on disk in a way that no pair of factors follows.
+            ``"unchanged"`` where it stays as it is in the base, be it that a factor is zero; the factors of the delta;
+            ``"dense"`` where it is replaced as a whole, or cut up on disk in a way that no pair of factors follows.
         """
         if any(self._is_replaced(piece.disk) for piece in pieces):
             return "dense"
-        patches = [(piece, patch) for piece in pieces for patch in self._patches.get(piece.disk, ())]
+        patches = [
+            (piece, patch)
+            for piece in pieces
+            for patch in self._patches.get(piece.disk, ())
+            if patch.piece.view is None or _same_place(piece, patch.piece)  # else of the disk tensor's other parameters
+        ]
         if not patches:
             return "unchanged"
         update = patches[0][1].update
-        if len(patches) == len(pieces) and all(
+        as_one = len(patches) == len(pieces) and all(
             patch.update is update and _same_place(piece, patch.piece) for piece, patch in patches
-        ):
-            return update.factors(self._file)
-        return self._assembled(pieces, patches) or "dense"
+        )
+        factors = update.factors(self._file) if as_one else self._assembled(pieces, patches)
+        if factors is None:
+            return "dense"
+        return factors if factors.b.any() and factors.a.any() else "unchanged"
 
     def _assembled(self, pieces: Sequence[Piece], patches: Sequence[tuple[Piece, Patch]]) -> LoraFactors | None:
         """Factors of a parameter that is stacked or cut from disk tensors with factors of their own."""

@@ -149,11 +149,7 @@ class AdapterLayout:
         target = f"{module}.{parameter or 'weight'}"
         pieces = self._pieces(target, copies=kind is _EMBEDDING)
         if not pieces:
-            raise ModelError(
-                f"The adapter {self._folder} changes {target}, which {self._why_unknown(target)} in "
-                f"{self._base.reference}. Check that it was made for this model, or merge it with peft's "
-                "merge_and_unload first."
-            )
+            raise self._unknown(target)
         update = self._fit(module, target, pieces, parts[kind[0]], parts[kind[1]], named=parameter is not None)
         for piece in pieces:
             self.patches.setdefault(piece.disk, []).append(Patch(update, piece))
@@ -236,11 +232,21 @@ class AdapterLayout:
         same = [short] if short in tensors else [disk for disk in tensors if disk.partition(".")[2] == name]
         return same[0] if len(same) == 1 else None  # the body's prefix is there on one side only
 
-    def _why_unknown(self, target: str) -> str:
-        owner = self._module(target.rpartition(".")[0])
-        value = getattr(owner, target.rpartition(".")[2], None)
-        tied = [name for name, parameter in self._model.named_parameters() if parameter is value]
-        return f"is tied to {tied[0]}, so that both would change," if tied and tied[0] != target else "is unknown"
+    def _unknown(self, target: str) -> ModelError:
+        module, _, name = target.rpartition(".")
+        value = getattr(self._module(module), name, None)
+        tied = next((other for other, parameter in self._model.named_parameters() if parameter is value), None)
+        if tied is not None and tied != target:
+            return ModelError(
+                f"The adapter {self._folder} changes {target}, which is tied to {tied} in {self._base.reference}: a "
+                "merge would change both, and it was trained to change one. Load the base with transformers and "
+                "tie_word_embeddings=False, give the head a copy of the embedding, save it, and name that folder as "
+                "the adapter's base."
+            )
+        return ModelError(
+            f"The adapter {self._folder} changes {target}, which is unknown in {self._base.reference}. "
+            "Check that it was made for this model, or merge it with peft's merge_and_unload first."
+        )
 
     def _module(self, name: str) -> nn.Module | None:
         try:

@@ -41,6 +41,11 @@ class LoraFactors:
         *leading, rows, columns = index
         return LoraFactors(self.b[(*leading, rows)], self.a[(*leading, slice(None), columns)], self.scaling)
 
+    def bound(self) -> float:
+        """No value of the change is larger than this in magnitude; NaN where a factor holds NaN."""
+        largest = [float(factor.abs().max()) for factor in (self.b, self.a)]
+        return self.b.shape[-1] * largest[0] * largest[1] * abs(self.scaling)
+
     def product(self, dtype: torch.dtype) -> torch.Tensor:
         """The change as a dense tensor, multiplied in ``dtype``."""
         return (self.b.to(dtype) @ self.a.to(dtype)) * self.scaling

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import torch
 
+from optmerge.models.adapter import AdapterCheckpoint
 from optmerge.models.cache import recall, remember
 from optmerge.models.checkpoint import Checkpoint
 
@@ -22,12 +23,24 @@ def find_nonfinite(checkpoint: Checkpoint, names: Iterable[str]) -> list[str]:
     digest = checkpoint.sha256()
     known = recall("values", digest)
     if known is None:
-        bad = [name for name in checkpoint.tensors if not is_finite(checkpoint.read(name))]
+        bad = _scan(checkpoint)
         remember("values", digest, {"nonfinite": bad})
     else:
         bad = list(known["nonfinite"])
     wanted = set(bad)
     return [name for name in names if name in wanted]
+
+
+def _scan(checkpoint: Checkpoint) -> list[str]:
+    """The tensors with NaN or Inf; of a base with an adapter, the base's are scanned once for all its adapters."""
+    if not isinstance(checkpoint, AdapterCheckpoint):
+        return [name for name in checkpoint.tensors if not is_finite(checkpoint.read(name))]
+    inherited = set(find_nonfinite(checkpoint.base, checkpoint.base.tensors))
+    return [
+        name
+        for name in checkpoint.tensors
+        if (name in inherited if checkpoint.is_as_finite_as_base(name) else not is_finite(checkpoint.read(name)))
+    ]
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
