@@ -1,0 +1,38 @@
+"""Frames: bases that the experts share (stage D).
+
+The whitened stack of TSV-M (Gargiulo et al. 2025, "Task Singular Vectors", algorithm 1): every expert keeps its leading
+singular vectors, and all of them together are replaced by the nearest orthonormal set, so that no two experts write
+into the same direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from optmerge.merging.methods.spectrum import cut_svd, polar
+
+
+def whitened_parts(deltas: Sequence[torch.Tensor], *, tolerance: float) -> list[torch.Tensor]:
+    """What each expert contributes to the merge in the common frame; the merge is their sum.
+
+    An expert's scale is the scale of its part: scaling its task vector by a nonzero number changes no other part.
+
+    Args:
+        deltas: K task vectors, [..., m, n] each, fp32 or fp64; finite.
+        tolerance: Singular values at or below this share of the largest are cut, in the experts and in their stack.
+
+    Returns:
+        K tensors [..., m, n]: U_i diag(sigma_i) Vh_i with the whitened U and Vh.
+    """
+    # Each expert has the same share of the ranks (at least one: with more experts than ranks they overlap).
+    rank = max(1, min(deltas[0].shape[-2:]) // len(deltas))
+    kept = [cut_svd(delta, tolerance=tolerance) for delta in deltas]
+    left = polar(torch.cat([svd.u[..., :rank] for svd in kept], dim=-1), tolerance=tolerance)
+    right = polar(torch.cat([svd.vh[..., :rank, :] for svd in kept], dim=-2), tolerance=tolerance)
+    parts = []
+    for index, svd in enumerate(kept):
+        mine = slice(index * rank, (index + 1) * rank)
+        parts.append((left[..., mine] * svd.sigma[..., None, :rank]) @ right[..., mine, :])
+    return parts

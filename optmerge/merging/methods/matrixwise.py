@@ -1,0 +1,137 @@
+"""Methods that treat matrices as linear maps, and route every other kind of tensor by an explicit rule.
+
+Of one parameter all task vectors are held at once, with room for a few results beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+
+from optmerge.config.methods import Embeddings, Others
+from optmerge.merging.methods.base import Method, Models, Need, TensorKind
+from optmerge.merging.methods.elementwise import Elementwise
+from optmerge.merging.methods.gram_solve import gram_mean
+from optmerge.merging.methods.reduce import WeightedSum
+
+Frame = Callable[[list[torch.Tensor]], list[torch.Tensor]]
+Finish = Callable[[torch.Tensor], torch.Tensor]
+
+
+def as_matrices(tensor: torch.Tensor, kind: TensorKind) -> torch.Tensor:
+    """[m, n], or [stack, m, n] for a stack; a convolution [out, in, ...] is seen as [out, in * ...]."""
+    while tensor.ndim > 1 and tensor.shape[0] == 1:
+        tensor = tensor[0]
+    return tensor.flatten(1) if kind.structure == "convolution" else tensor
+
+
+def routed(kind: TensorKind, *, others: Others, embeddings: Embeddings) -> Embeddings:
+    """What a parameter gets: what is not a matrix the first rule, embeddings and heads the second."""
+    if kind.structure == "vector":
+        return others
+    return embeddings if kind.role in ("embedding", "head") else "matrix"
+
+
+def plain_factor(rule: Others, experts: int) -> float:
+    """By which a task vector is multiplied in a plain rule: a share for the mean, 1 for the sum, 0 for the base."""
+    return {"mean": 1 / experts, "sum": 1.0, "base": 0.0}[rule]
+
+
+class Spectral(Method):
+    """Matrices: a frame, the weighted sum of the experts in it, and a finish. The rest: mean, sum or base.
+
+    Args:
+        weights: One per expert.
+        frame: K task vectors [..., m, n] -> what each contributes to the merge at weight 1 (stage D).
+        finish: The merged matrix [..., m, n] -> the delta (stage G). The method is linear without one.
+        others: What vectors get: norms, biases, scalars.
+        embeddings: What embeddings and heads get.
+    """
+
+    def __init__(
+        self,
+        weights: tuple[float, ...],
+        *,
+        frame: Frame | None = None,
+        finish: Finish | None = None,
+        others: Others,
+        embeddings: Embeddings,
+    ) -> None:
+        super().__init__(weights)
+        self.frame = frame
+        self.finish = finish
+        self.others = others
+        self.embeddings = embeddings
+        self.linear = finish is None
+        self._task_vectors = Elementwise(weights)
+
+    def delta(self, models: Models, name: str) -> torch.Tensor:
+        """See `Method.delta`."""
+        kind = models.kind(name)
+        rule = routed(kind, others=self.others, embeddings=self.embeddings)
+        if rule != "matrix":
+            return self._task_vectors.delta(models, name).mul_(plain_factor(rule, len(self.weights)))
+        if self.frame is None:
+            merged = self._task_vectors.delta(models, name)
+        else:
+            parts = self._parts(models, name, kind, self.frame)
+            merged = parts[0]
+            WeightedSum(self.weights)(parts, merged)
+        # A tensor that no expert touched has nothing to decompose.
+        if self.finish is None or not torch.count_nonzero(merged):
+            return merged
+        return self.finish(as_matrices(merged, kind)).reshape(merged.shape)
+
+    def expert_deltas(self, models: Models, name: str) -> list[torch.Tensor]:
+        """See `Method.expert_deltas`."""
+        if not self.linear:
+            return super().expert_deltas(models, name)
+        kind = models.kind(name)
+        rule = routed(kind, others=self.others, embeddings=self.embeddings)
+        if rule == "matrix" and self.frame is not None:
+            return self._parts(models, name, kind, self.frame)
+        factor = 1.0 if rule == "matrix" else plain_factor(rule, len(self.weights))
+        return [delta.mul_(factor) for delta in self._task_vectors.expert_deltas(models, name)]
+
+    def _parts(self, models: Models, name: str, kind: TensorKind, frame: Frame) -> list[torch.Tensor]:
+        deltas = self._task_vectors.expert_deltas(models, name)
+        if not any(torch.count_nonzero(delta) for delta in deltas):
+            return deltas
+        return [part.reshape(kind.shape) for part in frame([as_matrices(delta, kind) for delta in deltas])]
+
+
+class RegMean(Method):
+    """Linear layers by least squares on their inputs, everything else by the mean or not at all.
+
+    Args:
+        weights: One per expert, 0 or more, not all 0.
+        shrink: See `gram_mean`.
+        ridge: See `gram_mean`.
+        others: What a parameter without Gram matrices gets.
+    """
+
+    needs: frozenset[Need] = frozenset({"grams"})
+
+    def __init__(
+        self, weights: tuple[float, ...], *, shrink: float, ridge: float, others: Literal["mean", "base"]
+    ) -> None:
+        super().__init__(weights)
+        self.shrink = shrink
+        self.ridge = ridge
+        self.others = others
+        total = sum(weights)
+        self._mean = Elementwise(tuple(weight / total for weight in weights))
+
+    def delta(self, models: Models, name: str) -> torch.Tensor:
+        """See `Method.delta`."""
+        grams = [gram for expert in models.experts if (gram := models.gram(expert, name)) is not None]
+        if len(grams) < len(models.experts):
+            mean = self._mean.delta(models, name)
+            return mean if self.others == "mean" else mean.zero_()
+        deltas = self._mean.expert_deltas(models, name)
+        if not models.kind(name).input_first:
+            return gram_mean(deltas, grams, self.weights, shrink=self.shrink, ridge=self.ridge)
+        turned = [delta.mT for delta in deltas]
+        return gram_mean(turned, grams, self.weights, shrink=self.shrink, ridge=self.ridge).mT.contiguous()

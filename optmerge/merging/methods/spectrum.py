@@ -1,0 +1,55 @@
+"""Singular values of matrices and of stacks of them: the cut, and the flat spectrum (stage G)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Svd(NamedTuple):
+    """A thin SVD, [..., m, r], [..., r] and [..., r, n]; what was cut has zeros in all three."""
+
+    u: torch.Tensor
+    sigma: torch.Tensor
+    vh: torch.Tensor
+
+
+def cut_svd(matrix: torch.Tensor, *, tolerance: float) -> Svd:
+    """The SVD without directions that are rounding noise, which would otherwise be arbitrary.
+
+    Args:
+        matrix: [..., m, n], fp32 or fp64; finite.
+        tolerance: Singular values at or below this share of the largest are cut.
+    """
+    u, sigma, vh = torch.linalg.svd(matrix, full_matrices=False)
+    keep = (sigma > tolerance * sigma[..., :1]).to(matrix.dtype)
+    return Svd(u * keep.unsqueeze(-2), sigma * keep, vh * keep.unsqueeze(-1))
+
+
+def polar(matrix: torch.Tensor, *, tolerance: float) -> torch.Tensor:
+    """The nearest matrix with orthonormal rows or columns; on the row space only, where the rank is not full.
+
+    Args:
+        matrix: [..., m, n], fp32 or fp64; finite.
+        tolerance: See `cut_svd`.
+
+    Returns:
+        [..., m, n]: U @ Vh. It is unique because of the cut.
+    """
+    u, _, vh = cut_svd(matrix, tolerance=tolerance)
+    return u @ vh
+
+
+def flatten_spectrum(matrix: torch.Tensor, *, tolerance: float) -> torch.Tensor:
+    """mean(sigma) * U @ Vh (Marczak et al. 2025, "No Task Left Behind", algorithm 1).
+
+    Args:
+        matrix: [..., m, n], fp32 or fp64; finite.
+        tolerance: See `cut_svd`. The mean is over all min(m, n) values, as in the authors' code.
+
+    Returns:
+        [..., m, n]; zero where the matrix is zero.
+    """
+    u, sigma, vh = cut_svd(matrix, tolerance=tolerance)
+    return (u * sigma.mean(dim=-1, keepdim=True).unsqueeze(-2)) @ vh

@@ -1,0 +1,109 @@
+"""Task vectors as streams of chunks (stage C's material): a tensor of any size is never held as a whole.
+
+    vectors = RawVectors(models)
+    for chunk in vectors.chunks("medicine", "model.embed_tokens.weight"):
+        chunk.values          # fp32, a buffer of the stream: overwritten by the next chunk
+
+A transform is a `TaskVectors` over another one, so transforms stack:
+``Trimmed(Dropped(RawVectors(models), ...), ...)``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from optmerge.merging.methods.base import Models, working_dtype
+
+CHUNK = 1 << 15
+"""Elements of a chunk: a handful of fp32 buffers of this size stay in a core's cache, and torch does not share work as
+small as this among threads, whose waiting for each other costs more than it saves. Threads pay across parameters."""
+
+Index = tuple[int | slice, ...]
+
+
+class Chunk(NamedTuple):
+    """A box of one expert's task vector.
+
+    Attributes:
+        box: Its index in the parameter (transposed, where the stream is by rows and the parameter input-first).
+        offset: Flat index of its first element; chunks come in flat order and leave nothing out.
+        values: [*box], contiguous, fp32 or fp64; may be changed in place.
+    """
+
+    box: Index
+    offset: int
+    values: torch.Tensor
+
+
+def boxes(shape: tuple[int, ...], limit: int, *, whole_rows: bool = False) -> Iterator[tuple[int, Index]]:
+    """(flat offset, index) of boxes that tile a tensor in flat order.
+
+    Args:
+        shape: Of the tensor.
+        limit: Most elements of a box; one row, where rows stay whole, may have more.
+        whole_rows: Never cut along the last dimension.
+    """
+    size = math.prod(shape)
+    if size == 0:
+        return
+    if size <= limit or not shape or (whole_rows and len(shape) == 1):
+        yield 0, ()
+        return
+    inner = size // shape[0]
+    if inner <= limit or (whole_rows and len(shape) == 2):
+        step = max(1, limit // inner)
+        for start in range(0, shape[0], step):
+            yield start * inner, (slice(start, min(start + step, shape[0])),)
+        return
+    for first in range(shape[0]):
+        for offset, index in boxes(shape[1:], limit, whole_rows=whole_rows):
+            yield first * inner + offset, (first, *index)
+
+
+class TaskVectors(ABC):
+    """The task vectors of some experts, read chunk by chunk.
+
+    Attributes:
+        models: Where they come from.
+        by_rows: Chunks hold whole rows, a row being the inputs of one output: input-first matrices are transposed.
+    """
+
+    models: Models
+    by_rows: bool
+
+    @abstractmethod
+    def chunks(self, expert: str, name: str) -> Iterator[Chunk]:
+        """The chunks of one expert's task vector of one parameter."""
+
+    def oriented(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """A view of a parameter in which chunks' indices hold."""
+        turned = self.by_rows and tensor.ndim > 1 and self.models.kind(name).input_first
+        return tensor.mT if turned else tensor
+
+
+class RawVectors(TaskVectors):
+    """expert - base, each cast up first."""
+
+    def __init__(self, models: Models, *, by_rows: bool = False, limit: int = CHUNK) -> None:
+        self.models = models
+        self.by_rows = by_rows
+        self.limit = limit
+
+    def chunks(self, expert: str, name: str) -> Iterator[Chunk]:
+        """See `TaskVectors.chunks`."""
+        base = self.oriented(self.models.base(name), name)
+        tuned = self.oriented(self.models.expert(expert, name), name)
+        dtype = working_dtype(base)
+        values, origin = torch.empty(0, dtype=dtype), torch.empty(0, dtype=dtype)
+        for offset, index in boxes(tuple(base.shape), self.limit, whole_rows=self.by_rows):
+            part = base[index]
+            if values.shape != part.shape:
+                values, origin = torch.empty(part.shape, dtype=dtype), torch.empty(part.shape, dtype=dtype)
+            values.copy_(tuned[index])
+            origin.copy_(part)
+            yield Chunk(index, offset, values.sub_(origin))
