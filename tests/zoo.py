@@ -13,9 +13,12 @@ from optmerge.records import Record, Trajectory
 from tests.tiny import LABELS, save_family, sentences
 
 
-def make_zoo(folder: Path, kind: str) -> Path:
-    """base/, one/, two/ and one.jsonl, two.jsonl below ``folder``; experts far enough apart to disagree."""
-    save_family(kind, folder, scale=0.3)
+def make_zoo(folder: Path, kind: str, **options: Any) -> Path:
+    """base/, one/, two/ and one.jsonl, two.jsonl below ``folder``; experts far enough apart to disagree.
+
+    ``options`` go to `save_family`.
+    """
+    save_family(kind, folder, scale=0.3, **options)
     for number, (name, classes) in enumerate(LABELS.items()):
         with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as handle:
             for text in sentences(90, seed=number):

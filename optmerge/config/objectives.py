@@ -93,6 +93,6 @@ class ObjectiveConfig(Strict):
     )
     aggregate: Annotated[AggregateConfig, BeforeValidator(named)] = Field(
         MeanConfig(),
-        description="how tasks become one value: a name, or a mapping with a name; for all but mean, a gradient takes "
-        "a forward pass over all tasks first, and then a backward pass for those that count",
+        description="how tasks become one value, a name or a mapping with a name; a gradient of any but mean takes one "
+        "more forward pass, and a backward pass for the tasks that count only",
     )

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -19,14 +21,18 @@ import torch
 
 from optmerge.atomic import atomic_path
 from optmerge.config.objectives import ExpertKLConfig
+from optmerge.errors import RunFailed
 from optmerge.merging.engine import one_hot
 from optmerge.models.cache import cache_dir
+from optmerge.models.device import out_of_memory, release_memory
 from optmerge.objective.teacher import TeacherBatch, TeacherOutputs
 from optmerge.records import Progress, SplitName
 
 if TYPE_CHECKING:
     from optmerge.calibration.data import Batch
     from optmerge.runner.problem import Problem
+
+log = logging.getLogger(__name__)
 
 SPLITS: tuple[SplitName, ...] = ("fit", "select", "report")
 
@@ -48,7 +54,11 @@ class Teachers:
 
     @classmethod
     def make(cls, problem: Problem, progress: Progress | None = None) -> Teachers:
-        """Load from the cache, or run the experts that are not in it."""
+        """Load from the cache, or run the experts that are not in it.
+
+        Raises:
+            RunFailed: There is no memory for one example of a task.
+        """
         outputs: dict[tuple[str, SplitName], TeacherOutputs] = {}
         total = len(problem.calibration.tasks) * len(SPLITS)
         for task, data in problem.calibration.tasks.items():
@@ -58,7 +68,7 @@ class Teachers:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     column = problem.column(data.expert)
                     problem.engine.apply(one_hot(len(problem.space.groups), len(problem.directions), column))
-                    made = TeacherOutputs.collect(_logits(problem, task, split), k=_top_k(problem))
+                    made = _collect(problem, task, split)
                     with atomic_path(path) as temporary:
                         made.save(temporary)
                 # What was just made is read back too, so that a first and a later run see the same bits.
@@ -68,11 +78,32 @@ class Teachers:
         return cls(outputs)
 
 
-def _logits(problem: Problem, task: str, split: SplitName) -> Iterator[tuple[Batch, torch.Tensor]]:
+def _collect(problem: Problem, task: str, split: SplitName) -> TeacherOutputs:
+    """One expert's outputs; in smaller steps where memory runs out."""
+    batch_tokens = problem.config.batch_tokens
+    while True:
+        try:
+            return TeacherOutputs.collect(_logits(problem, task, split, batch_tokens), k=_top_k(problem))
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            traceback.clear_frames(error.__traceback__)  # their variables are activations
+        release_memory(problem.device)
+        if batch_tokens == 1:
+            raise RunFailed(
+                f"There is not enough memory to run the expert of task {task!r} on one example of its {split} split: "
+                f"{reason}. Set tasks.{task}.max_tokens lower, or use a device with more memory."
+            )
+        batch_tokens //= 2
+        log.warning("memory ran out for the expert of task %s; trying %d tokens in a pass", task, batch_tokens)
+
+
+def _logits(problem: Problem, task: str, split: SplitName, batch_tokens: int) -> Iterator[tuple[Batch, torch.Tensor]]:
     data = problem.calibration.tasks[task]
     model = problem.resident.model_for(data.expert)
     with torch.no_grad():
-        for batch in data.splits[split].batches(batch_tokens=problem.config.batch_tokens):
+        for batch in data.splits[split].batches(batch_tokens=batch_tokens):
             moved = batch.to(problem.device)
             yield moved, model(**moved.inputs, **problem.forward_options).logits
 

@@ -1,78 +1,173 @@
-"""The search's gradient against autograd through ``functional_call`` in fp64, on real architectures."""
+"""The search's gradient against autograd through ``functional_call`` in fp64, on real architectures.
+
+The evaluator's whole way is compared: merge, micro-batches, terms, tasks put together, contraction, and the space's
+pull-back; with plain autograd through all of it, in plain torch.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.func import functional_call
 
-from optmerge.config.spaces import SpaceConfig
-from optmerge.merging.deltas import Deltas, expand_directions
-from optmerge.merging.engine import Engine
-from optmerge.models.family import open_family
-from optmerge.models.resident import ResidentModel
+from optmerge.config.load import build_config
+from optmerge.models.checkpointing import Checkpointing
+from optmerge.objective.objective import Objective
+from optmerge.records import Vector
+from optmerge.runner.evaluator import Evaluator
+from optmerge.runner.problem import Problem, open_problem
+from optmerge.runner.teachers import Teachers
 from optmerge.space.space import build_space
-from tests.tiny import save_family
+from tests.tiny import tiny_tokenizer
+from tests.zoo import make_zoo, zoo_settings
+
+KINDS = ["llama-tied", "llama", "qwen2", "gpt2", "bert"]  # bert: experts with heads of their own
+FREEZE = [{"match": "norm", "freeze": 0.25}, {"match": "mlp", "direction": "b", "freeze": 0.0}]
+
+
+@dataclass(frozen=True)
+class Case:
+    granularity: str
+    normalise: str = "none"
+    aggregate: str | dict[str, Any] = "mean"
+    checkpointing: bool = False
+    frozen: bool = False
+
+
+CASES = {
+    "mean": Case("tensor-wise"),
+    "model-wise": Case("model-wise", checkpointing=True),
+    "frozen, worst": Case("layer-kind-wise", aggregate="worst", frozen=True),
+    "sum, cvar": Case("task-wise", "sum", {"name": "cvar", "share": 0.5}),
+    "softmax, cvar, checkpointed": Case(
+        "layer-wise", "softmax", {"name": "cvar", "share": 0.4}, checkpointing=True, frozen=True
+    ),
+    "sum, worst, checkpointed": Case("tensor-wise", "sum", "worst", checkpointing=True, frozen=True),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Problem, Teachers]:
+    """A problem in fp64 with three tasks for two experts, whose batches hold few examples."""
+    zoo = make_zoo(tmp_path_factory.mktemp(request.param), request.param, dtype=torch.float64)
+    settings = zoo_settings(zoo, splits={"fit": 9, "select": 4, "report": 4}, batch_tokens=40)
+    for task in settings["tasks"].values():
+        del task["label"]
+    settings["tasks"]["c"] = {"expert": "a", "data": str(zoo / "two.jsonl")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPTMERGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        # transformers reads any tokenizer beside a Qwen2 model as a byte-level one, and the tiny one has whole words.
+        patch.setattr("optmerge.runner.problem.tokenizer_for", lambda family, who: tiny_tokenizer(request.param))
+        problem = open_problem(build_config(settings, root=zoo))
+        return problem, Teachers.make(problem)
+
+
+def prepare(problem: Problem, teachers: Teachers, case: Case) -> Evaluator:
+    """The problem with the space, objective and checkpointing of a case."""
+    rules = FREEZE if case.frozen else []
+    space = {"granularity": case.granularity, "normalise": case.normalise, "rules": rules}
+    terms = [{"name": "expert-kl"}, {"name": "entropy", "weight": 0.3, "normalise": "none"}]
+    objective = {"terms": terms, "task_weights": {"a": 2.0}, "aggregate": case.aggregate}
+    config = problem.config.model_dump(mode="json") | {"space": space, "objective": objective}
+    problem.config = build_config(config, root=Path())
+    roles = {name: parameter.role for name, parameter in problem.family.parameters.items()}
+    problem.space = build_space(problem.config.space, roles, list(problem.family.experts))
+    problem.objective = Objective(problem.config.objective, list(problem.config.tasks), dict.fromkeys("abc"))
+    problem.engine.group_of = {name: row for row, group in enumerate(problem.space.groups) for name in group.parameters}
+    models = [problem.resident.model_for(expert) for expert in problem.family.experts]
+    problem.checkpointing = Checkpointing(models) if case.checkpointing else None
+    return Evaluator(problem, teachers)
+
+
+def plain_coefficients(problem: Problem, variables: torch.Tensor) -> list[list[torch.Tensor | float]]:
+    """The space's decoding in plain torch: [G][D]."""
+    space, kind = problem.space, problem.config.space.normalise
+    table: list[list[torch.Tensor | float]] = []
+    for row, frozen in zip(space.index.tolist(), space.frozen.tolist(), strict=True):
+        own = [column for column, index in enumerate(row) if index >= 0]
+        coefficients: list[torch.Tensor | float] = list(frozen)
+        if own:
+            values = torch.stack([variables[row[column]] for column in own])
+            if kind != "none":
+                values = values / values.sum() if kind == "sum" else values.softmax(0)
+            for column, value in zip(own, values, strict=True):
+                coefficients[column] = value
+        table.append(coefficients)
+    return table
+
+
+def plain_value(evaluator: Evaluator, variables: torch.Tensor) -> torch.Tensor:
+    """The objective on fit, differentiable by the variables: one graph through merge, models, terms and tasks."""
+    problem, family = evaluator.problem, evaluator.problem.family
+    table = plain_coefficients(problem, variables)
+    merged = {}
+    for name in problem.resident.parameters:
+        base = family.read("base", name)
+        row = table[problem.engine.group_of[name]]
+        merged[name] = base + sum(c * (family.read(e, name) - base) for c, e in zip(row, family.experts, strict=True))
+    divisors = problem.objective._divisors["fit"]
+    parts = []
+    for task, data in problem.calibration.tasks.items():
+        sums = torch.zeros(2, dtype=torch.float64)
+        for position in range(data.splits["fit"].size):
+            (batch,) = data.splits["fit"].batches(batch_tokens=1, positions=[position])
+            options = {**batch.inputs, **problem.forward_options}
+            logits = functional_call(
+                problem.resident.model_for(data.expert), merged, kwargs=options, tie_weights=True
+            ).logits
+            teacher = evaluator.teachers.batch(task, "fit", batch)
+            sums = sums + torch.stack([t.per_example(logits, batch, teacher).sum() for t in problem.objective.terms])
+        means = sums / data.splits["fit"].size
+        parts.append(means[0] / divisors[task]["expert-kl"] + 0.3 * means[1])
+    x, p = torch.stack(parts), torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    match problem.config.objective.aggregate.name:
+        case "mean":
+            return (p * x).sum()
+        case "worst":
+            return x.max()
+        case _:
+            tail = 2 / 3  # two of the three tasks, for shares of 0.4 and 0.5
+            return torch.stack([eta + (p * (x - eta).relu()).sum() / tail for eta in x]).min()
+
+
+def a_vector(problem: Problem) -> Vector:
+    """A vector with one variable at each of its bounds, if there are that many."""
+    space = problem.space
+    low, high = (0.1, 0.9) if space.normalise is not None else (-0.3, 0.9)
+    vector = np.random.default_rng(0).uniform(low, high, space.dimension)
+    if space.dimension > 2:
+        vector[0], vector[-1] = space.lower[0] if space.normalise is None else vector[0], space.upper[-1]
+    return vector
 
 
 @pytest.mark.parametrize("form", ["accumulate", "hooks"])
-@pytest.mark.parametrize(
-    ("kind", "granularity"),
-    [
-        ("llama-tied", "tensor-wise"),
-        ("llama", "layer-kind-wise"),
-        ("qwen2", "layer-wise"),
-        ("gpt2", "task-wise"),
-        ("bert", "model-wise"),
-    ],
-)
-def test_contraction_equals_autograd(tmp_path: Path, kind: str, granularity: str, form: str) -> None:
-    saved = save_family(kind, tmp_path, dtype=torch.float64)
-    experts = {name: str(folder) for name, folder in saved.experts.items()}
-    family = open_family(str(saved.base), experts, relative_to=tmp_path)
-    resident = ResidentModel(family, device=torch.device("cpu"), dtype=torch.float64)
-    directions = expand_directions(["experts"], list(experts))
-    deltas = Deltas(family, directions, cache=tmp_path / "cache")
-    roles = {name: parameter.role for name, parameter in family.parameters.items()}
-    space = build_space(SpaceConfig.model_validate({"granularity": granularity}), roles, list(experts))
-    group_of = {name: row for row, group in enumerate(space.groups) for name in group.parameters}
-    engine = Engine(
-        resident.parameters,
-        lambda name: family.read("base", name),
-        deltas.sources,
-        group_of,
-        form=form,  # type: ignore[arg-type]
-    )
-    vector = np.random.default_rng(0).uniform(-0.3, 0.9, space.dimension)
-    inputs = torch.arange(24).remainder(60).reshape(3, 8)
-
-    engine.apply(space.decode(vector))
-    with engine.gradient(space.searched_groups) as gradient:
-        for weight, expert in enumerate(experts, 1):
-            for row in inputs.split(1):  # micro-batches and tasks accumulate
-                logits = resident.model_for(expert)(input_ids=row).logits
-                (weight * logits.log_softmax(-1).square().mean()).backward()
-    ours = space.pull_back(gradient.table(), vector)
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradient_equal_autograd(
+    opened: tuple[Problem, Teachers], name: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, teachers = opened
+    monkeypatch.setattr(problem.engine, "form", form)
+    evaluator = prepare(problem, teachers, CASES[name])
+    shape = (len(problem.space.groups), len(problem.directions))
+    problem.engine.forget()
+    base = evaluator.measure(np.zeros(shape), "fit")
+    problem.objective.set_normalisers("fit", base.means)
+    vector = a_vector(problem)
+    found = evaluator.evaluate(vector, "fit", gradient=True)
+    assert found.error is None
+    assert found.gradient is not None
 
     variables = torch.tensor(vector, requires_grad=True)
-    index = torch.tensor(space.index)
-    merged = {}
-    for name in resident.parameters:
-        value = family.read("base", name)
-        for column, expert in enumerate(experts):
-            value = value + variables[index[group_of[name], column]] * (
-                family.read(expert, name) - family.read("base", name)
-            )
-        merged[name] = value
-    total = torch.zeros((), dtype=torch.float64)
-    for weight, expert in enumerate(experts, 1):
-        model = resident.model_for(expert)
-        for row in inputs.split(1):
-            logits = functional_call(model, merged, kwargs={"input_ids": row}, tie_weights=True).logits
-            total = total + weight * logits.log_softmax(-1).square().mean()
-    (expected,) = torch.autograd.grad(total, variables)
-    np.testing.assert_allclose(ours, expected.numpy(), rtol=1e-5, atol=1e-12)
-    assert np.abs(ours).max() > 1e-6
+    value = plain_value(evaluator, variables)
+    (expected,) = torch.autograd.grad(value, variables)
+    assert found.value == pytest.approx(float(value.detach()), rel=1e-9)
+    scale = float(expected.abs().max())
+    np.testing.assert_allclose(found.gradient, expected.numpy(), rtol=1e-5, atol=1e-9 * scale)
+    assert scale > 1e-4
+    again = evaluator.evaluate(vector, "fit")
+    assert again.value == pytest.approx(found.value, rel=1e-12)
