@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from optmerge.config.base import Strict, named
 from optmerge.config.drivers import AdamConfig, DriverConfig
-from optmerge.config.methods import MethodConfig, TaskArithmeticConfig
+from optmerge.config.methods import INPUT_METHODS, LINEAR_METHODS, MethodConfig, TaskArithmeticConfig
 from optmerge.config.objectives import ObjectiveConfig
 from optmerge.config.spaces import SpaceConfig
 from optmerge.errors import did_you_mean
@@ -108,6 +108,22 @@ def _task_vectors() -> list[Direction]:
     return ["experts"]
 
 
+def _sum_of_parts(method: MethodConfig) -> MethodConfig:
+    """Refuse what cannot be searched by scaling each expert's part of it."""
+    if method.name not in LINEAR_METHODS:
+        raise ValueError(
+            f"{method.name} is not a sum of one part per expert, so there is nothing for coefficients to scale; "
+            f"expected one of {', '.join(LINEAR_METHODS)}. Search along the whole method instead, with "
+            f"`directions: [experts, {method.name}]`."
+        )
+    if getattr(method, "weights", None) is not None:
+        raise ValueError(
+            f"the weights of {method.name} are what is searched. Leave them out, or make it a direction: "
+            f"`directions: [experts, {{name: {method.name}, weights: ...}}]`."
+        )
+    return method
+
+
 class SearchConfig(Strict):
     """A whole search file, presets resolved."""
 
@@ -115,8 +131,10 @@ class SearchConfig(Strict):
     base: str = Field(description="folder, or hub id[@revision]")
     experts: dict[str, str] = Field(min_length=1, description="name -> folder, hub id[@revision], or base+adapter")
     tasks: dict[str, TaskConfig] = Field(min_length=1, description="calibration data")
-    method: Annotated[Annotated[TaskArithmeticConfig, Field()], BeforeValidator(named)] = Field(
-        TaskArithmeticConfig(), description="how deltas become a merge: a name, or a mapping with a name"
+    method: Annotated[MethodConfig, AfterValidator(_sum_of_parts), BeforeValidator(named)] = Field(
+        TaskArithmeticConfig(),
+        description="what 'experts' among the directions stands for: task_arithmetic = the task vectors; dare or tsv-m "
+        "= what that method makes of each",
     )
     directions: list[Direction] = Field(
         default_factory=_task_vectors, min_length=1, description="what gets coefficients"
@@ -143,6 +161,9 @@ class SearchConfig(Strict):
     )
     batch_tokens: int = Field(
         4096, ge=1, description="most padded tokens in one forward pass; halved when memory runs out"
+    )
+    memory: str = Field(
+        "auto", description="most memory that may be used on the device, such as 12GB; auto = what is free at the start"
     )
     checkpointing: bool = Field(
         False,
@@ -184,6 +205,7 @@ def name_problems(data: Mapping[str, Any]) -> list[str]:
     if isinstance(tokenizer, str) and tokenizer not in ("base", *experts) and experts:
         near = did_you_mean(tokenizer, ["base", *names])
         problems.append(f"tokenizer is {tokenizer!r}; expected 'base' or an expert's name ({listed}).{near}")
+    problems += _method_problems(data, names)
     objective, driver, budget = (_mapping(data.get(part)) for part in ("objective", "driver", "budget"))
     for task in _mapping(objective.get("task_weights")):
         if tasks and task not in tasks:
@@ -205,6 +227,31 @@ def name_problems(data: Mapping[str, Any]) -> list[str]:
             f"driver.population is {population}, more than budget.evaluations ({evaluations}), so not one generation "
             "would be whole."
         )
+    return problems
+
+
+def _method_problems(data: Mapping[str, Any], experts: list[str]) -> list[str]:
+    """What whole methods need of the experts and tasks, and do not find."""
+    problems = []
+    taught = {_mapping(spec).get("expert") for spec in _mapping(data.get("tasks")).values()}
+    idle = [expert for expert in experts if expert not in taught]
+    for where, entries in (
+        ("directions", data.get("directions")),
+        ("baselines.methods", _mapping(data.get("baselines")).get("methods")),
+    ):
+        for entry in entries if isinstance(entry, list) else ():
+            name = entry if isinstance(entry, str) else _mapping(entry).get("name")
+            if name in INPUT_METHODS and idle:
+                problems.append(
+                    f"{where}: {name} needs inputs of every expert, and no task has the expert {' or '.join(idle)}. "
+                    f"Add one (tasks.{idle[0]}: {{expert: {idle[0]}, data: ...}}), or take {name} out."
+                )
+            for expert in _mapping(_mapping(entry).get("weights")):
+                if expert not in experts:
+                    near = did_you_mean(str(expert), experts)
+                    problems.append(
+                        f"{where}: the weights of {name} have {expert!r}; expected experts ({', '.join(experts)}).{near}"
+                    )
     return problems
 
 

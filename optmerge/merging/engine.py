@@ -22,6 +22,7 @@ from torch import nn
 
 from optmerge.merging.batch import Batch
 from optmerge.merging.coefficients import Table
+from optmerge.merging.placement import Placement
 from optmerge.merging.sources import Segment
 from optmerge.merging.writing import Workspace, accumulation_dtype, contract, write_merge
 
@@ -37,6 +38,8 @@ class Engine:
         group_of: Name -> row of the coefficient table.
         form: How gradients are gathered: "accumulate" keeps one model-sized gradient and contracts it once;
             "hooks" contracts each parameter's gradient as soon as it is whole in every backward pass and drops it.
+        placement: What is kept on the parameters' device; everything else is streamed to it. The factors of low-rank
+            directions are always kept there. Without meaning on the CPU, which reads the mapped files in place.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Engine:
         group_of: Mapping[str, int],
         *,
         form: Form = "accumulate",
+        placement: Placement | None = None,
     ) -> None:
         self.parameters = dict(parameters)
         self.group_of = dict(group_of)
@@ -55,6 +59,7 @@ class Engine:
         self.accumulate = accumulation_dtype(first.dtype)
         self.workspace = Workspace(self.device, self.accumulate)
         self._segments_of = segments
+        self._placement = placement or Placement()
         self._kept: dict[str, list[Segment]] = {}
         self._batches: dict[tuple[int, ...] | None, Batch] = {}
         self._resident: dict[str, tuple[float, ...]] = {}  # what each parameter currently holds
@@ -74,6 +79,8 @@ class Engine:
         if name in self._kept:
             return self._kept[name]
         found = self._segments_of(name)
+        if self.device.type != "cpu":
+            found = [self._placement.place(segment, self.device) for segment in found]
         if not any(segment.temporary for segment in found):
             self._kept[name] = found
         return found

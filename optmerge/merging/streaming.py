@@ -37,7 +37,7 @@ class HostStream:
         if self.device.type != "cuda" or size > self._bytes:  # wider than fp32: a checkpoint in fp64
             return chunk.to(self.device)
         if not self._ring:
-            self._stream = torch.cuda.Stream(self.device)
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             self._ring = [_Slot(self._bytes, self.device) for _ in range(SLOTS)]
         slot = self._ring[self._fetches % SLOTS]
         compute = torch.cuda.current_stream(self.device)

@@ -20,7 +20,7 @@ import torch
 
 from optmerge.merging.jobs import JobTable
 from optmerge.merging.kernels import Library, compiled
-from optmerge.merging.low_rank import add_low_rank, contract_low_rank
+from optmerge.merging.low_rank import FactorScratch, add_low_rank, contract_low_rank
 from optmerge.merging.sources import LowRank, Segment, Source
 from optmerge.merging.streaming import HostStream
 
@@ -38,6 +38,7 @@ class Workspace:
         base: One chunk of the base.
         library: The compiled kernels, where the device is the CPU and they can be used.
         host: Brings chunks of mapped tensors to an accelerator.
+        factors: Stacked factors of low-rank directions.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -50,6 +51,8 @@ class Workspace:
         on_cpu = device.type == "cpu" and dtype == torch.float32
         self.library: Library | None = compiled() if on_cpu else None
         self.host = HostStream(device, self.size)
+        self.factors = FactorScratch(device, dtype)
+        self.factors = FactorScratch(device, dtype)
         self._product: torch.Tensor | None = None
 
     @property
@@ -100,7 +103,7 @@ def write_merge(out: torch.Tensor, segment: Segment, coefficients: Sequence[floa
     for lo, hi in row_chunks(segment.base.shape, LOW_RANK_CHUNK):
         part = segment.base[lo:hi]
         product = workspace.product(part.numel()).view(part.shape).zero_()
-        add_low_rank(product, [(source.rows(lo, hi), c) for source, c in low])
+        add_low_rank(product, [(source.rows(lo, hi), c) for source, c in low], workspace.factors)
         cut = [(source.rows(lo, hi), c) for source, c in dense]
         _write_dense(out[lo:hi], part, [*cut, (Source(product, absolute=False), 1.0)], workspace)
 
@@ -131,8 +134,9 @@ def contract(
         elif source is not None:
             dense.append((column, source))
     if low:
-        products = contract_low_rank(gradient, [source for _, source in low])
-        into.index_add_(0, torch.tensor([column for column, _ in low], device=into.device), products.to(into.dtype))
+        products = contract_low_rank(gradient, [source for _, source in low], workspace.factors)
+        for (column, _), product in zip(low, products.to(into.dtype), strict=True):
+            into[column].add_(product)
     if dense:
         _contract_dense(gradient, segment.base, dense, into, workspace)
 

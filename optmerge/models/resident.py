@@ -46,12 +46,13 @@ class ResidentModel:
             ModelError: If own heads are wanted of an architecture whose body cannot be told from its head.
         """
         self._family = family
+        self._device = device
         if family.heads == "own":
             self._models = self._with_own_heads(device, dtype)
         else:
             model = model_on_meta(family.configs["base"], family.kind, dtype=dtype)
             _materialise(model, model.named_parameters(), self._reader("base"), device)
-            _load_buffers(model, "", family.maps["base"].buffers, self._reader("base"))
+            self._load_buffers(model, "", "base", family.maps["base"].buffers)
             self._models = {who: model for who in ("base", *family.experts)}
         distinct = list({id(model): model for model in self._models.values()}.values())
         for model in distinct:
@@ -80,6 +81,17 @@ class ResidentModel:
     def _reader(self, who: str) -> _Read:
         return lambda name: self._family.read(who, name)
 
+    def _load_buffers(self, model: nn.Module, prefix: str, who: str, names: Iterable[str]) -> None:
+        """Fill the persistent buffers below ``prefix`` that a checkpoint has (batch-norm statistics)."""
+        for name in names if self._device.type != "meta" else ():
+            if name.startswith(prefix):
+                owner, _, attribute = name.rpartition(".")
+                module = model.get_submodule(owner)
+                old = cast(torch.Tensor, module._buffers[attribute])
+                value = torch.empty(old.shape, dtype=old.dtype).copy_(self._family.read(who, name))
+                value._is_hf_initialized = True  # type: ignore[attr-defined]
+                module._buffers[attribute] = value
+
     def _with_own_heads(self, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
         """One wrapper per expert, all around the body that the base's config describes."""
         family = self._family
@@ -100,12 +112,12 @@ class ResidentModel:
                 body = cast(nn.Module, getattr(like_base, prefix[:-1]))
                 inside = ((prefix + name, parameter) for name, parameter in body.named_parameters())
                 _materialise(like_base, inside, self._reader("base"), device)
-                _load_buffers(like_base, prefix, family.maps["base"].buffers, self._reader("base"))
+                self._load_buffers(like_base, prefix, "base", family.maps["base"].buffers)
             outside = [(name, value) for name, value in model.named_parameters() if not name.startswith(prefix)]
             _materialise(model, outside, self._reader(expert), device)
             setattr(model, prefix[:-1], body)
             heads = [name for name in family.maps[expert].buffers if not name.startswith(prefix)]
-            _load_buffers(model, "", heads, self._reader(expert))
+            self._load_buffers(model, "", expert, heads)
             models[expert] = model
         return models
 
@@ -122,7 +134,8 @@ def _materialise(
     for name, parameter in list(parameters):
         dtype = torch.float32 if fp32(name) else parameter.dtype
         value = torch.empty(parameter.shape, dtype=dtype, device=device)
-        value.copy_(read(name), non_blocking=True)
+        if device.type != "meta":  # there, shapes are all that is wanted
+            value.copy_(read(name), non_blocking=True)
         real = nn.Parameter(value, requires_grad=False)
         real._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers then leaves the values alone
         for alias in names_of[id(parameter)]:
@@ -139,18 +152,6 @@ def _kept_in_fp32(model: nn.Module) -> Callable[[str], bool]:
         return lambda name: False
     pattern, _, _ = build_glob_alternation(list(plan))
     return lambda name: pattern.search(name) is not None
-
-
-def _load_buffers(model: nn.Module, prefix: str, names: Iterable[str], read: _Read) -> None:
-    """Fill the persistent buffers below ``prefix`` that the checkpoint has (batch-norm statistics)."""
-    for name in names:
-        if name.startswith(prefix):
-            owner, _, attribute = name.rpartition(".")
-            module = model.get_submodule(owner)
-            old = cast(torch.Tensor, module._buffers[attribute])
-            value = torch.empty(old.shape, dtype=old.dtype).copy_(read(name))
-            value._is_hf_initialized = True  # type: ignore[attr-defined]
-            module._buffers[attribute] = value
 
 
 @torch.no_grad()

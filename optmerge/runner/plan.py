@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 
 from optmerge.config.schema import SearchConfig
+from optmerge.merging import kernels
 from optmerge.merging.directions import expand_directions
-from optmerge.merging.engine import CHUNK, DEVICE_CHUNK
 from optmerge.models.device import pick_device, pick_dtype
 from optmerge.models.family import Family, open_family
 from optmerge.models.tokenizer import tokenizer_for
 from optmerge.objective.objective import Objective
 from optmerge.records import SplitName
+from optmerge.runner.memory import MemoryPlan, plan_memory
 from optmerge.runner.problem import absolute_references, load_tasks
 from optmerge.space.space import build_space
 
@@ -39,7 +40,7 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """The estimate. Memory in bytes, time in seconds; ``memory["mapped"]`` is page cache, not allocated.
+    """The estimate. Memory in bytes, time in seconds.
 
     Attributes:
         dimension: Variables that the driver moves.
@@ -48,7 +49,10 @@ class Plan:
         evaluations: Budget on the fit split, None when only the clock limits it.
         baselines: How many recipes are scored before the search.
         tokens: Split -> tokens of one pass over it.
-        memory: Part -> bytes.
+        memory: Part -> bytes, with their sum as ``peak``.
+        mapped: Bytes of mapped files; page cache, which the system takes back when it needs to.
+        budget: Bytes that may be used.
+        arithmetic: How candidates are written and gradients contracted, in words.
         seconds: Part -> estimated seconds; empty with --no-time.
         warnings: What a user should know before starting.
     """
@@ -60,6 +64,9 @@ class Plan:
     baselines: int
     tokens: dict[SplitName, int]
     memory: dict[str, int]
+    mapped: int
+    budget: int
+    arithmetic: str
     seconds: dict[str, float]
     warnings: tuple[str, ...]
 
@@ -99,13 +106,11 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         GroupRow(g.name, g.layer, g.kind, len(g.parameters), sum(family.parameters[p].numel for p in g.parameters))
         for g in space.groups
     )
-    gradient = config.driver.name == "adam"
     methods = {d.name for d in directions if d.kind == "method"} | {m.name for m in config.baselines.methods}
     grids = 1 + any(direction.kind == "part" for direction in directions)
     baselines = 2 + len(config.experts) + grids * len(config.baselines.grid)
     baselines += len(methods) * len(config.baselines.method_grid)
-    watched = sum(groups[row].parameters for row in space.searched_groups)
-    memory = _memory(family, dtype, device, watched if gradient else 0, len(methods), config.batch_tokens)
+    memory = plan_memory(config, family, directions, space, calibration, device, dtype)
     seconds = _seconds(config, family, device, dtype, tokens, baselines, calibration.fit_sizes())
     return Plan(
         dimension=space.dimension,
@@ -114,35 +119,15 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         evaluations=config.budget.evaluations,
         baselines=baselines,
         tokens=tokens,
-        memory=memory,
+        memory={**memory.parts, "peak": memory.peak},
+        mapped=memory.mapped,
+        budget=memory.budget,
+        arithmetic=_arithmetic(memory, device),
         seconds=seconds,
-        warnings=tuple([*calibration.notes, *_warnings(config, space.dimension, calibration.fit_sizes())]),
+        warnings=tuple(
+            [*calibration.notes, *memory.notes, *_warnings(config, space.dimension, calibration.fit_sizes())]
+        ),
     )
-
-
-def _memory(
-    family: Family, dtype: torch.dtype, device: torch.device, watched: int, methods: int, batch_tokens: int
-) -> dict[str, int]:
-    merged = sum(parameter.numel for parameter in family.parameters.values())
-    heads = sum(
-        family.experts[name].tensors[disk].nbytes
-        for name in family.experts
-        for parameter in family.head_parameters
-        for disk in family.maps[name].disk_names(parameter)
-    )
-    config = family.configs["base"]
-    hidden = int(getattr(config, "hidden_size", 0) or 0)
-    layers = int(getattr(config, "num_hidden_layers", 0) or 0)
-    kept_per_token = 16 if watched else 2  # activations that a backward pass needs, in hidden-sized vectors a layer
-    chunk = CHUNK if device.type == "cpu" else DEVICE_CHUNK
-    return {
-        "resident model": merged * dtype.itemsize + heads,
-        "weight gradients": watched * dtype.itemsize,
-        "activations (estimate)": batch_tokens * hidden * (layers if watched else 2) * kept_per_token * dtype.itemsize,
-        "chunk buffers": 3 * chunk * 4,
-        "method deltas": methods * merged * 4,
-        "mapped": sum(info.nbytes for c in (family.base, *family.experts.values()) for info in c.tensors.values()),
-    }
 
 
 def _seconds(
@@ -179,6 +164,20 @@ def _seconds(
             generations /= 12
         result["search"] = config.budget.evaluations * evaluation + generations * forward["select"]
     return result
+
+
+def _arithmetic(memory: MemoryPlan, device: torch.device) -> str:
+    if device.type == "cpu":
+        written = f"candidates are written by {kernels.kind()} kernels from mapped files"
+    else:
+        base = "the base" if memory.base_resident else "not the base"
+        written = f"resident on {device}: {', '.join([base, *memory.resident])}; the rest is streamed"
+    gathered = {
+        None: "no gradients",
+        "accumulate": "weight gradients are accumulated and contracted once a step",
+        "hooks": "weight gradients are contracted one by one and dropped",
+    }[memory.form]
+    return f"{written}; {gathered}"
 
 
 def _product_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from optmerge.config.load import build_config
+from optmerge.errors import ConfigError
 from optmerge.models.family import Family
 from optmerge.runner.plan import Plan, make_plan
 from optmerge.runner.search import search
@@ -30,9 +31,10 @@ def test_no_weight_is_read(settings: Settings, tmp_path: Path, monkeypatch: pyte
     assert made.dimension == 3 * len(made.groups)
     assert made.baselines == 1 + 2 + 1 + 2 + 1  # base, experts, average, two of the grid, one scale of Iso-C
     merged = sum(group.parameters for group in made.groups)
-    assert made.memory["weight gradients"] == 4 * merged
-    assert made.memory["method deltas"] == 4 * merged
-    assert made.memory["resident model"] > 4 * merged  # and two heads
+    assert made.memory["gradients and activations"] > 4 * merged
+    assert made.memory["model"] > 4 * merged  # and two heads
+    assert made.memory["peak"] == sum(made.memory.values()) - made.memory["peak"]
+    assert made.mapped > 4 * 4 * merged  # base, two experts, and Iso-C's delta
     assert all(seconds > 0 for seconds in made.seconds.values())
 
 
@@ -60,4 +62,21 @@ def test_warnings(settings: Settings, tmp_path: Path, changes: dict[str, Any], w
 
 
 def test_no_gradient_no_gradient_buffer(settings: Settings, tmp_path: Path) -> None:
-    assert plan(settings(driver={"name": "optuna"}), tmp_path).memory["weight gradients"] == 0
+    without, with_one = plan(settings(driver={"name": "optuna"}), tmp_path), plan(settings(), tmp_path)
+    assert "gradients and activations" not in without.memory
+    assert "no gradients" in without.arithmetic
+    assert without.memory["activations"] < with_one.memory["gradients and activations"]
+
+
+def test_little_memory_changes_the_form_of_the_gradient_and_then_is_too_little(
+    settings: Settings, tmp_path: Path
+) -> None:
+    plenty = plan(settings(), tmp_path)
+    assert "accumulated and contracted once" in plenty.arithmetic
+    less = plan(settings(memory=f"{plenty.memory['peak'] - 1000}B"), tmp_path)
+    assert "one by one" in less.arithmetic
+    assert less.memory["gradients and activations"] < plenty.memory["gradients and activations"]
+    short = plan(settings(memory="1MB"), tmp_path)
+    assert any("are needed and 0.0 GB may be used" in note for note in short.warnings)
+    with pytest.raises(ConfigError, match="expected auto, or an amount such as 12GB"):
+        plan(settings(memory="a lot"), tmp_path)

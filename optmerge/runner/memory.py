@@ -1,0 +1,206 @@
+"""The memory that a search will need, and what is chosen because of it.
+
+On the CPU base and experts stay in mapped files, which the system may drop and read again: they count as page cache,
+not as memory. On an accelerator they are kept resident as far as the budget goes, the base first, and streamed through
+pinned buffers otherwise. Weight gradients are accumulated over a step and contracted once where they fit, and
+contracted one by one in every backward pass where they do not.
+
+    plan = plan_memory(config, family, directions, space, calibration, device, dtype)
+    plan.parts, plan.peak, plan.form, plan.resident
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from torch import nn
+
+from optmerge.config.schema import SearchConfig
+from optmerge.errors import ConfigError
+from optmerge.merging.engine import Form
+from optmerge.merging.recipe import Direction
+from optmerge.merging.writing import LOW_RANK_CHUNK, Workspace
+from optmerge.models.resident import ResidentModel
+from optmerge.runner.simulation import META, Passes, kept_classes
+
+if TYPE_CHECKING:
+    from optmerge.calibration.data import Calibration
+    from optmerge.models.family import Family
+    from optmerge.space.space import SearchSpace
+
+RESERVE = 0.1  # share of an accelerator's free memory that stays free: fragments, and what libraries take
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a search will hold at its peak, in bytes.
+
+    Attributes:
+        parts: What -> bytes, on the device that the search runs on.
+        mapped: Bytes of mapped files: page cache that the system takes back when it needs to.
+        budget: What may be used.
+        form: How weight gradients are gathered; None where the driver needs none.
+        resident: Directions whose tensors are kept on an accelerator; the others are streamed.
+        base_resident: Whether the base's are, too.
+    """
+
+    parts: Mapping[str, int]
+    mapped: int
+    budget: int
+    form: Form | None
+    resident: tuple[str, ...] = ()
+    base_resident: bool = False
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the peak."""
+        return sum(self.parts.values())
+
+
+def plan_memory(
+    config: SearchConfig,
+    family: Family,
+    directions: Sequence[Direction],
+    space: SearchSpace,
+    calibration: Calibration,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> MemoryPlan:
+    """Predict a search's memory, and choose the form of the gradient and what is resident.
+
+    Reads no weights: model, objective and one batch of every kind run on the meta device.
+
+    Raises:
+        ConfigError: ``memory`` in the search file is no amount, or an architecture cannot be checkpointed.
+    """
+    budget = parse_budget(config.memory, device)
+    gradient = config.driver.name == "adam"
+    model = ResidentModel(family, device=META, dtype=dtype)
+    held = {id(value): value.numel() * value.dtype.itemsize for value in _all_parameters(model, family)}
+    common = {
+        "process": _process_bytes() if device.type == "cpu" else 0,
+        "model": sum(held.values()),
+        "teacher outputs": _teacher_bytes(config, family, calibration),
+        "buffers": _buffer_bytes(family, device, dtype),
+    }
+    passes = Passes(config, family, model, space, calibration)
+    judging = passes.peak(None)
+    form: Form | None = None
+    evaluation = judging
+    notes: tuple[str, ...] = ()
+    if gradient:
+        form, evaluation = "accumulate", max(judging, passes.peak("accumulate"))
+        if sum(common.values()) + evaluation > budget:
+            form, evaluation = "hooks", max(judging, passes.peak("hooks"))
+    parts = {**common, "gradients and activations" if gradient else "activations": evaluation}
+    needed = sum(parts.values())
+    if needed > budget:
+        advice = [] if config.checkpointing or not gradient else ["checkpointing: true"]
+        advice += ["fewer batch_tokens"] if config.batch_tokens > 256 else []
+        advice += ["dtype: bfloat16"] if dtype == torch.float32 else []
+        notes = (
+            f"About {needed / 1e9:.1f} GB are needed and {budget / 1e9:.1f} GB may be used; "
+            f"{' or '.join(advice) if advice else 'a smaller model or a larger machine'} would help.",
+        )
+    resident: tuple[str, ...] = ()
+    base_resident = False
+    if device.type == "cuda":
+        base_resident, resident, taken = _place(family, directions, budget - needed)
+        parts["resident base and experts"] = taken
+    checkpoints = (family.base, *family.experts.values())
+    mapped = sum(info.nbytes for checkpoint in checkpoints for info in checkpoint.tensors.values())
+    methods = sum(direction.kind != "expert" for direction in directions)
+    mapped += methods * sum(parameter.numel for parameter in family.parameters.values()) * 4
+    return MemoryPlan(parts, mapped, budget, form, resident, base_resident, notes)
+
+
+def parse_budget(text: str, device: torch.device) -> int:
+    """Bytes that may be used: what the search file says, or with ``auto`` what is free now.
+
+    Raises:
+        ConfigError: The text is no amount of memory.
+    """
+    if text == "auto":
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            return int(free * (1 - RESERVE))
+        return _process_bytes() + _available()
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([KMG]?i?B?)", text.strip(), re.IGNORECASE)
+    if found is None or found[2].upper() not in _UNITS:
+        raise ConfigError(f"memory is {text!r}; expected auto, or an amount such as 12GB, 900MB or 8GiB.")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def _teacher_bytes(config: SearchConfig, family: Family, calibration: Calibration) -> int:
+    k = kept_classes(config)
+    total = 0
+    for data in calibration.tasks.values():
+        classes = data.num_labels or int(getattr(family.configs[data.expert], "vocab_size", 0) or 0)
+        kept = classes if k is None or k >= classes else k + 1
+        per_row = 4 * kept + (0 if kept == classes else 4 * (kept - 1)) + 4  # log-probabilities, indices, choice
+        for split in data.splits.values():
+            for batch in split.batches(batch_tokens=config.batch_tokens):
+                total += per_row * (len(batch.rows) if batch.rows is not None else batch.size)
+    return total
+
+
+def _buffer_bytes(family: Family, device: torch.device, dtype: torch.dtype) -> int:
+    on = device if device.type == "cpu" else META
+    total = Workspace(on, torch.float32).nbytes
+    if any(hasattr(checkpoint, "adapter_folder") for checkpoint in family.experts.values()):
+        total += LOW_RANK_CHUNK * 4
+    return total
+
+
+def _place(family: Family, directions: Sequence[Direction], room: int) -> tuple[bool, tuple[str, ...], int]:
+    """What is kept on an accelerator: the base, which every candidate reads, then directions as long as they fit."""
+    taken = 0
+    base = sum(parameter.numel * parameter.dtype.itemsize for parameter in family.parameters.values())
+    base_resident = base <= room
+    if base_resident:
+        taken = base
+    resident = []
+    for direction in directions:
+        width = 4 if direction.kind != "expert" else None
+        size = sum(p.numel * (width or p.dtype.itemsize) for p in family.parameters.values())
+        if taken + size <= room:
+            resident.append(direction.name)
+            taken += size
+    return base_resident, tuple(resident), taken
+
+
+def _all_parameters(model: ResidentModel, family: Family) -> list[nn.Parameter]:
+    models = {id(m): m for m in (model.model_for(name) for name in family.experts)}
+    return [parameter for m in models.values() for parameter in m.parameters()]
+
+
+def _process_bytes() -> int:
+    """Anonymous memory of this process, which has imported all that a search imports."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return int(psutil.Process().memory_info().rss)
+
+
+def _available() -> int:
+    """Bytes that this process can still get: the machine's, or its control group's if that allows less."""
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            available = min(available, max(0, int(limit) - used))
+    except (OSError, ValueError):
+        pass
+    return available
