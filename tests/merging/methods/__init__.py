@@ -1,0 +1,1 @@
+"""Merging methods over models that are dictionaries."""

@@ -1,0 +1,59 @@
+"""Chunks tile every tensor in flat order, whatever its strides."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optmerge.merging.methods import TensorKind
+from optmerge.merging.methods.vectors import RawVectors, boxes
+from tests.merging.methods.toy import ToyModels
+
+SHAPES = st.lists(st.integers(0, 6), max_size=4).map(tuple)
+
+
+@given(SHAPES, st.integers(1, 50))
+def test_boxes_tile_in_flat_order(shape: tuple[int, ...], limit: int) -> None:
+    numbers = torch.arange(math.prod(shape)).reshape(shape)
+    seen = []
+    for offset, index in boxes(shape, limit):
+        part = numbers[index].reshape(-1)
+        assert part.numel() <= limit
+        assert offset == len(seen)
+        seen += part.tolist()
+    assert seen == list(range(numbers.numel()))
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple), st.integers(1, 50))
+def test_whole_rows_are_never_cut(shape: tuple[int, ...], limit: int) -> None:
+    numbers = torch.arange(math.prod(shape)).reshape(shape)
+    parts = [numbers[index] for _, index in boxes(shape, limit, whole_rows=True)]
+    assert all(part.shape[-1] == shape[-1] for part in parts)
+    assert torch.equal(torch.cat([part.reshape(-1) for part in parts]), numbers.reshape(-1))
+
+
+@pytest.mark.parametrize("limit", [1, 7, 24, 1000])
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_task_vectors_of_transposed_and_sliced_parameters(limit: int, by_rows: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(8, 12, generator=generator).mT[::2]
+    expert = torch.randn(12, 8, generator=generator).bfloat16()[::2]
+    kinds = {"w": TensorKind("mlp", True, (6, 8))}
+    models = ToyModels({"w": base}, {"e": {"w": expert}}, kinds=kinds)
+    vectors = RawVectors(models, by_rows=by_rows, limit=limit)
+    result = torch.full((6, 8), torch.nan)
+    for chunk in vectors.chunks("e", "w"):
+        vectors.oriented(result, "w")[chunk.box] = chunk.values
+    assert torch.equal(result, expert.float() - base)
+
+
+def test_the_models_are_never_written_to() -> None:
+    base, expert = torch.ones(5), torch.full((5,), 3.0)
+    for chunk in RawVectors(ToyModels({"w": base}, {"e": {"w": expert}})).chunks("e", "w"):
+        chunk.values.zero_()
+    assert base.tolist() == [1.0] * 5
+    assert expert.tolist() == [3.0] * 5

@@ -1,0 +1,102 @@
+"""Models in memory, as methods see them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from optmerge.merging.methods import TensorKind
+from optmerge.models.roles import RoleKind
+
+KINDS: dict[str, TensorKind] = {
+    "embed.weight": TensorKind("embedding", False, (20, 6)),
+    "position": TensorKind("embedding", False, (1, 5, 6)),
+    "attention.weight": TensorKind("attention", False, (6, 6)),
+    "attention.bias": TensorKind("attention", False, (6,)),
+    "mlp.up.weight": TensorKind("mlp", False, (10, 6)),
+    "mlp.conv1d.weight": TensorKind("mlp", True, (6, 10)),
+    "mlp.experts": TensorKind("mlp", False, (3, 8, 5)),
+    "patch.weight": TensorKind("embedding", False, (6, 3, 2, 2)),
+    "mix.weight": TensorKind("attention", False, (6, 3, 4)),
+    "norm.weight": TensorKind("norm", False, (6,)),
+    "scale": TensorKind("other", False, ()),
+    "one": TensorKind("other", False, (1,)),
+    "column": TensorKind("other", False, (7, 1)),
+    "empty": TensorKind("other", False, (0, 4)),
+    "head.weight": TensorKind("head", False, (3, 6)),
+}
+"""One parameter of every kind and shape that is treated differently somewhere."""
+
+
+class ToyModels:
+    """A base and experts as dictionaries of tensors."""
+
+    def __init__(
+        self,
+        base: Mapping[str, torch.Tensor],
+        experts: Mapping[str, Mapping[str, torch.Tensor]],
+        *,
+        kinds: Mapping[str, TensorKind] | None = None,
+        grams: Mapping[tuple[str, str], torch.Tensor] | None = None,
+    ) -> None:
+        self._base = base
+        self._experts = experts
+        self._kinds = kinds or {}
+        self._grams = grams or {}
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        return tuple(self._experts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._base)
+
+    def base(self, name: str) -> torch.Tensor:
+        return self._base[name]
+
+    def expert(self, expert: str, name: str) -> torch.Tensor:
+        return self._experts[expert][name]
+
+    def kind(self, name: str) -> TensorKind:
+        return self._kinds.get(name, TensorKind("other", False, tuple(self._base[name].shape)))
+
+    def gram(self, expert: str, name: str) -> torch.Tensor | None:
+        return self._grams.get((expert, name))
+
+    def task_vector(self, expert: str, name: str) -> torch.Tensor:
+        """expert - base, cast up first."""
+        dtype = torch.float64 if self._base[name].dtype == torch.float64 else torch.float32
+        return self._experts[expert][name].to(dtype) - self._base[name].to(dtype)
+
+
+def random(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def every_kind(count: int, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> ToyModels:
+    """``count`` random experts with a parameter of every kind, and Gram matrices for its two linear layers."""
+    generator = torch.Generator().manual_seed(seed)
+    names = [f"expert-{index}" for index in range(count)]
+    base = {name: random(generator, *kind.shape, dtype=dtype) for name, kind in KINDS.items()}
+    experts = {
+        expert: {
+            name: (value.double() + 0.3 * random(generator, *value.shape)).to(dtype) for name, value in base.items()
+        }
+        for expert in names
+    }
+    grams = {}
+    for expert in names:
+        for name, size in (("attention.weight", 6), ("mlp.up.weight", 6), ("mlp.conv1d.weight", 6)):
+            inputs = random(generator, 40, size)
+            grams[expert, name] = (inputs.mT @ inputs / 40).float()
+    return ToyModels(base, experts, kinds=KINDS, grams=grams)
+
+
+def of_deltas(
+    deltas: Sequence[Mapping[str, torch.Tensor]], *, kinds: Mapping[str, TensorKind] | None = None
+) -> ToyModels:
+    """Experts with exactly these task vectors: the base is zero."""
+    base = {name: torch.zeros_like(value) for name, value in deltas[0].items()}
+    return ToyModels(base, {f"expert-{index}": delta for index, delta in enumerate(deltas)}, kinds=kinds)
