@@ -22,7 +22,7 @@ from typing import Self
 
 import torch
 
-from optmerge.export.background import BackgroundWriter
+from optmerge.export.background import BUFFER_BYTES, BackgroundWriter
 
 SHARD_BYTES = 5 * 10**9
 INDEX = "model.safetensors.index.json"
@@ -107,6 +107,7 @@ class ShardedWriter:
         shard_bytes: Most bytes of values in one file.
         hashed: Keep the SHA-256 of every file in ``digests``.
         wrote: Called with the number of bytes of values written since it was called last.
+        buffer_bytes: Size of each of the few buffers that values pass through.
 
     Attributes:
         shards: The files' names, each with its tensors.
@@ -121,6 +122,7 @@ class ShardedWriter:
         shard_bytes: int = SHARD_BYTES,
         hashed: bool = False,
         wrote: Callable[[int], None] | None = None,
+        buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
         self.folder = folder
         self.shards = named_shards(specs, shard_bytes)
@@ -132,7 +134,7 @@ class ShardedWriter:
         self._left = 0  # elements of the current tensor that are not reserved yet
         self._current = TensorSpec("", (), torch.uint8)
         self._open_name: str | None = None
-        self._files = BackgroundWriter(hashed=hashed)
+        self._files = BackgroundWriter(hashed=hashed, buffer_bytes=buffer_bytes)
 
     def __enter__(self) -> Self:
         self._files.__enter__()

@@ -207,10 +207,13 @@ class _Reader:
             return _METHOD.validate_python(settings)
         except ValidationError as problem:
             error = problem.errors()[0]
-            key = ".".join([where, *(str(part) for part in error["loc"][1:])])
-            allowed = f" The methods are {', '.join(METHOD_CONFIGS)}." if error["type"].startswith("union_tag") else ""
-            near = did_you_mean(str(settings.get("name")), METHOD_CONFIGS) if allowed else ""
-            raise self.fail(f"{key}: {error['msg']}.{allowed}{near}") from None
+            if error["type"].startswith("union_tag"):
+                name = settings.get("name")
+                raise self.fail(
+                    f"{where}.name is {_shown(name)}; expected one of the methods {', '.join(METHOD_CONFIGS)}."
+                    f"{did_you_mean(str(name), METHOD_CONFIGS)}"
+                ) from None
+            raise self.fail(f"{'.'.join([where, *map(str, error['loc'][1:])])}: {error['msg']}.") from None
 
     def groups(self, value: object, names: Sequence[str]) -> tuple[tuple[Group, ...], list[list[float]]]:
         groups, rows = [], []

@@ -28,12 +28,12 @@ from optmerge.export import checkpoint as checkpoint_module
 from optmerge.export.api import export, merge
 from optmerge.merging.deltas import Deltas
 from optmerge.merging.engine import Engine
-from optmerge.merging.merge import group_of_parameters, iter_merged
+from optmerge.merging.merge import group_of_parameters
 from optmerge.merging.recipe import Recipe
-from optmerge.models.cache import cache_dir
 from optmerge.models.family import Family
 from optmerge.models.resident import ResidentModel
 from tests.export.families import random_recipe
+from tests.export.oracle import merged_values, tensors_on_disk
 
 GetFamily = Callable[[str], Family]
 
@@ -63,10 +63,8 @@ def inputs_for(kind: str) -> dict[str, torch.Tensor]:
 def resident_logits(recipe: Recipe, family: Family, expert: str, kind: str) -> torch.Tensor:
     """Logits of the resident model with the recipe applied by the engine."""
     resident = ResidentModel(family, device=torch.device("cpu"), dtype=torch.float32)
-    deltas = Deltas(family, recipe.directions, cache=cache_dir() / "directions")
-    deltas.prepare()
-    rows = group_of_parameters(recipe, family)
-    engine = Engine(resident.parameters, lambda name: family.read("base", name), deltas.sources, rows)
+    deltas = Deltas(family, recipe.directions, cache=None)
+    engine = Engine(resident.parameters, deltas.segments, group_of_parameters(recipe, family))
     engine.apply(recipe.coefficients)
     with torch.no_grad():
         logits: torch.Tensor = resident.model_for(expert)(**inputs_for(kind)).logits
@@ -101,7 +99,7 @@ def test_what_is_written_reads_back_bit_for_bit(kind: str, family: GetFamily, tm
     recipe = random_recipe(models)
     CheckpointExporter().export(recipe, models, tmp_path / "merged")
     written = open_checkpoint(str(tmp_path / "merged"))
-    for parameter, merged in iter_merged(recipe, models):
+    for parameter, merged in merged_values(recipe, models).items():
         assert torch.equal(models.maps["base"].read(written, parameter), merged), parameter
 
 
@@ -110,7 +108,7 @@ def test_the_one_cast_is_to_the_recipes_dtype(dtype: str, family: GetFamily, tmp
     models = family("llama")
     recipe = random_recipe(models, dtype=dtype)
     folder = CheckpointExporter().export(recipe, models, tmp_path / "merged")
-    wanted = {name: value.to(getattr(torch, dtype)) for name, value in iter_merged(recipe, models)}
+    wanted = tensors_on_disk(recipe, models)
     assert all(torch.equal(wanted[name], value) for name, value in tensors_of(folder).items())
     assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == getattr(torch, dtype)
@@ -166,7 +164,7 @@ class TestOwnHeads:
         body, told = AutoModel.from_pretrained(merged / "body", output_loading_info=True)
         assert not any(told.values()), told
         assert type(body).__name__ == json.loads((merged / "body" / "config.json").read_text())["architectures"][0]
-        values = dict(iter_merged(random_recipe(models), models))
+        values = merged_values(random_recipe(models), models)
         shortened = {name.removeprefix("bert."): value for name, value in values.items()}
         for name, value in body.named_parameters():
             assert torch.equal(shortened[name], value), name

@@ -153,7 +153,7 @@ def refusal(family: Family, tmp_path: Path, **changes: Any) -> str:
 
 
 def test_whole_methods_are_refused(family: GetFamily, tmp_path: Path) -> None:
-    assert "iso-c is the delta of a whole method" in refusal(family("llama"), tmp_path, method=True)
+    assert "iso-c is the delta of a method" in refusal(family("llama"), tmp_path, method=True)
 
 
 def test_own_heads_are_refused(family: GetFamily, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from optmerge.export.safetensors_writer import INDEX, ShardedWriter, TensorSpec, plan_shards
+from optmerge.export.safetensors_writer import ShardedWriter, TensorSpec, index_json, plan_shards
 
 TENSORS = {
     "counter": torch.arange(3),
@@ -40,9 +41,11 @@ def test_safetensors_reads_what_was_written(shard_bytes: int, files: int, tmp_pa
     assert found.keys() == TENSORS.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
     assert sum(wrote) == sum(spec.nbytes for spec in SPECS)
-    assert (tmp_path / INDEX).exists() == (files > 1)
-    if files > 1:
-        assert json.loads((tmp_path / INDEX).read_text())["metadata"] == {"total_size": sum(wrote)}
+    index = json.loads(index_json(writer.shards))
+    assert index["metadata"] == {"total_size": sum(wrote)}
+    assert {name: load_file(tmp_path / file)[name].shape for name, file in index["weight_map"].items()} == {
+        name: tensor.shape for name, tensor in TENSORS.items()
+    }
 
 
 def test_a_checkpoint_without_tensors_is_a_file_too(tmp_path: Path) -> None:
@@ -51,11 +54,35 @@ def test_a_checkpoint_without_tensors_is_a_file_too(tmp_path: Path) -> None:
     assert load_file(tmp_path / "model.safetensors") == {}
 
 
-def test_no_index_after_a_failure(tmp_path: Path) -> None:
-    writer = ShardedWriter(tmp_path, SPECS, shard_bytes=1)
-    with pytest.raises(AssertionError), writer:
-        writer.write("matrix", TENSORS["matrix"])
-    assert not (tmp_path / INDEX).exists()
+def test_digests_are_those_of_the_files(tmp_path: Path) -> None:
+    with ShardedWriter(tmp_path, SPECS, shard_bytes=64, hashed=True) as writer:
+        for name, tensor in TENSORS.items():
+            writer.write(name, tensor)
+    assert len(writer.digests) == 2
+    for file, digest in writer.digests.items():
+        assert digest == hashlib.sha256((tmp_path / file).read_bytes()).hexdigest()
+
+
+def test_a_tensor_comes_in_chunks_and_is_cast(tmp_path: Path) -> None:
+    values = torch.linspace(-3, 3, 50)
+    with ShardedWriter(tmp_path, [TensorSpec("w", (5, 10), torch.bfloat16)]) as writer:
+        writer.begin("w")
+        for part in values.split(7):
+            writer.reserve(part.numel()).copy_(part)
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["w"], values.view(5, 10).bfloat16())
+
+
+@pytest.mark.parametrize("count", [10, 3])
+def test_what_was_declared_must_be_written(count: int, tmp_path: Path) -> None:
+    specs = [TensorSpec("w", (10,), torch.float32), TensorSpec("v", (), torch.float32)]
+
+    def write() -> None:
+        with ShardedWriter(tmp_path, specs) as writer:
+            writer.begin("w")
+            writer.reserve(count).fill_(0)
+
+    with pytest.raises(AssertionError, match="were not written"):
+        write()
 
 
 @settings(deadline=None, derandomize=True)
