@@ -88,7 +88,8 @@ def _dimensions(config: SearchConfig, file: Path, names: list[str]) -> dict[str,
         check_values=False,
     )
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
-    directions = [direction.name for direction in expand_directions(config.directions, list(family.experts), config.method)]
+    searched = expand_directions(config.directions, list(family.experts), config.method)
+    directions = [direction.name for direction in searched]
     return {
         name: build_space(
             SpaceConfig.model_validate(read_mapping(find_preset("space", name))), roles, directions

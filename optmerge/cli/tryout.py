@@ -61,14 +61,17 @@ class Tryout:
         self.device = pick_device(device)
         self.resident = ResidentModel(family, device=self.device, dtype=pick_dtype(dtype, family))
         experts = [Direction(name, "expert") for name in family.experts]
-        methods = [direction for direction in recipe.directions if direction.kind != "expert"]
-        directions = [*experts, *methods]
+        table = recipe.coefficients
+        used = [direction for column, direction in enumerate(recipe.directions) if table[:, column].any()]
+        directions = [*experts, *(direction for direction in used if direction.kind != "expert")]
         deltas = Deltas(family, directions, cache=cache_dir() / "directions")
         deltas.prepare()
         self.engine = Engine(self.resident.parameters, deltas.segments, group_of_parameters(recipe, family))
         names = [direction.name for direction in directions]
         winner = np.zeros((len(recipe.groups), len(names)))
-        winner[:, [names.index(direction.name) for direction in recipe.directions]] = recipe.coefficients
+        for column, direction in enumerate(recipe.directions):
+            if direction.name in names:
+                winner[:, names.index(direction.name)] = table[:, column]
         self.tables = {MERGED: winner} | {
             name: one_hot(len(recipe.groups), len(names), column) for column, name in enumerate(family.experts)
         }

@@ -13,6 +13,7 @@ def validate(file: SearchFile, sets: Sets = None, json: Json = False) -> None:
     from optmerge.config.load import load_config
     from optmerge.config.schema import SearchConfig
     from optmerge.errors import ConfigError
+    from optmerge.merging.directions import expand_directions, known_directions
 
     config: SearchConfig = load_config(file, overrides=sets or [])
     missing = [
@@ -22,6 +23,8 @@ def validate(file: SearchFile, sets: Sets = None, json: Json = False) -> None:
     ]
     if missing:
         raise ConfigError(f"{file} names data that is not there:\n" + "\n".join(missing))
+    searched = expand_directions(config.directions, list(config.experts), config.method)
+    known_directions(searched, config.baselines.methods, list(config.experts))
     models = {"base": config.base, **config.experts}
     places = {name: _place(reference, file.parent) for name, reference in models.items()}
     output = Output(json)
@@ -30,8 +33,9 @@ def validate(file: SearchFile, sets: Sets = None, json: Json = False) -> None:
     output.table(["model", "reference", "read from"], [[name, models[name], places[name]] for name in models])
     terms = " + ".join(term.name for term in config.objective.terms)
     output.say(
-        f"\n{config.space.granularity} space, objective {terms}, driver {config.driver.name}, "
-        f"{len(config.tasks)} tasks, output {file.parent / config.output}"
+        f"\n{config.space.granularity} space over {', '.join(direction.name for direction in searched)}, "
+        f"objective {terms}, driver {config.driver.name}, {len(config.tasks)} tasks, "
+        f"output {file.parent / config.output}"
     )
     output.say(f"Next: optmerge plan {file}")
 

@@ -163,3 +163,4 @@ METHOD_CONFIGS: dict[str, type[Strict]] = {
 }
 
 LINEAR_METHODS = ("task_arithmetic", "dare", "tsv-m")  # sums of one part per expert, so that each can be scaled
+INPUT_METHODS = ("regmean",)  # need inputs of every expert, so that each must have a task

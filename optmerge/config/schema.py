@@ -239,7 +239,9 @@ def _method_problems(data: Mapping[str, Any], experts: list[str]) -> list[str]:
         ("directions", data.get("directions")),
         ("baselines.methods", _mapping(data.get("baselines")).get("methods")),
     ):
-        for entry in entries if isinstance(entry, list) else ():
+        if not isinstance(entries, list):
+            continue
+        for entry in entries:
             name = entry if isinstance(entry, str) else _mapping(entry).get("name")
             if name in INPUT_METHODS and idle:
                 problems.append(
@@ -250,7 +252,7 @@ def _method_problems(data: Mapping[str, Any], experts: list[str]) -> list[str]:
                 if expert not in experts:
                     near = did_you_mean(str(expert), experts)
                     problems.append(
-                        f"{where}: the weights of {name} have {expert!r}; expected experts ({', '.join(experts)}).{near}"
+                        f"{where}: {name} has a weight for {expert!r}; expected the experts {', '.join(experts)}.{near}"
                     )
     return problems
 

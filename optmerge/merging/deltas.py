@@ -12,14 +12,16 @@ content hash and mapped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import torch
 
 from optmerge.merging.method_deltas import MethodDeltas
 from optmerge.merging.models_view import Statistics
-from optmerge.merging.recipe import Direction
+from optmerge.merging.recipe import Direction, Recipe
 from optmerge.merging.sources import AnySource, LowRank, Segment, Source
 from optmerge.records import Progress
 
@@ -59,9 +61,32 @@ class Deltas:
         """Compute and cache what whole methods need. Does nothing for task vectors."""
         self._methods.prepare(progress)
 
-    def stored(self, direction: Direction) -> Path | None:
-        """The folder that holds a whole method's delta, where there is a cache."""
-        return self._methods.stored(direction)
+    def key(self, direction: Direction) -> str:
+        """What a direction is within this family: an expert's name, or a hash of all that a method's delta depends on.
+
+        The hash of a part is that of its method.
+        """
+        return direction.name if direction.kind == "expert" else self._methods.key(direction)
+
+    def kept_in(self, recipe: Recipe, folder: Path) -> Recipe:
+        """The recipe with what cannot be computed again from its models kept below ``folder``.
+
+        These are the directions that depend on calibration data, as far as they have a coefficient that is not zero:
+        each is linked or copied to ``directions/NAME``.
+
+        Raises:
+            RunError: The disk refuses.
+        """
+        table = recipe.coefficients
+        return replace(
+            recipe,
+            directions=tuple(
+                self._methods.kept_in(direction, folder / "directions" / quote(direction.name, safe="+=,"))
+                if direction.kind != "expert" and table[:, column].any()
+                else direction
+                for column, direction in enumerate(recipe.directions)
+            ),
+        )
 
     def segments(self, parameter: str) -> list[Segment]:
         """The parameter's segments; with a cache, `prepare` must have been called if there are whole methods."""

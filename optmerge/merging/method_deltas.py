@@ -10,25 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from optmerge.atomic import atomic_directory
 from optmerge.config.methods import MethodConfig
-from optmerge.errors import RecipeError, RunError
+from optmerge.errors import RecipeError
 from optmerge.merging.methods import build_method
 from optmerge.merging.methods.base import Method
 from optmerge.merging.models_view import FamilyModels, Statistics
+from optmerge.merging.parts import Parts, link_parts, write_parts
 from optmerge.merging.recipe import Direction
-from optmerge.models.mapped import SafetensorsFile
 from optmerge.records import Progress
 
 if TYPE_CHECKING:
     from optmerge.models.family import Family
-
-PART = 1 << 28  # bytes of deltas that are gathered in memory before they go to a file
 
 
 class MethodDeltas:
@@ -44,13 +43,13 @@ class MethodDeltas:
         self._models = FamilyModels(family, statistics)
         self._keys: dict[str, str] = {}
         self._methods: dict[str, Method] = {}
-        self._stored: dict[str, _Stored] = {}
+        self._stored: dict[str, Parts] = {}
         self._last: tuple[str, str, list[torch.Tensor]] | None = None
 
     @property
     def mapped(self) -> bool:
         """Whether every delta is a view of a file."""
-        return all(self._key(direction) in self._stored for direction in self._directions)
+        return all(self.key(direction) in self._stored for direction in self._directions)
 
     @property
     def statistics_wanted(self) -> bool:
@@ -69,29 +68,52 @@ class MethodDeltas:
             RecipeError: A method needs calibration data, and neither they nor its stored delta are there.
         """
         for direction in self._directions:
-            key = self._key(direction)
+            key = self.key(direction)
             if key in self._stored:
                 continue
             if direction.stored is not None:
-                self._stored[key] = _open_stored(direction, self._family)
+                self._stored[key] = _open_stored(direction, self._position(direction), self._family)
             elif self._cache is not None:
                 path = self._path(direction)
                 if not path.is_dir():
-                    self._compute(direction, path, progress)
-                self._stored[key] = _Stored(path)
+                    write_parts(path, self._computed(direction, progress))
+                self._stored[key] = Parts(path)
 
-    def stored(self, direction: Direction) -> Path | None:
-        """The folder that holds a direction's delta."""
-        found = self._stored.get(self._key(direction))
-        return found.folder if found else None
+    def key(self, direction: Direction) -> str:
+        """A hash of all that the content depends on; the parts of one method have it in common."""
+        if direction.name not in self._keys:
+            method = build_method(_config(direction), list(self._family.experts))
+            # The last bits of a decomposition depend on the library and on how many threads share the work.
+            identity = [
+                self._family.fingerprint(),
+                direction.kind,
+                _config(direction).model_dump(),
+                direction.sha256,
+                list(self._family.experts),
+                self._family.heads,
+                version("optmerge"),
+                torch.__version__,
+                torch.get_num_threads(),
+                self._statistics.key if method.needs and self._statistics else None,
+            ]
+            self._keys[direction.name] = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+        return self._keys[direction.name]
+
+    def kept_in(self, direction: Direction, folder: Path) -> Direction:
+        """The direction as one that is stored in ``folder``, if it depends on calibration data; else as it is."""
+        if not build_method(_config(direction), list(self._family.experts)).needs:
+            return direction
+        if not folder.is_dir():
+            link_parts(self._stored[self.key(direction)].folder, folder)
+        return replace(direction, stored=str(folder.absolute()), sha256=Parts(folder).sha256())
 
     def delta(self, direction: Direction, parameter: str) -> torch.Tensor:
         """fp32 (fp64 for an fp64 base), module layout; never write to it."""
-        key = self._key(direction)
+        key = self.key(direction)
         if key not in self._stored and direction.stored is not None:
             self.prepare()
         if key in self._stored:
-            return self._stored[key].read(self._entry(direction, parameter))
+            return self._stored[key].read(_entry(direction, self._position(direction), parameter))
         if self._last is None or self._last[:2] != (key, parameter):
             self._last = None  # freed before the next one is made
             self._last = (key, parameter, self._tensors(direction, self._method(direction, None), parameter))
@@ -102,14 +124,11 @@ class MethodDeltas:
             return [method.delta(self._models, parameter)]
         return method.expert_deltas(self._models, parameter)
 
-    def _entry(self, direction: Direction, parameter: str) -> str:
-        return parameter if direction.kind == "method" else f"{self._position(direction)}/{parameter}"
-
     def _position(self, direction: Direction) -> int:
         return 0 if direction.kind == "method" else list(self._family.experts).index(direction.expert)
 
     def _method(self, direction: Direction, progress: Progress | None) -> Method:
-        key = self._key(direction)
+        key = self.key(direction)
         if key not in self._methods:
             method = build_method(_config(direction), list(self._family.experts))
             if method.needs and self._statistics is None:
@@ -121,75 +140,26 @@ class MethodDeltas:
             self._methods[key] = method
         return self._methods[key]
 
-    def _compute(self, direction: Direction, path: Path, progress: Progress | None) -> None:
-        """Write a method's deltas, `PART` bytes in memory at a time."""
-        from safetensors.torch import save_file
-
+    def _computed(self, direction: Direction, progress: Progress | None) -> Iterator[dict[str, torch.Tensor]]:
+        """A method's deltas, parameter by parameter."""
         method = self._method(direction, progress)
-        held: dict[str, torch.Tensor] = {}
-        number = 0
-        with atomic_directory(path) as folder:
-            for done, parameter in enumerate(self._family.parameters):
-                for position, tensor in enumerate(self._tensors(direction, method, parameter)):
-                    held[parameter if direction.kind == "method" else f"{position}/{parameter}"] = tensor.contiguous()
-                if sum(tensor.numel() * tensor.dtype.itemsize for tensor in held.values()) >= PART:
-                    save_file(held, folder / f"part-{number:05d}.safetensors")
-                    held, number = {}, number + 1
-                if progress:
-                    progress(_config(direction).name, done + 1, len(self._family.parameters))
-            if held:
-                save_file(held, folder / f"part-{number:05d}.safetensors")
+        for done, parameter in enumerate(self._family.parameters):
+            tensors = self._tensors(direction, method, parameter)
+            yield {_entry(direction, n, parameter): tensor.contiguous() for n, tensor in enumerate(tensors)}
+            if progress:
+                progress(_config(direction).name, done + 1, len(self._family.parameters))
 
     def _path(self, direction: Direction) -> Path:
         assert self._cache is not None
-        return self._cache / self._key(direction)
-
-    def _key(self, direction: Direction) -> str:
-        """Names the content: the parts of one method have it in common."""
-        if direction.name not in self._keys:
-            method = build_method(_config(direction), list(self._family.experts))
-            # The last bits of a decomposition depend on the library and on how many threads share the work.
-            identity = [
-                self._family.fingerprint(),
-                direction.kind,
-                _config(direction).model_dump(),
-                direction.sha256,
-                list(self._family.experts),
-                self._family.heads,
-                torch.__version__,
-                torch.get_num_threads(),
-                self._statistics.key if method.needs and self._statistics else None,
-            ]
-            self._keys[direction.name] = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-        return self._keys[direction.name]
+        return self._cache / self.key(direction)
 
 
-class _Stored:
-    """The files of one method's deltas."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files = [SafetensorsFile(path) for path in sorted(folder.glob("part-*.safetensors"))]
-        self._file_of = {name: file for file in self.files for name in file.tensors}
-
-    def read(self, name: str) -> torch.Tensor:
-        """A view of the mapped file."""
-        return self._file_of[name].read(name)
-
-    def names(self) -> Iterator[str]:
-        """All tensors."""
-        return iter(self._file_of)
+def _entry(direction: Direction, position: int, parameter: str) -> str:
+    """What a parameter's delta is called in a file; the parts of all experts stand in the same files."""
+    return parameter if direction.kind == "method" else f"{position}/{parameter}"
 
 
-def stored_sha256(folder: Path) -> str:
-    """A hash of the content of a stored direction."""
-    from optmerge.models.cache import file_sha256
-
-    hashes = [file_sha256(path) for path in sorted(folder.glob("part-*.safetensors"))]
-    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
-
-
-def _open_stored(direction: Direction, family: Family) -> _Stored:
+def _open_stored(direction: Direction, position: int, family: Family) -> Parts:
     assert direction.stored is not None
     folder = Path(direction.stored)
     if not folder.is_dir():
@@ -197,15 +167,18 @@ def _open_stored(direction: Direction, family: Family) -> _Stored:
             f"The recipe's direction {direction.name} was computed from calibration data and stored in {folder}, which "
             "is not there. Keep the recipe in its run's folder, or put that folder back."
         )
-    if direction.sha256 is not None and stored_sha256(folder) != direction.sha256:
+    stored = Parts(folder)
+    if direction.sha256 is not None and stored.sha256() != direction.sha256:
         raise RecipeError(
             f"The stored direction {direction.name} in {folder} is not the one that the recipe was made with: its "
             "content has another hash. Put the original back, or search again."
         )
-    stored = _Stored(folder)
-    lacking = [name for name in family.parameters if name not in set(stored.names())]
-    if lacking:
-        raise RunError(f"The stored direction {direction.name} in {folder} lacks {lacking[0]}; search again.")
+    for name in family.parameters:
+        if _entry(direction, position, name) not in stored:
+            raise RecipeError(
+                f"The stored direction {direction.name} in {folder} has no tensor for {name}. Put the original back, "
+                "or search again."
+            )
     return stored
 
 

@@ -11,7 +11,7 @@ recipe looks in a file, and the short form for writing one by hand, is in `recip
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -151,8 +151,15 @@ class Recipe:
         return yaml.safe_dump(body, sort_keys=False, width=120, allow_unicode=True)
 
     def save(self, path: Path) -> None:
-        """Write the recipe atomically."""
-        atomic_write(path, self.to_yaml())
+        """Write the recipe atomically; what is stored in its folder is named relative to it."""
+        folder = path.parent.absolute()
+        directions = tuple(
+            replace(direction, stored=Path(direction.stored).relative_to(folder).as_posix())
+            if direction.stored is not None and Path(direction.stored).is_relative_to(folder)
+            else direction
+            for direction in self.directions
+        )
+        atomic_write(path, replace(self, directions=directions).to_yaml())
 
     @classmethod
     def from_yaml(cls, text: str, path: Path | str = "recipe") -> Recipe:

@@ -1,6 +1,7 @@
 """Baselines: scored first, by the evaluator that judges the search, and cached by content across runs.
 
-base, every expert, uniform task arithmetic (its average and a grid), and every whole method at a grid of scales.
+base, every expert, uniform task arithmetic (its average and a grid), every whole method at a grid of scales, and the
+experts' parts of a method at the uniform grid.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import numpy as np
 
 from optmerge.atomic import atomic_path
 from optmerge.merging.coefficients import Table
-from optmerge.merging.recipe import Direction
 from optmerge.models.cache import cache_dir
 from optmerge.records import Evaluation, SplitName, Vector
 from optmerge.runner.evaluator import Evaluator, Measurement
@@ -34,7 +34,7 @@ class Baseline:
     """A recipe that needs no search.
 
     Attributes:
-        name: "base", "expert:NAME", "average", "uniform:C" or "method:NAME:SCALE".
+        name: "base", "expert:NAME", "average", "uniform:C", "method:NAME:SCALE" or "parts:NAME:C".
         family: What competes with what: base, expert, uniform, or a method's name.
         table: float64[G, D] over all directions.
     """
@@ -67,6 +67,11 @@ def make_baselines(problem: Problem) -> list[Baseline]:
             for scale in problem.config.baselines.method_grid:
                 table = constant([problem.column(direction.name)], scale)
                 baselines.append(Baseline(f"method:{direction.name}:{scale:g}", direction.name, table))
+    parts = [direction for direction in problem.directions if direction.kind == "part"]
+    for value in problem.config.baselines.grid if parts else ():
+        name = problem.config.method.name
+        table = constant([problem.column(direction.name) for direction in parts], value)
+        baselines.append(Baseline(f"parts:{name}:{value:g}", f"parts:{name}", table))
     return baselines
 
 
@@ -118,7 +123,7 @@ class CachedMeasurements:
         facts = [
             self._identities[split],
             split,
-            [_direction_key(problem.directions[column]) for column in used],
+            [_direction_key(problem, column) for column in used],
             rows,
             [term.model_dump() for term in problem.config.objective.terms] if objective else None,
             metrics,
@@ -127,8 +132,10 @@ class CachedMeasurements:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _direction_key(direction: Direction) -> object:
-    return direction.config.model_dump() if direction.config else direction.name
+def _direction_key(problem: Problem, column: int) -> list[str]:
+    """What a direction is, whatever it is called; the data of its statistics included."""
+    direction = problem.directions[column]
+    return [direction.kind, direction.expert, problem.deltas.key(direction)]
 
 
 def _load(path: Path) -> Measurement | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optmerge.errors import RunError
+from optmerge.merging import kernels
 
 if TYPE_CHECKING:
     from optmerge.runner.problem import Problem
@@ -66,6 +67,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": str(device),
         "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "kernels": kernels.kind(),
     }
 
 

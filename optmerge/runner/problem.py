@@ -22,7 +22,8 @@ from optmerge.calibration.sources import is_local
 from optmerge.config.schema import SearchConfig
 from optmerge.errors import ConfigError
 from optmerge.merging.coefficients import Static, Table
-from optmerge.merging.deltas import Deltas, expand_directions
+from optmerge.merging.deltas import Deltas
+from optmerge.merging.directions import expand_directions, known_directions
 from optmerge.merging.engine import Engine
 from optmerge.merging.recipe import Direction, Group, ModelEntry, Recipe
 from optmerge.models.cache import cache_dir
@@ -34,6 +35,7 @@ from optmerge.models.resident import ResidentModel
 from optmerge.models.tokenizer import tokenizer_for
 from optmerge.objective.objective import Objective
 from optmerge.records import Progress, SplitName, Vector
+from optmerge.runner.statistics import GramStatistics
 from optmerge.space.space import SearchSpace, build_space
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Problem:
     """A search's models, data, space and objective.
 
     Attributes:
-        directions: All directions that the engine knows: every expert, then whole methods.
+        directions: All directions that the engine knows: every expert, then whole methods and parts of one.
         columns: Where the space's directions stand among them.
         checkpointing: A context for gradient evaluations; None where activations are kept.
     """
@@ -177,17 +179,21 @@ def open_problem(config: SearchConfig, *, progress: Progress | None = None) -> P
     )
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, family)
-    wanted = expand_directions(config.directions, list(family.experts))
-    directions = expand_directions(["experts", *_methods(config)], list(family.experts))
+    experts = list(family.experts)
+    wanted = expand_directions(config.directions, experts, config.method)
+    directions = known_directions(wanted, config.baselines.methods, experts)
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
-    deltas = Deltas(family, directions, cache=cache_dir() / "directions")
-    deltas.prepare(progress)
+    statistics = GramStatistics(config, family, calibration, device=device, dtype=dtype)
+    deltas = Deltas(family, directions, cache=cache_dir() / "directions", statistics=statistics)
     names = [direction.name for direction in wanted]
     space = build_space(config.space, roles, names, untouched=deltas.untouched())
     resident = ResidentModel(family, device=device, dtype=dtype)
+    if deltas.statistics_wanted:
+        statistics.collect(resident, progress)
+    deltas.prepare(progress)
     columns = [direction.name for direction in directions]
     group_of = {name: row for row, group in enumerate(space.groups) for name in group.parameters}
-    engine = Engine(resident.parameters, lambda name: family.read("base", name), deltas.sources, group_of)
+    engine = Engine(resident.parameters, deltas.segments, group_of)
     return Problem(
         config=config,
         family=family,
@@ -231,15 +237,6 @@ def load_tasks(
         keep_labels=frozenset({"fit", "select", "report"} if labelled else {"report"}),
         limit=config.limit,
     )
-
-
-def _methods(config: SearchConfig) -> list[Any]:
-    """Whole methods among the directions and the baselines, each once."""
-    methods: dict[str, Any] = {}
-    for entry in [*config.directions, *config.baselines.methods]:
-        if not isinstance(entry, str):
-            methods.setdefault(entry.name, entry)
-    return list(methods.values())
 
 
 def _label_map(family: Family, expert: str) -> dict[str, int]:

@@ -161,6 +161,7 @@ class _Session:
         recipe = problem.recipe(
             outcome.best, {"run": self.folder.path.name, "driver": driver.name, "seed": config.seed}
         )
+        recipe = problem.deltas.kept_in(recipe, self.folder.path)
         recipe.save(self.folder.path / "recipe.yaml")
         best = self.journal.trajectory.records[outcome.progress.best_record or 0]
         result = {

@@ -1,0 +1,138 @@
+"""Statistics of calibration data (seam B): the Gram matrices of what a model's linear layers are given.
+
+They are gathered by forward pre-hooks while the model runs over plain batches, so that any architecture will do. What
+cannot be told from a layer's input gets none, and methods treat it as what has no Gram matrix: a weight that two
+modules share (a head tied to the embedding), one that is no linear layer's (fused mixtures of experts), and one whose
+layer is never called as a module.
+
+    for part in collect_grams(model, parameters, lambda: batches, lambda inputs: model(**inputs)):
+        part["encoder.layer.0.output.dense.weight"]         # fp32[d_in, d_in] on the CPU
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+from torch import nn
+
+Inputs = Mapping[str, torch.Tensor]
+BUDGET = 4 << 30  # bytes of Gram matrices on the model's device at a time
+
+
+def collect_grams(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batches: Callable[[], Iterable[Inputs]],
+    forward: Callable[[Inputs], object],
+    *,
+    budget: int = BUDGET,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """G = X^T X / tokens of the inputs X of every linear layer (Jin et al. 2023, section 3.1), in fp32.
+
+    Padding does not count: rows where a batch's ``attention_mask`` [B, T] is zero are left out.
+
+    Args:
+        model: In evaluation mode; its values are not changed.
+        parameters: Whose layers are wanted, by name.
+        batches: Gives the inputs, on the model's device; asked once per pass.
+        forward: Runs the model on one batch.
+        budget: Bytes of the matrices of one pass (4 d_in^2 each, and at least one matrix). What does not fit is
+            gathered in further passes over the data.
+
+    Yields:
+        Per pass, parameter -> fp32[d_in, d_in] on the CPU.
+    """
+    layers = linear_layers(model, parameters)
+    for names in _passes({name: _inputs(layer) for name, layer in layers.items()}, budget):
+        grams = {name: _Gram(_inputs(layers[name]), parameters[name].device) for name in names}
+        yield _one_pass({name: layers[name] for name in names}, grams, batches(), forward)
+
+
+def linear_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Module]:
+    """Parameter -> the linear layer whose weight it is, of those that no other module has."""
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(module)
+    found = {}
+    for name, parameter in parameters.items():
+        own = owners.get(id(parameter), [])
+        if len(own) == 1 and _is_linear(own[0]) and own[0].weight is parameter:
+            found[name] = own[0]
+    return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's, [in, out]
+
+
+def _inputs(layer: nn.Module) -> int:
+    """d_in."""
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.shape[1] if isinstance(layer, nn.Linear) else weight.shape[0]
+
+
+def _passes(sizes: Mapping[str, int], budget: int) -> Iterator[list[str]]:
+    """The layers of each pass, in their order."""
+    names: list[str] = []
+    taken = 0
+    for name, size in sizes.items():
+        if names and taken + 4 * size**2 > budget:
+            yield names
+            names, taken = [], 0
+        names.append(name)
+        taken += 4 * size**2
+    if names:
+        yield names
+
+
+def _one_pass(
+    layers: Mapping[str, nn.Module],
+    grams: Mapping[str, _Gram],
+    batches: Iterable[Inputs],
+    forward: Callable[[Inputs], object],
+) -> dict[str, torch.Tensor]:
+    hooks = [layer.register_forward_pre_hook(grams[name].hook) for name, layer in layers.items()]
+    try:
+        with torch.no_grad():
+            for inputs in batches:
+                mask = inputs.get("attention_mask")
+                hidden = None if mask is None else mask.reshape(-1, 1) == 0
+                for gram in grams.values():
+                    gram.hidden = hidden
+                forward(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: mean for name, gram in grams.items() if (mean := gram.mean()) is not None}
+
+
+class _Gram:
+    """The running sum of one layer; nothing is read back from the device before `mean`.
+
+    Attributes:
+        hidden: bool[B * T, 1], which rows are padding; None where the batch has no mask.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.hidden: torch.Tensor | None = None
+        self._sum = torch.zeros(size, size, device=device)
+        self._hidden_rows = torch.zeros((), dtype=torch.int64, device=device)
+        self._rows = 0
+
+    def hook(self, layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        """Add X^T X of the layer's input [..., d_in]."""
+        rows = arguments[0].reshape(-1, self._sum.shape[0]).float()
+        # A layer that sees one row per example (a pooler) or per image patch sees no padding.
+        if self.hidden is not None and len(self.hidden) == len(rows):
+            rows = rows.masked_fill(self.hidden, 0.0)
+            self._hidden_rows += self.hidden.sum()
+        self._rows += len(rows)
+        self._sum.addmm_(rows.mT, rows)
+
+    def mean(self) -> torch.Tensor | None:
+        """On the CPU; None if the layer has seen no row."""
+        count = self._rows - int(self._hidden_rows)
+        return self._sum.div_(count).cpu() if count else None

@@ -1,0 +1,127 @@
+"""Statistics of the experts on their own calibration inputs, made once and cached by content.
+
+Each expert is put into the resident model, so that no second model is ever loaded, and is given the fit inputs of the
+tasks that name it. Nothing but inputs is used, so no label is ever seen.
+
+    statistics = GramStatistics(config, family, calibration, device=device, dtype=dtype)
+    statistics.collect(resident, progress)
+    statistics.gram("topics", "bert.encoder.layer.0.output.dense.weight")      # fp32[d_in, d_in], mapped
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from optmerge.errors import RunFailed
+from optmerge.merging.parts import Parts, write_parts
+from optmerge.merging.statistics import Inputs, collect_grams
+from optmerge.models.cache import cache_dir
+from optmerge.models.device import out_of_memory
+
+if TYPE_CHECKING:
+    from optmerge.calibration.data import Calibration
+    from optmerge.config.schema import SearchConfig
+    from optmerge.models.family import Family
+    from optmerge.models.resident import ResidentModel
+    from optmerge.records import Progress
+
+
+class GramStatistics:
+    """The Gram matrices of every expert's linear layers; see `optmerge.merging.models_view.Statistics`.
+
+    Args:
+        config: The search.
+        family: Base and experts.
+        calibration: Has a task of every expert.
+        device: Where the resident model is.
+        dtype: Of the resident model.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        family: Family,
+        calibration: Calibration,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._config = config
+        self._family = family
+        self._calibration = calibration
+        self._device = device
+        self._dtype = dtype
+        self._parts: dict[str, Parts] = {}
+
+    @property
+    def key(self) -> str:
+        """A hash of the data and of everything else that the numbers depend on."""
+        return hashlib.sha256(json.dumps([self._key(expert) for expert in self._family.experts]).encode()).hexdigest()
+
+    def gram(self, expert: str, name: str) -> torch.Tensor | None:
+        """[d_in, d_in] fp32, see `collect_grams`; None where a parameter has none. `collect` comes first."""
+        parts = self._parts[expert]
+        return parts.read(name) if name in parts else None
+
+    def collect(self, resident: ResidentModel, progress: Progress | None = None) -> None:
+        """Open what is in the cache, and run the experts that are not in it.
+
+        Args:
+            resident: Holds any values afterwards.
+            progress: Told of experts.
+
+        Raises:
+            RunFailed: There is not enough memory.
+            RunError: The disk refuses.
+        """
+        for done, expert in enumerate(self._family.experts):
+            folder = cache_dir() / "statistics" / self._key(expert)
+            if not folder.is_dir():
+                try:
+                    write_parts(folder, self._grams(resident, expert))
+                except Exception as error:
+                    if not out_of_memory(error):
+                        raise
+                    raise RunFailed(
+                        f"There is not enough memory to gather statistics of the expert {expert}: "
+                        f"{' '.join(str(error).split())[:300]}. Set batch_tokens lower than "
+                        f"{self._config.batch_tokens}, or use a device with more memory."
+                    ) from None
+            self._parts[expert] = Parts(folder)
+            if progress:
+                progress("statistics", done + 1, len(self._family.experts))
+
+    def _grams(self, resident: ResidentModel, expert: str) -> Iterator[dict[str, torch.Tensor]]:
+        with torch.no_grad():
+            for name, parameter in resident.parameters.items():
+                parameter.copy_(self._family.read(expert, name))
+        model = resident.model_for(expert)
+        options = {"use_cache": False} if self._family.kind == "causal-lm" else {}
+        return collect_grams(model, resident.parameters, lambda: self._inputs(expert), lambda x: model(**x, **options))
+
+    def _inputs(self, expert: str) -> Iterator[Inputs]:
+        """The fit inputs of the tasks that name an expert, on the device."""
+        for task in self._calibration.tasks.values():
+            if task.expert == expert:
+                for batch in task.splits["fit"].batches(batch_tokens=self._config.batch_tokens):
+                    yield batch.to(self._device).inputs
+
+    def _key(self, expert: str) -> str:
+        tasks = [task for task in self._calibration.tasks.values() if task.expert == expert]
+        facts = [
+            self._family.experts[expert].sha256(),
+            self._family.base.sha256(),
+            self._family.heads,
+            [task.splits["fit"].sha256 for task in tasks],
+            str(self._dtype),
+            str(self._device),
+            self._config.batch_tokens,  # the order in which rows are summed up
+            torch.__version__,
+            torch.get_num_threads(),
+        ]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
