@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Dinov2Config, Dinov2Model, PreTrainedModel
+from transformers import Dinov2Config, Dinov2Model, GptOssConfig, GptOssForCausalLM, PreTrainedModel
 
 from optmerge.errors import ModelError
 from optmerge.models.adapter import AdapterCheckpoint
@@ -185,6 +185,40 @@ def test_experts_of_other_ranks_and_an_expert_without_factors(tiny: Tiny, tmp_pa
     assert not form.b[1].any()
 
 
+def test_square_experts_that_are_stored_crosswise(tmp_path: Path) -> None:
+    """Here every expert's down_proj is [in, out] with as many rows as columns: the shapes cannot tell."""
+
+    def make() -> PreTrainedModel:
+        config = GptOssConfig(
+            vocab_size=16,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            num_local_experts=3,
+            num_experts_per_tok=2,
+            layer_types=["full_attention"],
+            pad_token_id=0,
+        )
+        with torch.random.fork_rng(devices=[]):
+            model = GptOssForCausalLM(config)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        return model
+
+    make().save_pretrained(tmp_path / "base")
+    expected = train(make(), tmp_path / "adapter", task_type="CAUSAL_LM", target_modules=[], target_parameters=EXPERTS)
+    reference = f"{tmp_path / 'base'}+{tmp_path / 'adapter'}"
+    family = open_family(str(tmp_path / "base"), {"x": reference}, relative_to=tmp_path)
+    for name in family.parameters:
+        assert torch.equal(family.read("x", name), expected[name]), name
+    assert _check_forms(family) == [2, 0]
+
+
 def _swiglu(folder: Path) -> PreTrainedModel:
     """A model whose file holds two parameters in one tensor; it is cut on load."""
     config = Dinov2Config(
@@ -239,7 +273,7 @@ def pair(tiny: Tiny, tmp_path: Path) -> tuple[str, Path]:
     return f"{tiny('llama').base}+{tmp_path / 'adapter'}", tmp_path / "adapter"
 
 
-def _rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def _rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = {name: value.clone() for name, value in load_file(path).items()}
     change(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
