@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def measure(family: RandomFamily, experts: int, kernels: str, rounds: int) -> tu
     return times, int(moved)
 
 
-def rows_of(work: Path, model: str, dtype: torch.dtype, counts: tuple[int, ...], rounds: int) -> list[list[str]]:
+def rows_of(work: Path, model: str, dtype: torch.dtype, counts: Sequence[int], rounds: int) -> list[list[str]]:
     """The table's rows of one dtype."""
     family = write_family(work, model, experts=max(counts), dtype=dtype)
     rows = []
@@ -87,8 +88,9 @@ def main() -> None:
     """Measure both dtypes at every K and print the table."""
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=11, help="timed rounds of each side")
+    options.add_argument("--experts", type=int, nargs="+", default=[2, 4, 8], metavar="K", help="numbers of experts")
     chosen = options.parse_args()
-    counts = (2, 4) if chosen.small else (2, 4, 8)
+    counts = chosen.experts
     cases = [("llama-110m", torch.float32), ("llama-240m", torch.bfloat16)]
     if chosen.small:
         cases = [("llama-tiny", dtype) for _, dtype in cases]

@@ -10,6 +10,7 @@ compared, then timed rounds of which the median counts.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 from contextlib import ExitStack
@@ -71,21 +72,27 @@ def _apart(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     return max(float((torch.tensor(ours[name]) - torch.tensor(theirs[name])).abs().max()) for name in ours)
 
 
-def case(small: bool, work: Path) -> tuple[RandomFamily, tuple[int, ...], int]:
-    """Models, numbers of experts, and images a task."""
-    counts = (2, 4) if small else (2, 4, 8)
-    model = "clip-tiny" if small else "clip-b32"
-    return write_family(work, model, experts=max(counts), dtype=torch.float32), counts, 2 if small else 16
+def case(options: argparse.Namespace, work: Path) -> tuple[RandomFamily, int]:
+    """Models, and images a task."""
+    model, batch = ("clip-tiny", 2) if options.small else ("clip-b32", 16)
+    return write_family(work, model, experts=max(options.experts), dtype=torch.float32), batch
+
+
+def options_of(text: str | None) -> argparse.ArgumentParser:
+    """The options of this benchmark and of `growth`."""
+    options = parser(text)
+    options.add_argument("--experts", type=int, nargs="+", default=[2, 4, 8], metavar="K", help="numbers of experts")
+    return options
 
 
 def main() -> None:
     """Measure every K and print the table."""
-    options = parser(__doc__)
+    options = options_of(__doc__)
     options.add_argument("--rounds", type=int, default=9, help="timed rounds, of which the median counts")
     chosen = options.parse_args()
     with workspace(chosen) as work:
-        family, counts, batch = case(chosen.small, work)
-        rows = [measure(family, count, batch, 3 if chosen.small else chosen.rounds) for count in counts]
+        family, batch = case(chosen, work)
+        rows = [measure(family, count, batch, 3 if chosen.small else chosen.rounds) for count in chosen.experts]
     show(
         f"A gradient step: {family.parameters / 1e6:.0f} M parameters, batch {batch} a task, fp32",
         [

@@ -8,8 +8,8 @@ three steps. Every task is back-propagated on its own, so a further expert bring
 
 from __future__ import annotations
 
-from benchmarks.gradient import STEPS, case, commands
-from benchmarks.harness import mebibytes, parser, show, workspace
+from benchmarks.gradient import STEPS, case, commands, options_of
+from benchmarks.harness import mebibytes, show, workspace
 from benchmarks.worker import Worker
 
 SIDES = {"ours": "ours", "hooks": "ours, hook form", "fusionbench": "FusionBench"}
@@ -25,10 +25,10 @@ def peak(command: list[str]) -> int:
 
 def main() -> None:
     """Measure every side at every K and print the table."""
-    options = parser(__doc__)
-    chosen = options.parse_args()
+    chosen = options_of(__doc__).parse_args()
+    counts = chosen.experts
     with workspace(chosen) as work:
-        family, counts, batch = case(chosen.small, work)
+        family, batch = case(chosen, work)
         peaks = {side: [peak(commands(family, count, batch)[side]) for count in counts] for side in SIDES}
     rows = [
         [

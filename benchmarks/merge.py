@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,18 +36,25 @@ class Difference:
         tensors: How many they have.
         unequal: How many of these are not bit-identical.
         values: How many numbers differ.
+        total: How many numbers there are.
         largest: Largest absolute difference.
+        unexplained: How many of the numbers that differ are none whose trimming is arbitrary (see `at_threshold`).
     """
 
     tensors: int
     unequal: int
     values: int
+    total: int
     largest: float
+    unexplained: int
 
     def __str__(self) -> str:
         if not self.unequal:
             return f"none: {self.tensors} of {self.tensors} tensors bit-identical"
-        return f"{self.unequal} of {self.tensors} tensors, {self.values:,} values, at most {self.largest:.1e}"
+        return (
+            f"{100 * self.values / self.total:.2f} % of values, at most {self.largest:.1e}; "
+            f"{self.unexplained:,} of these {self.values:,} not at a threshold"
+        )
 
 
 def recipes(family: RandomFamily) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -86,25 +93,45 @@ def recipes(family: RandomFamily) -> dict[str, tuple[dict[str, Any], dict[str, A
     }
 
 
-def compare(ours_at: Path, theirs_at: Path) -> Difference:
+def compare(ours_at: Path, theirs_at: Path, family: RandomFamily) -> Difference:
     """Every tensor of two checkpoints, one at a time."""
     mine, theirs = _places(ours_at), _places(theirs_at)
     if mine.keys() != theirs.keys():
         raise SystemExit(f"The checkpoints have other tensors: {sorted(mine.keys() ^ theirs.keys())[:5]}")
-    unequal, values, largest = 0, 0, 0.0
+    sources = [_places(folder) for folder in (family.base, *family.experts.values())]
+    unequal, values, total, unexplained, largest = 0, 0, 0, 0, 0.0
     for name in mine:
         a, b = _tensor(mine[name], name), _tensor(theirs[name], name)
         if a.dtype != b.dtype or a.shape != b.shape:
             raise SystemExit(f"{name} is {a.dtype} {tuple(a.shape)} in one and {b.dtype} {tuple(b.shape)} in the other")
-        if not torch.equal(a.view(torch.int16), b.view(torch.int16)):
-            apart = (a.float() - b.float()).abs()
+        total += a.numel()
+        differs = a.view(torch.int16) != b.view(torch.int16)
+        if differs.any():
+            base, *experts = (_tensor(places[name], name) for places in sources)
             unequal += 1
-            values += int((a.view(torch.int16) != b.view(torch.int16)).sum())
-            largest = max(largest, float(apart.max()))
-    return Difference(len(mine), unequal, values, largest)
+            values += int(differs.sum())
+            unexplained += int((differs & ~at_threshold(base, experts)).sum())
+            largest = max(largest, float((a.float() - b.float()).abs().max()))
+    return Difference(len(mine), unequal, values, total, largest, unexplained)
 
 
-def measure(method: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], work: Path, rounds: int) -> list[str]:
+def at_threshold(base: torch.Tensor, experts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Where some expert's delta is exactly as large as the smallest that TIES keeps.
+
+    Deltas of bf16 weights have many equal magnitudes, and which of those at the threshold are kept is not defined.
+    """
+    found = torch.zeros(base.shape, dtype=torch.bool)
+    for expert in experts:
+        size = (expert.float() - base.float()).abs()
+        kept = int(DENSITY * size.numel())
+        if kept:
+            found |= size == size.flatten().kthvalue(size.numel() - kept + 1).values
+    return found
+
+
+def measure(
+    method: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], family: RandomFamily, work: Path, rounds: int
+) -> list[str]:
     """One row of the table."""
     files = {"ours": work / f"{method}-recipe.yaml", "mergekit": work / f"{method}-mergekit.yaml"}
     files["ours"].write_text(yaml.safe_dump(dict(mine), sort_keys=False))
@@ -137,7 +164,7 @@ def measure(method: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], wor
         mebibytes(peaks["mergekit"]),
         f"{peaks['mergekit'] / peaks['ours']:.1f}x",
         f"{first.seconds:.1f} s",
-        str(compare(out["ours"], out["mergekit"])),
+        str(compare(out["ours"], out["mergekit"], family)),
     ]
 
 
@@ -150,12 +177,16 @@ def main() -> None:
         model = "llama-tiny" if chosen.small else "llama-240m"
         family = write_family(work, model, experts=len(WEIGHTS), dtype=torch.bfloat16)
         rounds = 1 if chosen.small else chosen.rounds
-        rows = [measure(method, *pair, work, rounds) for method, pair in recipes(family).items()]
+        rows = [measure(method, *pair, family, work, rounds) for method, pair in recipes(family).items()]
     show(
         f"Writing a merge: {family.parameters / 1e6:.0f} M parameters, {len(WEIGHTS)} experts, bf16",
         ["", "ours", "mergekit", "faster", "our peak", "its peak", "smaller", "our first run", "differences"],
         rows,
-        ["Whole processes. peak: largest sum of anonymous memory of a process and its children over all runs."],
+        [
+            "Whole processes. peak: largest sum of anonymous memory of a process and its children over all runs.",
+            "threshold: deltas of bf16 weights have many equal magnitudes, and which of those exactly as large as the "
+            "smallest that TIES keeps are kept is not defined.",
+        ],
     )
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
-from optmerge.merging.deltas import Deltas, expand_directions
+from optmerge.merging.deltas import Deltas
+from optmerge.merging.directions import expand_directions
 from optmerge.merging.engine import Engine
 from optmerge.models.family import open_family
 from optmerge.models.resident import ResidentModel

@@ -27,6 +27,11 @@ def test_children_are_counted() -> None:
     assert peak(child) > alone
 
 
+def test_a_fork_that_runs_no_program_does_not_count_its_parents_pages_again() -> None:
+    hold = HOLD.format(mib=64)
+    assert peak(f"import os; {hold}; os.fork(); time.sleep(0.2)") < peak(hold) + 32
+
+
 def test_mapped_files_are_not_counted(tmp_path: Path) -> None:
     file = tmp_path / "mapped"
     file.write_bytes(b"x" * (64 * MIB))
