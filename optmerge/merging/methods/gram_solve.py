@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
+_SINGULAR = 1e-6  # pivot, of a matrix with a unit diagonal in fp64, that is rounding noise
+
 
 def gram_mean(
     deltas: Sequence[torch.Tensor],
@@ -35,14 +37,14 @@ def gram_mean(
     total = sum(weights)
     mean = torch.zeros_like(deltas[0], dtype=torch.float64)
     for delta, weight in zip(deltas, weights, strict=True):
-        mean += delta.double().mul_(weight / total)
+        mean.add_(delta, alpha=weight / total)
     summed = torch.zeros_like(grams[0], dtype=torch.float64)
     target = torch.zeros_like(mean.mT)
     for delta, gram, weight in zip(deltas, grams, weights, strict=True):
-        shrunk = gram.double().mul_(weight * shrink)
-        shrunk.diagonal().copy_(gram.diagonal().double().mul_(weight))
+        shrunk = gram.double() * (weight * shrink)
+        shrunk.diagonal().copy_(gram.diagonal().double() * weight)
         summed += shrunk
-        target += shrunk @ (delta.double() - mean).mT
+        target += shrunk @ (delta - mean).mT
     solved = _solve(summed, target, ridge)
     return (mean + solved.mT).to(deltas[0].dtype)
 
@@ -55,6 +57,7 @@ def _solve(gram: torch.Tensor, target: torch.Tensor, ridge: float) -> torch.Tens
     system.diagonal().copy_(torch.where(scale > 0, 1.0 + ridge, 1.0))
     factor, failed = torch.linalg.cholesky_ex(system)
     right = target * scale[:, None]
-    # Singular to rounding: the smallest solution, which stays at the mean where no input points.
-    solution = torch.linalg.pinv(system, hermitian=True) @ right if failed else torch.cholesky_solve(right, factor)
-    return solution * scale[:, None]
+    if failed or factor.diagonal().min() < _SINGULAR:
+        # The smallest solution, which stays at the mean where no input points.
+        return torch.linalg.pinv(system, hermitian=True) @ right * scale[:, None]
+    return torch.cholesky_solve(right, factor) * scale[:, None]

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from optmerge.merging.methods import TensorKind
-from optmerge.models.roles import RoleKind
 
 KINDS: dict[str, TensorKind] = {
     "embed.weight": TensorKind("embedding", False, (20, 6)),
@@ -72,7 +71,7 @@ class ToyModels:
 
 
 def random(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def every_kind(count: int, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> ToyModels:

@@ -1,0 +1,220 @@
+"""What every method promises, over every kind of tensor and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+import torch
+
+from optmerge.config.methods import METHOD_CONFIGS, MethodConfig
+from optmerge.merging.methods import Method, build_method, vectors
+from tests.merging.methods.toy import KINDS, ToyModels, every_kind
+
+SETTINGS: list[tuple[str, dict[str, object]]] = [
+    *((name, {}) for name in METHOD_CONFIGS),
+    ("linear", {"normalize": False}),
+    ("ties", {"compat": "mergekit", "density": 0.5}),
+    ("ties", {"scope": "row", "normalize": False}),
+    ("ties", {"scope": "stacked"}),
+    ("dare", {"compat": "mergekit", "drop": 0.3}),
+    ("dare-ties", {"compat": "mergekit"}),
+    ("dare-ties", {"scope": "tensor", "drop": 0.2, "density": 0.8}),
+    ("iso-c", {"embeddings": "sum", "others": "base"}),
+    ("tsv-m", {"embeddings": "mean", "others": "sum"}),
+    ("regmean", {"others": "base"}),
+]
+WEIGHTED = [(name, settings) for name, settings in SETTINGS if "weights" in METHOD_CONFIGS[name].model_fields]
+LINEAR = {"average", "linear", "task_arithmetic", "dare", "tsv-m"}
+
+every_setting = pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=lambda value: str(value))
+
+
+def experts_for(name: str, wanted: int) -> int:
+    return min(wanted, 2) if name == "slerp" else wanted
+
+
+def method(name: str, settings: dict[str, object], models: ToyModels) -> Method:
+    config: MethodConfig = METHOD_CONFIGS[name].model_validate(settings)  # type: ignore[assignment]
+    built = build_method(config, models.experts)
+    built.prepare(models)
+    return built
+
+
+def deltas(name: str, settings: dict[str, object], models: ToyModels) -> dict[str, torch.Tensor]:
+    built = method(name, settings, models)
+    return {parameter: built.delta(models, parameter) for parameter in models.names}
+
+
+def changed(models: ToyModels, change: Callable[[str, str, torch.Tensor], torch.Tensor]) -> ToyModels:
+    """The same models with every expert's parameter replaced by ``change(expert, name, task vector)`` on the base."""
+    base = {name: models.base(name) for name in models.names}
+    experts = {
+        expert: {name: base[name] + change(expert, name, models.task_vector(expert, name)) for name in models.names}
+        for expert in models.experts
+    }
+    grams = {
+        (expert, name): gram
+        for expert in models.experts
+        for name in models.names
+        if (gram := models.gram(expert, name)) is not None
+    }
+    return ToyModels(base, experts, kinds=KINDS, grams=grams)
+
+
+@every_setting
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_shape_dtype_and_finite(name: str, settings: dict[str, object], dtype: torch.dtype, count: int) -> None:
+    models = every_kind(experts_for(name, count), dtype=dtype)
+    for parameter, delta in deltas(name, settings, models).items():
+        assert delta.shape == KINDS[parameter].shape
+        assert delta.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert delta.is_contiguous()
+        assert torch.isfinite(delta).all()
+
+
+@every_setting
+def test_models_are_left_alone_and_the_result_is_bitwise_repeatable(name: str, settings: dict[str, object]) -> None:
+    models, untouched = (every_kind(experts_for(name, 3)) for _ in range(2))
+    first = deltas(name, settings, models)
+    torch.manual_seed(99)
+    again = method(name, settings, models)
+    for parameter in reversed(models.names):
+        assert torch.equal(again.delta(models, parameter), first[parameter])
+        assert torch.equal(models.base(parameter), untouched.base(parameter))
+        for expert in models.experts:
+            assert torch.equal(models.expert(expert, parameter), untouched.expert(expert, parameter))
+
+
+@every_setting
+def test_parameters_from_several_threads(name: str, settings: dict[str, object]) -> None:
+    models = every_kind(experts_for(name, 3))
+    expected = deltas(name, settings, models)
+    built = method(name, settings, models)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(partial(built.delta, models), models.names * 3))
+    for parameter, result in zip(models.names * 3, results, strict=True):
+        assert torch.equal(result, expected[parameter])
+
+
+@every_setting
+def test_fp32_agrees_with_fp64(name: str, settings: dict[str, object]) -> None:
+    models = every_kind(experts_for(name, 3), dtype=torch.float32)
+    base = {parameter: models.base(parameter).double() for parameter in models.names}
+    experts = {
+        expert: {parameter: models.expert(expert, parameter).double() for parameter in models.names}
+        for expert in models.experts
+    }
+    double = changed(ToyModels(base, experts, kinds=KINDS), lambda expert, parameter, tau: tau)
+    double._grams = models._grams
+    for parameter, exact in deltas(name, settings, double).items():
+        result = method(name, settings, models).delta(models, parameter)
+        torch.testing.assert_close(result.double(), exact, rtol=1e-4, atol=2e-5, msg=parameter)
+
+
+@every_setting
+def test_chunks_do_not_matter(name: str, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    models = every_kind(experts_for(name, 3))
+    expected = deltas(name, settings, models)
+    monkeypatch.setattr(vectors.RawVectors.__init__, "__kwdefaults__", {"by_rows": False, "limit": 7})
+    monkeypatch.setattr("optmerge.merging.methods.slerp.CHUNK", 7)
+    for parameter, delta in deltas(name, settings, models).items():
+        # Sums over a tensor (a norm, an angle) are rounded chunk by chunk; everything else is bitwise the same.
+        exact = name != "slerp" and settings.get("compat") != "mergekit"
+        torch.testing.assert_close(delta, expected[parameter], rtol=0 if exact else 1e-6, atol=0 if exact else 1e-7)
+
+
+@every_setting
+def test_experts_that_are_the_base_give_no_delta(name: str, settings: dict[str, object]) -> None:
+    models = changed(every_kind(experts_for(name, 3)), lambda expert, parameter, tau: torch.zeros_like(tau))
+    times = 2 if (name, settings) == ("linear", {"normalize": False}) else 0  # the sum of three is three times the base
+    for parameter, delta in deltas(name, settings, models).items():
+        torch.testing.assert_close(delta, times * models.base(parameter), atol=1e-6, rtol=1e-6, msg=parameter)
+
+
+@every_setting
+def test_the_order_of_experts_does_not_matter(name: str, settings: dict[str, object]) -> None:
+    models = every_kind(experts_for(name, 3), dtype=torch.float64)
+    if name == "slerp":
+        settings = {"t": 0.5}
+    base = {parameter: models.base(parameter) for parameter in models.names}
+    experts = {
+        expert: {parameter: models.expert(expert, parameter) for parameter in models.names}
+        for expert in reversed(models.experts)
+    }
+    turned = ToyModels(base, experts, kinds=KINDS, grams=models._grams)
+    expected = deltas(name, settings, models)
+    for parameter, delta in deltas(name, settings, turned).items():
+        torch.testing.assert_close(delta, expected[parameter], msg=parameter)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("average", {}),
+        ("linear", {"weights": {"expert-0": 2.0}}),
+        ("task_arithmetic", {}),
+        ("slerp", {"t": 1.0}),
+        ("ties", {"density": 1.0}),
+        ("ties", {"density": 1.0, "compat": "mergekit"}),
+        ("dare", {"drop": 0.0}),
+        ("dare-ties", {"drop": 0.0, "density": 1.0}),
+        ("tsv-m", {}),
+        ("regmean", {}),
+    ],
+)
+def test_one_expert_is_the_merge(name: str, settings: dict[str, object]) -> None:
+    models = every_kind(1)
+    for parameter, delta in deltas(name, settings, models).items():
+        torch.testing.assert_close(delta, models.task_vector("expert-0", parameter), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["average", "linear", "slerp", "regmean"])
+def test_identical_experts_are_the_merge(name: str) -> None:
+    models = every_kind(2)
+    first = {parameter: models.task_vector("expert-0", parameter) for parameter in models.names}
+    same = changed(models, lambda expert, parameter, tau: first[parameter])
+    for parameter, delta in deltas(name, {}, same).items():
+        torch.testing.assert_close(delta, first[parameter], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [None, {"expert-0": 0.0, "expert-1": -2.0}])
+@every_setting
+def test_the_linear_law(name: str, settings: dict[str, object], weights: dict[str, float] | None) -> None:
+    models = every_kind(3 if name != "slerp" else 2, dtype=torch.float64)
+    if weights is not None and (name not in LINEAR or name == "average"):
+        weights = None  # weights below 0, or none at all, are not for this method
+    built = method(name, settings | ({"weights": weights} if weights else {}), models)
+    assert built.linear == (name in LINEAR and settings.get("normalize", True) is True)
+    if not built.linear:
+        return
+    plain = method(name, settings, models)
+    for parameter in models.names:
+        parts = built.expert_deltas(models, parameter)
+        total = sum(weight * part for weight, part in zip(built.weights, parts, strict=True))
+        torch.testing.assert_close(total, built.delta(models, parameter))
+        for part, other in zip(parts, plain.expert_deltas(models, parameter), strict=True):
+            assert torch.equal(part, other)  # they do not depend on the weights
+
+
+def test_averages_and_sums_in_closed_form() -> None:
+    models = every_kind(3, dtype=torch.float64)
+    weights = {"expert-0": 0.5, "expert-1": -1.0, "expert-2": 2.0}
+    for parameter in models.names:
+        base = models.base(parameter)
+        experts = torch.stack([models.expert(expert, parameter) for expert in models.experts])
+        shares = torch.tensor(list(weights.values()), dtype=torch.float64).reshape(-1, *[1] * base.ndim)
+        expected = {
+            ("average", ()): experts.mean(0) - base,
+            ("linear", ()): (shares * experts).sum(0) / 1.5 - base,
+            ("linear", ("normalize",)): (shares * experts).sum(0) - base,
+            ("task_arithmetic", ()): (shares * (experts - base)).sum(0),
+        }
+        for (name, off), delta in expected.items():
+            settings: dict[str, object] = {key: False for key in off}
+            if name != "average":
+                settings["weights"] = weights
+            torch.testing.assert_close(method(name, settings, models).delta(models, parameter), delta)
