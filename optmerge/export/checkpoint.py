@@ -133,16 +133,14 @@ class CheckpointExporter(Exporter):
         _require_whole_sources(family)
         with atomic_directory(to) as folder:
             job = _Job(folder, self, _Meter(total, progress))
+            tokenizer = tokenizer_files(family.checkpoint(recipe.tokenizer), family.base)
             for plan in plans:
                 job.write_folder(plan, merge)
-                companions = config_file(plan.config_of, dtype=recipe.dtype, architecture=plan.architecture)
-                for name, content in (
-                    companions | tokenizer_files(family.checkpoint(recipe.tokenizer), family.base)
-                ).items():
-                    job.put(Path(plan.folder, name), content)
-            job.put(Path(RECIPE), outside_recipe(recipe, family).to_yaml().encode())
+                job.put(plan.folder, tokenizer)
             card = model_card(recipe, family, result=result, folders=[p.folder for p in plans if p.folder])
-            job.put(Path(CARD), card.encode())
+            job.put("", {RECIPE: outside_recipe(recipe, family).to_yaml().encode(), CARD: card.encode()})
+            for plan in plans:  # last: without it a folder that was left behind does not load
+                job.put(plan.folder, config_file(plan.config_of, dtype=recipe.dtype, architecture=plan.architecture))
             if self.verify:
                 verify(folder, job.digests, job.shards, progress=progress)
         return Written(to, recipe.dtype, total, job.digests if self.verify else {})
@@ -175,12 +173,14 @@ class _Job:
         self.digests: dict[str, str] = {}
         self.shards: dict[str, list[TensorSpec]] = {}
 
-    def put(self, path: Path, content: bytes) -> None:
-        """Write a small file."""
-        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
-        (self.root / path).write_bytes(content)
-        if self.hashed:
-            self.digests[path.as_posix()] = digest_of(content)
+    def put(self, folder: str, files: Mapping[str, bytes]) -> None:
+        """Write small files: path below the folder -> content."""
+        for name, content in files.items():
+            path = Path(folder, name)
+            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / path).write_bytes(content)
+            if self.hashed:
+                self.digests[path.as_posix()] = digest_of(content)
 
     def write_folder(self, plan: FolderPlan, merge: Merge) -> None:
         """Write one folder's tensors; a body that an earlier folder holds already is linked instead."""
@@ -194,7 +194,7 @@ class _Job:
         else:
             files = self._write_beside_body(plan)
         if len(files) > 1:
-            self.put(folder / INDEX, index_json(files).encode())
+            self.put(plan.folder, {INDEX: index_json(files).encode()})
 
     def _write_beside_body(self, plan: FolderPlan) -> list[tuple[str, list[TensorSpec]]]:
         assert plan.body_from is not None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,17 +20,18 @@ from transformers import (
     AutoTokenizer,
 )
 
-from optmerge.errors import ExportError, RunError
+from optmerge.errors import ExportError, ModelError, RunError
 from optmerge.export import CheckpointExporter
 from optmerge.export import checkpoint as checkpoint_module
 from optmerge.export.api import export, merge
+from optmerge.export.background import BackgroundWriter
 from optmerge.merging.deltas import Deltas
 from optmerge.merging.engine import Engine
 from optmerge.merging.merge import group_of_parameters
 from optmerge.merging.recipe import Recipe
 from optmerge.models.family import Family
 from optmerge.models.resident import ResidentModel
-from tests.export.families import random_recipe
+from tests.export.families import opened, random_recipe
 from tests.export.oracle import merged_values, tensors_on_disk
 
 GetFamily = Callable[[str], Family]
@@ -262,23 +261,57 @@ def test_an_unknown_format_gets_its_near_match(tmp_path: Path) -> None:
         export(tmp_path, "chekpoint", tmp_path / "x")
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from optmerge.export.api import merge
-def die(stage, done, total):
-    if done > total // 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-merge(Path(sys.argv[1]), Path(sys.argv[2]), progress=die)
-"""
+@pytest.mark.parametrize("survives", [0, 2000])
+def test_a_disk_that_fills_up_is_told_and_leaves_nothing(
+    survives: int, family: GetFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = 0
+    put = BackgroundWriter._put
+
+    def filling(self: BackgroundWriter, values: bytes | memoryview) -> None:
+        nonlocal written
+        written += len(values)
+        if written > survives:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        put(self, values)
+
+    monkeypatch.setattr(BackgroundWriter, "_put", filling)
+    models = family("llama")
+    with pytest.raises(RunError, match=r"the disk is full\. Free some space") as told:
+        CheckpointExporter(shard_bytes=1000).export(random_recipe(models), models, tmp_path / "merged")
+    assert str(tmp_path / "merged") in str(told.value)
+    assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_a_killed_export_leaves_nothing_that_looks_finished(family: GetFamily, tmp_path: Path) -> None:
-    random_recipe(family("llama")).save(tmp_path / "recipe.yaml")
-    target = tmp_path / "merged"
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "recipe.yaml"), str(target)], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert not target.exists()
-    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["recipe.yaml"]
-    assert tensors_of(merge(tmp_path / "recipe.yaml", target))
+def test_a_file_cut_short_after_it_was_opened_is_told_before_any_work(tmp_path: Path) -> None:
+    models = opened("llama", tmp_path / "models")
+    recipe = random_recipe(models)
+    path = models.experts["two"].folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 1)
+    with pytest.raises(ModelError, match=r"two/model\.safetensors is truncated"):
+        CheckpointExporter().export(recipe, models, tmp_path / "merged")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["models"]
+
+
+def test_a_taken_folder_is_refused_before_any_model_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "mine").touch()
+    (tmp_path / "recipe.yaml").write_text("optmerge_recipe: 1\nbase: nowhere\nexperts: {a: no}\ncoefficients: {a: 1}\n")
+    with pytest.raises(ExportError, match="is not empty"):
+        merge(tmp_path / "recipe.yaml", tmp_path / "merged")
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_short_recipe_is_completed_by_its_models(kind: str, tmp_path: Path) -> None:
+    models = opened(kind, tmp_path / "models", dtype=torch.bfloat16)
+    text = "optmerge_recipe: 1\nbase: models/base\nexperts: {one: models/one, two: models/two}\n"
+    (tmp_path / "recipe.yaml").write_text(text + "coefficients: {one: 0.5, two: 0.25}\n")
+    folder = merge(tmp_path / "recipe.yaml", tmp_path / "merged")
+    kept = Recipe.load(folder / "recipe.yaml")
+    assert (kept.heads, kept.dtype, kept.base.sha256) == (models.heads, "bfloat16", models.base.sha256())
+    assert "*" not in kept.groups[0].tensors
+    expected = tensors_on_disk(kept, models, "base" if kind == "llama" else "one")
+    found = tensors_of(folder if kind == "llama" else folder / "body")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
