@@ -228,12 +228,17 @@ class RunView:
 
     @cached_property
     def coefficients(self) -> Coefficients | None:
-        """The best coefficients so far: the recipe's, or those of the best iterate."""
+        """The best coefficients so far: the recipe's, or those of the best iterate.
+
+        Before there is a recipe, a normalised space has none to show: its variables are no coefficients.
+        """
         if self.recipe is not None:
             return from_recipe(self.recipe)
         names = self.manifest.get("variables")
         vector = self.records[self.best.record].vector if self.best is not None else None
         if vector is None or not names or len(names) != len(vector):
+            return None
+        if (self.settings.get("space") or {}).get("normalise", "none") != "none":
             return None
         return from_vector(names, vector)
 

@@ -29,6 +29,14 @@ def test_finished_run(fake) -> None:
     assert 0 < view.search_seconds < view.seconds
 
 
+def test_the_variables_of_a_normalised_space_are_not_shown_as_coefficients(fake) -> None:
+    update = {"space": {"granularity": "tensor-wise", "normalise": "softmax"}}
+    run = fake(settings_update=update).baselines().search(10)
+    assert RunView.open(run.folder).coefficients is None
+    run.finish()
+    assert RunView.open(run.folder).coefficients is not None
+
+
 def test_running_run_gives_rows_and_coefficients_from_the_trajectory(fake) -> None:
     run = fake().baselines().search(10)
     with open(run.folder / ".lock", "w") as handle:
