@@ -48,7 +48,9 @@ def merge(
     finally:
         gc.enable()
     output = Output(json)
-    output.facts({"path": written.folder, "dtype": written.dtype, "nbytes": written.nbytes, "sha256": written.digests})
+    output.facts(
+        {"path": written.folder, "dtype": written.dtype, "nbytes": written.nbytes, "sha256": written.digests or None}
+    )
     output.say(f"Wrote {written.folder}: {size(written.nbytes)} in {written.dtype}")
     if verify:
         output.table(["file", "SHA-256 as written and as read again"], sorted(written.digests.items()))
