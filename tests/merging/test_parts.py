@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +57,26 @@ def test_a_write_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(MemoryError):
         write_parts(tmp_path / "made", failing())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_write_is_not_taken_for_whole(tmp_path: Path) -> None:
+    code = """
+import os, pathlib, signal, sys, torch
+import optmerge.merging.parts as parts
+parts.PART = 1
+def killed():
+    yield {"layer.0": torch.full((2, 3), -1.0)}
+    yield {"layer.1": torch.full((2, 3), -1.0)}
+    os.kill(os.getpid(), signal.SIGKILL)
+parts.write_parts(pathlib.Path(sys.argv[1]), killed())
+"""
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path / "made")], check=False)
+    assert process.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".made.tmp-")
+    assert len(list(left.iterdir())) == 2  # it was killed while it wrote
+    write_parts(tmp_path / "made", one_by_one())
+    check(tmp_path / "made")
 
 
 @pytest.mark.parametrize("when", ["before", "during"])
