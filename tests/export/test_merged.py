@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,10 +13,13 @@ from safetensors.torch import load_file
 from optmerge.export.folders import plan_base
 from optmerge.export.merged import TensorSink, stream_merged
 from optmerge.export.safetensors_writer import ShardedWriter
+from optmerge.merging.deltas import Deltas
+from optmerge.merging.engine import Engine
 from optmerge.merging.merge import Merge
 from optmerge.merging.recipe import Recipe
 from optmerge.models.family import Family
-from tests.export.families import opened, random_recipe
+from optmerge.models.resident import ResidentModel
+from tests.export.families import open_with_adapter, opened, random_recipe, recipe_of
 from tests.export.oracle import tensors_on_disk
 
 GetFamily = Callable[[str], Family]
@@ -116,3 +120,27 @@ def test_where_a_box_starts_in_another(
         values = torch.arange(torch.Size([hi - lo for lo, hi in outer]).numel()).view([hi - lo for lo, hi in outer])
         box = values[tuple(slice(lo - start, hi - start) for (lo, hi), (start, _) in zip(inner, outer, strict=True))]
         assert box.flatten().tolist() == list(range(offset, offset + box.numel()))
+
+
+@pytest.mark.parametrize("hot", [False, True])
+def test_an_adapter_is_written_as_the_engine_applies_it(hot: bool, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    models = open_with_adapter("llama", tmp_path)
+    table = np.tile([0.0, 1.0] if hot else [0.3, 0.6], (len(models.parameters), 1))
+    recipe = recipe_of(models, table, dtype="bfloat16")
+    resident = ResidentModel(models, device=torch.device("cpu"), dtype=torch.bfloat16)
+    engine = Engine(resident.parameters, Deltas(models, recipe.directions, cache=None).segments, rows_of(models))
+    engine.apply(table)
+    plan = plan_base(recipe, models)
+    with ShardedWriter(tmp_path, plan.specs, buffer_bytes=64) as writer:
+        plan.stream(Merge(recipe, models), writer)
+    written = load_file(tmp_path / "model.safetensors")
+    for name, parameter in resident.parameters.items():
+        (disk,) = models.disk_names(name)
+        assert torch.equal(written[disk], parameter), name
+        if hot:
+            assert torch.equal(written[disk], models.experts["two"].read(disk).bfloat16())
+
+
+def rows_of(family: Family) -> dict[str, int]:
+    return {name: row for row, name in enumerate(family.parameters)}
