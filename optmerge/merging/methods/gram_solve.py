@@ -59,5 +59,7 @@ def _solve(gram: torch.Tensor, target: torch.Tensor, ridge: float) -> torch.Tens
     right = target * scale[:, None]
     if failed or factor.diagonal().min() < _SINGULAR:
         # The smallest solution, which stays at the mean where no input points.
-        return torch.linalg.pinv(system, hermitian=True) @ right * scale[:, None]
-    return torch.cholesky_solve(right, factor) * scale[:, None]
+        solution: torch.Tensor = torch.linalg.pinv(system, hermitian=True) @ right
+    else:
+        solution = torch.cholesky_solve(right, factor)
+    return solution * scale[:, None]
