@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,12 @@ def remember(kind: str, key: str, fact: dict[str, Any]) -> None:
         log.debug("not cached: %s", problem)
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, *, compute: Callable[[Path], str] | None = None) -> str:
     """SHA-256 of a file's bytes, remembered for as long as its path, size, modification time and inode stay.
+
+    Args:
+        path: The file.
+        compute: Makes the hash where it is not known; default reads the file.
 
     Raises:
         OSError: The file cannot be read.
@@ -115,12 +120,16 @@ def file_sha256(path: Path) -> str:
     known = recall("hashes", key)
     if known is not None and known.get("identity") == identity and isinstance(known.get("sha256"), str):
         return str(known["sha256"])
-    with real.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = compute(real) if compute else _digest(real)
     settled = time.time() - real.stat().st_mtime > _SETTLED
     if settled and _identity(real) == identity:
         remember("hashes", key, {"identity": identity, "sha256": digest})
     return digest
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _identity(path: Path) -> list[str | int]:

@@ -82,6 +82,16 @@ class FolderCheckpoint:
         self._file_of = _open_files(folder, reference, allow_pickle=allow_pickle)
         self.tensors: Mapping[str, TensorInfo] = {name: file.tensors[name] for name, file in self._file_of.items()}
         self._sha256: str | None = None
+        self._digests: dict[Path, str] = {}
+
+    @property
+    def files(self) -> tuple[WeightFile, ...]:
+        """The weight files, opened."""
+        return tuple(dict.fromkeys(self._file_of.values()))
+
+    def adopt(self, digests: Mapping[Path, str]) -> None:
+        """Take hashes that were made of weight files since they were opened, so that they are not made again."""
+        self._digests.update(digests)
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor on the CPU, a view of the mapped file where possible; never write to it."""
@@ -95,7 +105,8 @@ class FolderCheckpoint:
     def sha256(self) -> str:
         """A hash of the weight files' hashes and of what of the config changes the model."""
         if self._sha256 is None:
-            facts = [sorted(file_sha256(path) for path in self.sources), config_facts(self.folder / "config.json")]
+            hashes = sorted(self._digests.get(path) or file_sha256(path) for path in self.sources)
+            facts = [hashes, config_facts(self.folder / "config.json")]
             self._sha256 = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         return self._sha256
 

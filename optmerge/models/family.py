@@ -22,6 +22,7 @@ import torch
 
 from optmerge.errors import ConfigError
 from optmerge.models.adapter import AdapterCheckpoint, DeltaForm, same_values
+from optmerge.models.ahead import read_ahead
 from optmerge.models.architecture import ModelKind, body_prefix, model_on_meta
 from optmerge.models.checkpoint import Checkpoint, open_checkpoint
 from optmerge.models.mapping import CheckpointMap, checkpoint_map
@@ -189,26 +190,28 @@ def open_family(
         who: open_checkpoint(reference, relative_to=relative_to, allow_pickle=allow_pickle)
         for who, reference in {"base": base, **experts}.items()
     }
-    configs = {who: checkpoint.config() for who, checkpoint in checkpoints.items()}
-    kinds = {who: kind_of(config) for who, config in configs.items()}
-    check_same_architecture(checkpoints, configs)
-    first = next(iter(experts))
-    kind = kinds[first]
-    architecture = next(iter(configs[first].architectures or ()), None) if kind == "other" else None
-    members = {}
-    for who, checkpoint in checkpoints.items():
-        empty = model_on_meta(configs[who], kind, architecture=architecture)
-        members[who] = Member(who, checkpoint, configs[who], empty, checkpoint_map(empty, checkpoint))
-    model = members[first].model
-    check_ties(members)
-    chosen = _choose_heads(heads, members, kind)
-    prefix = body_prefix(model) if chosen == "own" else ""
-    names = [name for name, _ in model.named_parameters()]
-    merged = [name for name in names if name.startswith(prefix)]
-    head = tuple(name for name in names if not name.startswith(prefix))
-    check_family(members, merged, head)
-    if check_values:
-        check_values_of(members, merged, head)
+    with read_ahead(checkpoints.values() if check_values else ()) as wait:
+        configs = {who: checkpoint.config() for who, checkpoint in checkpoints.items()}
+        kinds = {who: kind_of(config) for who, config in configs.items()}
+        check_same_architecture(checkpoints, configs)
+        first = next(iter(experts))
+        kind = kinds[first]
+        architecture = next(iter(configs[first].architectures or ()), None) if kind == "other" else None
+        members = {}
+        for who, checkpoint in checkpoints.items():
+            empty = model_on_meta(configs[who], kind, architecture=architecture)
+            members[who] = Member(who, checkpoint, configs[who], empty, checkpoint_map(empty, checkpoint))
+        model = members[first].model
+        check_ties(members)
+        chosen = _choose_heads(heads, members, kind)
+        prefix = body_prefix(model) if chosen == "own" else ""
+        names = [name for name, _ in model.named_parameters()]
+        merged = [name for name in names if name.startswith(prefix)]
+        head = tuple(name for name in names if not name.startswith(prefix))
+        check_family(members, merged, head)
+        if check_values:
+            wait()
+            check_values_of(members, merged, head)
     found, flipped = roles(members["base"].model), input_first(members["base"].model)
     parameters = {name: _parameter(name, members["base"], found[name], name in flipped) for name in merged}
     layers = [parameter.role.layer for parameter in parameters.values() if parameter.role.layer is not None]

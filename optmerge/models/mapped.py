@@ -114,11 +114,20 @@ class SafetensorsFile:
             info, (lo, hi) = self.tensors[name], self._ranges[name]
             if lo == hi:
                 return torch.empty(info.shape, dtype=info.dtype)
-            raw = self._mapped()[self._start + lo : self._start + hi]
+            raw = self.raw(name)
             if (self._start + lo) % info.dtype.itemsize:
                 return raw.clone().view(info.dtype).reshape(info.shape)  # misaligned: cannot be viewed in place
             self._views[name] = raw.view(info.dtype).reshape(info.shape)
         return self._views[name]
+
+    def head(self) -> bytes:
+        """Everything before the first tensor's bytes."""
+        return self._mapped()[: self._start].numpy().tobytes()
+
+    def raw(self, name: str) -> torch.Tensor:
+        """A tensor's bytes, uint8, a view of the mapped file; never write to it."""
+        lo, hi = self._ranges[name]
+        return self._mapped()[self._start + lo : self._start + hi]
 
     def _mapped(self) -> torch.Tensor:
         if self._bytes is None:
