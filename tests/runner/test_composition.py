@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import BertForSequenceClassification
 
 from optmerge.config.load import build_config
 from optmerge.records import Record, Trajectory
+from optmerge.runner.evaluator import Evaluator
+from optmerge.runner.problem import open_problem
 from optmerge.runner.search import Run, search
+from optmerge.runner.teachers import Teachers
 from tests.zoo import facts
 
 Settings = Callable[..., dict[str, Any]]
@@ -59,3 +64,27 @@ def test_checkpointing_changes_no_bit_of_a_search(settings: Settings, tmp_path: 
     plain, _ = run(settings(), tmp_path / "plain")
     checked, _ = run(settings(checkpointing=True), tmp_path / "checked")
     assert facts(plain.folder) == facts(checked.folder)
+
+
+@pytest.mark.parametrize(("aggregate", "passes"), [("mean", "GG"), ("worst", "..G")])
+def test_tasks_without_weight_get_no_backward_pass_and_the_mean_no_second_one(
+    settings: Settings, tmp_path: Path, aggregate: str, passes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = open_problem(
+        build_config(settings(objective={"terms": [{"name": "entropy"}], "aggregate": aggregate}), root=tmp_path)
+    )
+    evaluator = Evaluator(problem, Teachers.make(problem))
+    seen: list[tuple[int, str]] = []
+    forward = BertForSequenceClassification.forward
+
+    def watched(self: Any, **inputs: Any) -> Any:
+        seen.append((self.num_labels, "G" if torch.is_grad_enabled() else "."))
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(BertForSequenceClassification, "forward", watched)
+    found = evaluator.evaluate(problem.space.start, "fit", gradient=True)
+    assert found.error is None
+    assert "".join(kind for _, kind in seen) == passes
+    if aggregate == "worst":
+        worst = max(found.per_task, key=lambda task: found.per_task[task])
+        assert seen[-1][0] == problem.calibration.tasks[worst].num_labels
