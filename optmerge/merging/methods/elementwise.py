@@ -54,13 +54,8 @@ class Elementwise(Method):
         vectors = self._vectors(models)
         streams: list[Iterator[Chunk]] = [vectors.chunks(expert, name) for expert in models.experts]
         merged, view = _result(vectors, name)
-        part = torch.empty(0, dtype=merged.dtype)
         for chunks in zip(*streams, strict=True):
-            values = [chunk.values for chunk in chunks]
-            if part.shape != values[0].shape:
-                part = torch.empty_like(values[0])
-            self.reducer(values, part)
-            view[chunks[0].box] = part
+            self.reducer([chunk.values for chunk in chunks], view[chunks[0].box])
         return merged
 
     def expert_deltas(self, models: Models, name: str) -> list[torch.Tensor]:
