@@ -19,8 +19,8 @@ def expand_directions(
 ) -> tuple[Direction, ...]:
     """The configured list with "experts" replaced by one direction per expert.
 
-    A method's direction is called after it; where one of that name is there already, its settings that are not the
-    usual ones stand behind: ``ties[density=0.5]``.
+    A method's direction is called after it; where there is one of that name already, what differs from its settings
+    stands behind: ``ties[density=0.5]``.
 
     Args:
         directions: "experts", and whole methods.
@@ -34,8 +34,7 @@ def expand_directions(
     expanded: list[Direction] = []
     for entry in directions:
         if not isinstance(entry, str):
-            taken = [direction.name for direction in expanded]
-            expanded.append(Direction(_method_name(entry, taken, experts), "method", entry))
+            expanded.append(Direction(_method_name(entry, expanded, experts), "method", entry))
         elif any(direction.kind != "method" for direction in expanded):
             raise ConfigError("directions: 'experts' appears more than once; each direction may stand once.")
         elif method is None or isinstance(method, TaskArithmeticConfig):
@@ -66,27 +65,27 @@ def known_directions(
     known += [direction for direction in searched if direction.kind != "expert"]
     for entry in methods:
         if all(direction.kind != "method" or direction.config != entry for direction in known):
-            taken = [direction.name for direction in known]
-            known.append(Direction(_method_name(entry, taken, experts), "method", entry))
+            known.append(Direction(_method_name(entry, known, experts), "method", entry))
     return tuple(known)
 
 
-def _method_name(method: MethodConfig, taken: Collection[str], experts: Collection[str]) -> str:
+def _method_name(method: MethodConfig, others: Sequence[Direction], experts: Collection[str]) -> str:
     if method.name in experts:
         raise ConfigError(
             f"experts.{method.name}: an expert is called like the method {method.name}, which is a direction or a "
             "baseline of this search too. Give the expert another name."
         )
-    if method.name not in taken:
-        return method.name
-    usual = type(method)().model_dump()
-    settings = [f"{key}={_shown(value)}" for key, value in method.model_dump().items() if value != usual[key]]
-    name = f"{method.name}[{','.join(settings)}]"
-    if not settings or name in taken:
+    same = [other for other in others if other.kind == "method" and other.config == method]
+    if same:
         raise ConfigError(
             f"directions: {method.name} appears more than once with the same settings; each direction may stand once."
         )
-    return name
+    first = next((other.config for other in others if other.name == method.name), None)
+    if first is None:
+        return method.name
+    usual = first.model_dump()
+    changed = [f"{key}={_shown(value)}" for key, value in method.model_dump().items() if value != usual[key]]
+    return f"{method.name}[{','.join(changed)}]"
 
 
 def _shown(value: object) -> str:

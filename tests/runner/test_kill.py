@@ -1,12 +1,8 @@
-"""SIGKILL at random moments of a search, then resume: the same run as if nothing had happened.
-
-Searches run in processes forked from a server that has imported everything, so that a kill costs no import.
-"""
+"""SIGKILL at random moments of a search, then resume: the same run as if nothing had happened."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -18,42 +14,11 @@ import numpy as np
 import pytest
 
 from optmerge.records import Trajectory
+from tests.runner.processes import finish_search, start_search, wait_for_records
 from tests.zoo import facts
 
 Settings = Callable[..., dict[str, Any]]
 KILLS = 5
-
-
-def _work(settings: dict[str, Any], root: str) -> None:
-    """Search, or resume if the run exists; in a process of its own."""
-    from optmerge.config.schema import SearchConfig
-    from optmerge.runner.search import resume, search
-
-    folder = Path(root) / settings["output"]
-    if (folder / "search.yaml").exists():
-        resume(folder)
-    else:
-        search(SearchConfig.model_validate(settings), root=Path(root))
-
-
-def _start(settings: dict[str, Any], root: Path) -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers", "optmerge.runner.search", "optmerge.drivers.cma_driver"])
-    process = context.Process(target=_work, args=(settings, str(root)))
-    process.start()
-    return process
-
-
-def _finish(settings: dict[str, Any], root: Path) -> None:
-    process = _start(settings, root)
-    process.join()
-    assert process.exitcode == 0
-
-
-def _wait_for(folder: Path, records: int, process: Any) -> None:
-    path = folder / "trajectory.jsonl"
-    while process.is_alive() and (not path.exists() or path.read_bytes().count(b"\n") < records):
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("driver", [{"name": "adam", "batch": 8}, {"name": "cma", "population": 5}, {"name": "optuna"}])
@@ -63,14 +28,14 @@ def test_sigkill_and_resume_equal_an_uninterrupted_run(
     search = settings(driver=driver, space={"granularity": "tensor-wise"}, budget={"evaluations": 30})
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    _finish(search, tmp_path / "whole")
+    finish_search(search, tmp_path / "whole")
     total = len(Trajectory.read(tmp_path / "whole" / "run").records)
     generator = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     folder = tmp_path / "killed" / "run"
     killed, moments = 0, []
     for after in sorted(generator.integers(0, total - 5, KILLS).tolist()):  # records that are there when the kill comes
-        process = _start(search, tmp_path / "killed")
-        _wait_for(folder, after, process)
+        process = start_search(search, tmp_path / "killed")
+        wait_for_records(folder, after, process)
         moments.append((after, float(generator.uniform(0.0, 0.03))))
         time.sleep(moments[-1][1])
         if process.is_alive():  # on a loaded machine the last of them may come too late
@@ -78,7 +43,7 @@ def test_sigkill_and_resume_equal_an_uninterrupted_run(
             killed += 1
         process.join()
     assert killed >= KILLS - 2, f"only {killed} kills hit; (records, seconds) {moments}"
-    _finish(search, tmp_path / "killed")
+    finish_search(search, tmp_path / "killed")
     assert facts(folder) == facts(tmp_path / "whole" / "run"), f"killed after (records, seconds) {moments}"
     for name in ("recipe.yaml", "search.yaml"):
         ours, expected = (Path(root, name).read_text() for root in (folder, tmp_path / "whole" / "run"))
