@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from optmerge.errors import ModelError
 from optmerge.models import ahead
@@ -15,7 +16,8 @@ from optmerge.models.ahead import read_ahead
 from optmerge.models.cache import recall
 from optmerge.models.checkpoint import FolderCheckpoint, open_checkpoint
 from optmerge.models.family import open_family
-from optmerge.models.values import find_nonfinite
+from optmerge.models.mapped import SafetensorsFile
+from optmerge.models.values import find_nonfinite, is_finite
 from tests.tiny import make_model, save, save_family
 
 
@@ -23,6 +25,21 @@ from tests.tiny import make_model, save, save_family
 def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTMERGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(ahead, "_CHUNK", 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_bad_values_are_seen_by_their_exponent(dtype: torch.dtype, bad: float, tmp_path: Path) -> None:
+    limits = torch.finfo(dtype)
+    good = torch.tensor([0.0, -0.0, limits.max, limits.min, limits.tiny] * 10, dtype=torch.float64)
+    spoilt = good.clone()
+    spoilt[-1] = bad
+    tensors = {"good": good.to(dtype), "spoilt": spoilt.to(dtype), "none": torch.empty(0, 3).to(dtype)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    found: set[tuple[Path, str]] = set()
+    ahead._digest_and_scan(SafetensorsFile(tmp_path / "x.safetensors"), found, threading.Event())
+    assert not is_finite(tensors["spoilt"])
+    assert found == {(tmp_path / "x.safetensors", "spoilt")}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -52,12 +69,12 @@ def test_a_stopped_pass_leaves_no_fact(tmp_path: Path, monkeypatch: pytest.Monke
     assert isinstance(checkpoint, FolderCheckpoint)
     begun, leave = threading.Event(), threading.Event()
 
-    def slow(tensor: torch.Tensor) -> bool:
+    def slow(*_: object) -> bool:
         begun.set()
         assert leave.wait(30)
         return True
 
-    monkeypatch.setattr(ahead, "is_finite", slow)
+    monkeypatch.setattr(ahead, "_is_finite", slow)
     with read_ahead([checkpoint]):
         assert begun.wait(30)
         threading.Timer(0.05, leave.set).start()
