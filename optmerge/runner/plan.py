@@ -14,7 +14,8 @@ import torch
 
 from optmerge.config.schema import SearchConfig
 from optmerge.merging import kernels
-from optmerge.merging.directions import expand_directions
+from optmerge.merging.directions import expand_directions, known_directions
+from optmerge.merging.methods import build_method
 from optmerge.models.device import pick_device, pick_dtype
 from optmerge.models.family import Family, open_family
 from optmerge.models.tokenizer import tokenizer_for
@@ -106,7 +107,8 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         GroupRow(g.name, g.layer, g.kind, len(g.parameters), sum(family.parameters[p].numel for p in g.parameters))
         for g in space.groups
     )
-    methods = {d.name for d in directions if d.kind == "method"} | {m.name for m in config.baselines.methods}
+    known = known_directions(directions, config.baselines.methods, list(family.experts))
+    methods = [build_method(d.config, list(family.experts)) for d in known if d.kind == "method" and d.config]
     grids = 1 + any(direction.kind == "part" for direction in directions)
     baselines = 2 + len(config.experts) + grids * len(config.baselines.grid)
     baselines += len(methods) * len(config.baselines.method_grid)

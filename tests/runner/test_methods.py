@@ -298,6 +298,12 @@ def test_plan_knows_methods_and_parts_and_reads_no_weights(
     )
     plan = make_plan(config, root=tmp_path)
     assert plan.directions == ("tsv-m:a", "tsv-m:b", "regmean", "ties", "ties[density=0.2]")
+    assert plan.baselines == 2 + 2 + 2 * len((0.3, 0.6)) + 3  # and 3 methods at one scale each
+    three = settings(directions=["slerp"])
+    three["experts"]["c"] = three["experts"]["a"]
+    config = build_config(three, root=tmp_path)
+    with pytest.raises(ConfigError, match="slerp is between two models"):
+        make_plan(config, root=tmp_path)
 
 
 @pytest.mark.parametrize(
