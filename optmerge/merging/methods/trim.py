@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from optmerge.config.methods import Scope
-from optmerge.merging.methods.selection import Stream, Threshold, just_below, largest
+from optmerge.merging.methods.selection import Threshold, Values, just_below, largest
 from optmerge.merging.methods.vectors import Chunk, TaskVectors
 from optmerge.records import Progress
 
@@ -87,10 +88,8 @@ class Trimmed(TaskVectors):
 
     def _select(self, parts: Sequence[tuple[str, str]]) -> list[Threshold]:
         size = sum(self.models.base(name).numel() for _, name in parts)
-        return largest([self._flat(*part) for part in parts], size, self.count(self.density, size))
-
-    def _flat(self, expert: str, name: str) -> Stream:
-        return lambda: (chunk.values.view(-1).numpy() for chunk in self.vectors.chunks(expert, name))
+        streams = [_Stream(self.vectors, expert, name) for expert, name in parts]
+        return largest(streams, size, self.count(self.density, size))
 
     def _rows(self, expert: str, name: str) -> Iterator[Chunk]:
         for chunk in self.vectors.chunks(expert, name):
@@ -98,6 +97,24 @@ class Trimmed(TaskVectors):
             order = rows.abs().sort(dim=-1, descending=True, stable=True).indices
             rows.scatter_(-1, order[:, self.count(self.density, rows.shape[-1]) :], 0.0)
             yield chunk
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """One task vector of one parameter, as `largest` reads it."""
+
+    vectors: TaskVectors
+    expert: str
+    name: str
+
+    def chunks(self) -> Iterator[Values]:
+        """See `Stream`."""
+        return (chunk.values.view(-1).numpy() for chunk in self.vectors.chunks(self.expert, self.name))
+
+    def sample(self, stride: int) -> Values:
+        """See `Stream`."""
+        sampled: Values = self.vectors.sample(self.expert, self.name, stride).numpy()
+        return sampled
 
 
 def _kept(chunks: Iterator[Chunk], threshold: Threshold) -> Iterator[Chunk]:

@@ -23,6 +23,8 @@ CHUNK = 1 << 15
 """Elements of a chunk: a handful of fp32 buffers of this size stay in a core's cache, and torch does not share work as
 small as this among threads, whose waiting for each other costs more than it saves. Threads pay across parameters."""
 
+_RUN = 64  # neighbours that a sample takes at once: whole cache lines
+
 Index = tuple[int | slice, ...]
 
 
@@ -80,6 +82,14 @@ class TaskVectors(ABC):
     def chunks(self, expert: str, name: str) -> Iterator[Chunk]:
         """The chunks of one expert's task vector of one parameter."""
 
+    def sample(self, expert: str, name: str, stride: int) -> torch.Tensor:
+        """About one entry in ``stride`` of one expert's task vector of one parameter, flat; always the same ones."""
+        taken, skip = [], 0
+        for chunk in self.chunks(expert, name):
+            taken.append(chunk.values.view(-1)[skip::stride].clone())
+            skip = (skip - chunk.values.numel()) % stride
+        return torch.cat(taken) if taken else torch.empty(0)
+
     def oriented(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """A view of a parameter in which chunks' indices hold."""
         turned = self.by_rows and tensor.ndim > 1 and self.models.kind(name).input_first
@@ -107,3 +117,16 @@ class RawVectors(TaskVectors):
             values.copy_(tuned[index])
             origin.copy_(part)
             yield Chunk(index, offset, values.sub_(origin))
+
+    def sample(self, expert: str, name: str, stride: int) -> torch.Tensor:
+        """See `TaskVectors.sample`; reads hardly more than it returns."""
+        base, tuned = self.models.base(name), self.models.expert(expert, name)
+        blocks = base.numel() // (_RUN * stride)
+        if not blocks or not base.is_contiguous() or not tuned.is_contiguous():
+            return super().sample(expert, name, stride)
+        dtype = working_dtype(base)
+        taken, origin = (
+            tensor.view(-1)[: blocks * _RUN * stride].view(blocks, _RUN * stride)[:, :_RUN].to(dtype)
+            for tensor in (tuned, base)
+        )
+        return taken.sub_(origin).reshape(-1)

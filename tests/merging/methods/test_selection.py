@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,17 +14,22 @@ from numpy.typing import NDArray
 
 from optmerge.errors import ModelError
 from optmerge.merging.methods import selection
-from optmerge.merging.methods.selection import Stream, Threshold, largest
+from optmerge.merging.methods.selection import Threshold, largest
 
 Values = NDArray[np.floating]
 
 
-def stream(values: Values, chunk: int = 64) -> Stream:
-    def chunks() -> Iterator[Values]:
-        for start in range(0, len(values), chunk):
-            yield values[start : start + chunk]
+@dataclass
+class Stored:
+    values: Values
+    size: int = 64
 
-    return chunks
+    def chunks(self) -> Iterator[Values]:
+        for start in range(0, len(self.values), self.size):
+            yield self.values[start : start + self.size]
+
+    def sample(self, stride: int) -> Values:
+        return self.values[::stride]
 
 
 def kept_by(parts: list[Values], thresholds: list[Threshold]) -> list[list[bool]]:
@@ -46,7 +52,7 @@ def expected(parts: list[Values], keep: int) -> list[list[bool]]:
 
 
 def check(parts: list[Values], keep: int) -> None:
-    thresholds = largest([stream(part) for part in parts], sum(map(len, parts)), keep)
+    thresholds = largest([Stored(part) for part in parts], sum(map(len, parts)), keep)
     assert kept_by(parts, thresholds) == expected(parts, keep)
 
 
@@ -83,11 +89,11 @@ def test_a_sample_that_misleads(seed: int, share: float) -> None:
 
 
 def test_everything_and_nothing() -> None:
-    part = stream(np.zeros(4, np.float32))
+    part = Stored(np.zeros(4, np.float32))
     assert largest([part, part], 8, 8) == [Threshold(-math.inf, 0)] * 2
     assert largest([part], 4, 0) == [Threshold(math.inf, 0)]
 
 
 def test_nan_is_refused() -> None:
     with pytest.raises(ModelError, match="NaN"):
-        largest([stream(np.array([1.0, np.nan, np.nan], np.float32))], 3, 2)
+        largest([Stored(np.array([1.0, np.nan, np.nan], np.float32))], 3, 2)

@@ -57,3 +57,18 @@ def test_the_models_are_never_written_to() -> None:
         chunk.values.zero_()
     assert base.tolist() == [1.0] * 5
     assert expert.tolist() == [3.0] * 5
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("size", [0, 10, 61, 640, 64 * 61 * 7 + 5])
+def test_a_sample_holds_entries_of_the_task_vector(size: int, turned: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, expert = (torch.randn(size, 2, generator=generator).bfloat16() for _ in range(2))
+    if turned:
+        base, expert = base.mT.contiguous().mT, expert.mT.contiguous().mT
+    vectors = RawVectors(ToyModels({"w": base}, {"e": {"w": expert}}))
+    sample = vectors.sample("e", "w", 61)
+    assert sample.dtype == torch.float32
+    assert len(sample) == pytest.approx(2 * size / 61, abs=64)
+    assert set(sample.tolist()) <= set((expert.float() - base.float()).flatten().tolist())
+    assert torch.equal(sample, vectors.sample("e", "w", 61))
