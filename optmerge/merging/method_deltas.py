@@ -144,8 +144,10 @@ class MethodDeltas:
         """A method's deltas, parameter by parameter."""
         method = self._method(direction, progress)
         for done, parameter in enumerate(self._family.parameters):
-            tensors = self._tensors(direction, method, parameter)
-            yield {_entry(direction, n, parameter): tensor.contiguous() for n, tensor in enumerate(tensors)}
+            yield {  # no name is left for it, so that it is gone while the next one is made
+                _entry(direction, position, parameter): tensor.contiguous()
+                for position, tensor in enumerate(self._tensors(direction, method, parameter))
+            }
             if progress:
                 progress(_config(direction).name, done + 1, len(self._family.parameters))
 

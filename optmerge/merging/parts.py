@@ -70,6 +70,7 @@ def write_parts(folder: Path, tensors: Iterable[dict[str, torch.Tensor]]) -> Non
             number = 0
             for some in tensors:
                 held |= some
+                del some  # what is written is let go before the next ones are made
                 if sum(tensor.nbytes for tensor in held.values()) >= PART:
                     save_file(held, _part(temporary, number))
                     held, number = {}, number + 1

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,20 @@ def test_tensors_come_back_from_as_many_files_as_they_need(tmp_path: Path, monke
     assert [list(load_file(path)) for path in files] == [["layer.0", "layer.1"], ["layer.2", "layer.3"], ["layer.4"]]
     check(tmp_path / "one")
     check(tmp_path / "three")
+
+
+def test_what_is_written_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART", 1)
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def one() -> dict[str, torch.Tensor]:
+        assert all(reference() is None for reference in made)
+        tensor = torch.zeros(3)
+        made.append(weakref.ref(tensor))
+        return {f"layer.{len(made)}": tensor}
+
+    write_parts(tmp_path / "made", (one() for _ in range(3)))
+    assert len(made) == 3
 
 
 def test_no_tensors_are_a_folder_too(tmp_path: Path) -> None:
