@@ -58,8 +58,7 @@ def write_search(
 def planned(file: Path) -> int:
     """The peak of anonymous memory that `optmerge plan` predicts, in bytes."""
     done = run_measured([ours("optmerge"), "plan", str(file), "--json"], variables=environment())
-    memory: dict[str, int] = json.loads(done.output)["memory"]
-    return sum(size for part, size in memory.items() if part != "mapped")
+    return int(json.loads(done.output)["memory"]["peak"])
 
 
 def searched(file: Path) -> Measured:
