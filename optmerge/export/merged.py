@@ -141,6 +141,7 @@ class _Parameter:
             value = family.read(naming, name)
             self.shape = tuple(value.shape)
             self.segments = [Segment((), value, ())]
+        self.segment_at = {_box(segment.index, self.shape): segment for segment in self.segments}
         self._whole: torch.Tensor | None = None
 
     def stream(self, segment: Segment, sink: Sink) -> None:
@@ -184,7 +185,7 @@ def _runs(
     for piece in pieces:
         start = 0 if piece.view is None else _row_major(*piece.view)
         parameter = parameters[piece.parameter]
-        tiles = _tiles(parameter.segments, piece.index, parameter.shape)
+        tiles = _tiles(parameter.segment_at, _box(piece.index, parameter.shape))
         if start is None or tiles is None:
             return None
         found += [(start + offset, parameter, segment) for offset, segment in tiles]
@@ -192,14 +193,12 @@ def _runs(
     return [run[1:] for run in found] if _follow([(run[0], run[2]) for run in found], numel) else None
 
 
-def _tiles(
-    segments: Sequence[Segment], index: tuple[slice, ...], shape: tuple[int, ...]
-) -> list[tuple[int, Segment]] | None:
+def _tiles(segment_at: Mapping[Box, Segment], outer: Box) -> list[tuple[int, Segment]] | None:
     """The segments that make up a box, each with its offset there; None when they do not do so in order."""
-    outer = _box(index, shape)
+    if outer in segment_at:  # the rule; a mixture has too many segments to look through for each of them
+        return [(0, segment_at[outer])]
     tiles = []
-    for segment in segments:
-        inner = _box(segment.index, shape)
+    for inner, segment in segment_at.items():
         if any(lo >= stop or hi <= start for (lo, hi), (start, stop) in zip(inner, outer, strict=True)):
             continue
         offset = _offset(inner, outer)

@@ -17,6 +17,7 @@ from optmerge.merging.deltas import Deltas
 from optmerge.merging.engine import Engine
 from optmerge.merging.merge import Merge
 from optmerge.merging.recipe import Recipe
+from optmerge.merging.sources import Segment
 from optmerge.models.family import Family
 from optmerge.models.resident import ResidentModel
 from tests.export.families import open_with_adapter, opened, random_recipe, recipe_of
@@ -144,3 +145,19 @@ def test_an_adapter_is_written_as_the_engine_applies_it(hot: bool, tmp_path: Pat
 
 def rows_of(family: Family) -> dict[str, int]:
     return {name: row for row, name in enumerate(family.parameters)}
+
+
+def test_a_box_is_tiled_by_its_segments_in_order() -> None:
+    from optmerge.export.merged import _tiles
+
+    def segment(*index: slice) -> Segment:
+        return Segment(index, torch.empty(4, 3)[index], ())
+
+    rows = {((lo, lo + 2), (0, 3)): segment(slice(lo, lo + 2)) for lo in (2, 0)}
+    assert _tiles(rows, ((0, 4), (0, 3))) == [(0, rows[(0, 2), (0, 3)]), (6, rows[(2, 4), (0, 3)])]
+    assert _tiles(rows, ((2, 4), (0, 3))) == [(0, rows[(2, 4), (0, 3)])]
+    assert _tiles(rows, ((0, 3), (0, 3))) is None  # a segment reaches beyond it
+    columns = {((0, 4), (lo, lo + 1)): segment(slice(None), slice(lo, lo + 1)) for lo in range(3)}
+    assert _tiles(columns, ((0, 4), (0, 3))) is None
+    del rows[(0, 2), (0, 3)]
+    assert _tiles(rows, ((0, 4), (0, 3))) is None  # a gap
