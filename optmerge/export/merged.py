@@ -104,12 +104,10 @@ def stream_merged(merge: Merge, naming: str, sink: Sink, dtype: torch.dtype) -> 
                 if owner not in held:
                     held[owner] = _Parameter(merge, naming, owner, dtype)
             sink.begin(disk)
-            runs = _runs(pieces[disk], held, family.checkpoint(naming).tensors[disk].numel)
-            if runs is None:
+            if not _stream_runs(pieces[disk], held, family.checkpoint(naming).tensors[disk].numel, sink):
                 values = {owner: held[owner].whole() for owner in owners}
                 stream_tensor(layout.disk_tensor(disk, values), sink)
-            for parameter, segment in runs or ():
-                parameter.stream(segment, sink)
+                del values
             written.add(disk)
             for owner in owners:
                 if written.issuperset(layout.disk_names(owner)):
@@ -175,6 +173,17 @@ class _Parameter:
             self.merge.write(out, self.name, segment)
         else:
             out.copy_(segment.base)
+
+
+def _stream_runs(pieces: Sequence[Piece], parameters: Mapping[str, _Parameter], numel: int, sink: Sink) -> bool:
+    """Write a disk tensor that is made of segments one after the other; False, and nothing, where it is not.
+
+    A function of its own, so that nothing holds one parameter's segments when the next one's are made.
+    """
+    runs = _runs(pieces, parameters, numel)
+    for parameter, segment in runs or ():
+        parameter.stream(segment, sink)
+    return runs is not None
 
 
 def _runs(

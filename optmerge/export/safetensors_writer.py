@@ -4,9 +4,8 @@ The format wants its header first, so names, shapes and types are declared befor
 the declared order. What does not fit into one file goes into shards, which want an index beside them.
 
     with ShardedWriter(folder, specs, shard_bytes=5 * 10**9) as writer:
-        writer.write("model.norm.weight", tensor)     # in the order of specs
-        writer.begin("lm_head.weight")
-        writer.reserve(writer.most).copy_(values)     # until the tensor is whole
+        writer.begin("model.norm.weight")             # in the order of specs
+        writer.reserve(4096).copy_(values)            # at most writer.most at once, until the tensor is whole
 """
 
 from __future__ import annotations
@@ -185,15 +184,6 @@ class ShardedWriter:
         place = self._files.reserve(count * dtype.itemsize, align=dtype.itemsize)
         self._tell()
         return place.view(dtype)
-
-    def write(self, name: str, tensor: torch.Tensor) -> None:
-        """The next declared tensor from a whole one of its shape, cast to its type."""
-        self.begin(name)
-        assert tuple(tensor.shape) == self._current.shape, (name, tensor.shape, self._current)
-        flat = tensor.detach().reshape(-1)
-        for lo in range(0, flat.numel(), self.most):
-            part = flat[lo : lo + self.most]
-            self.reserve(part.numel()).copy_(part)
 
     def _tell(self) -> None:
         written = self._files.written
