@@ -52,7 +52,6 @@ class Workspace:
         self.library: Library | None = compiled() if on_cpu else None
         self.host = HostStream(device, self.size)
         self.factors = FactorScratch(device, dtype)
-        self.factors = FactorScratch(device, dtype)
         self._product: torch.Tensor | None = None
 
     @property

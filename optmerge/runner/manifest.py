@@ -54,6 +54,7 @@ def make_manifest(problem: Problem) -> dict[str, Any]:
         },
         "kind": family.kind,
         "heads": family.heads,
+        "gradient": problem.engine.form,
         "dtype": str(problem.dtype).removeprefix("torch."),
         "git": git_state(Path.cwd()),
     }

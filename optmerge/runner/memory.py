@@ -21,10 +21,13 @@ import psutil
 import torch
 from torch import nn
 
+from optmerge.config.methods import INPUT_METHODS
 from optmerge.config.schema import SearchConfig
 from optmerge.errors import ConfigError
 from optmerge.merging.engine import Form
+from optmerge.merging.parts import PART
 from optmerge.merging.recipe import Direction
+from optmerge.merging.statistics import BUDGET as GRAMS
 from optmerge.merging.writing import LOW_RANK_CHUNK, Workspace
 from optmerge.models.resident import ResidentModel
 from optmerge.runner.simulation import META, Passes, kept_classes
@@ -91,24 +94,31 @@ def plan_memory(
         "teacher outputs": _teacher_bytes(config, family, calibration),
         "buffers": _buffer_bytes(family, device, dtype),
     }
-    passes = Passes(config, family, model, space, calibration)
-    judging = passes.peak(None)
-    form: Form | None = None
-    evaluation = judging
-    notes: tuple[str, ...] = ()
-    if gradient:
-        form, evaluation = "accumulate", max(judging, passes.peak("accumulate"))
-        if sum(common.values()) + evaluation > budget:
+    form: Form | None = "accumulate" if gradient else None
+    notes: list[str] = []
+    try:
+        passes = Passes(config, family, model, space, calibration)
+        judging = passes.peak(None)
+        evaluation = max(judging, passes.peak(form)) if form else judging
+        if form and sum(common.values()) + evaluation > budget:
             form, evaluation = "hooks", max(judging, passes.peak("hooks"))
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as problem:
+        # An architecture whose pass depends on values cannot run without any; the search itself can.
+        evaluation = common["model"] if gradient else 0
+        told = " ".join(str(problem).split())[:200]
+        notes.append(f"The memory of a pass could not be found out ({told}); its activations are not in the estimate.")
     parts = {**common, "gradients and activations" if gradient else "activations": evaluation}
+    before = _preparing_bytes(family, directions)  # methods are computed before anything is evaluated
+    if before > evaluation:
+        parts["computing methods, beyond that"] = before - evaluation
     needed = sum(parts.values())
     if needed > budget:
         advice = [] if config.checkpointing or not gradient else ["checkpointing: true"]
         advice += ["fewer batch_tokens"] if config.batch_tokens > 256 else []
         advice += ["dtype: bfloat16"] if dtype == torch.float32 else []
-        notes = (
+        notes.append(
             f"About {needed / 1e9:.1f} GB are needed and {budget / 1e9:.1f} GB may be used; "
-            f"{' or '.join(advice) if advice else 'a smaller model or a larger machine'} would help.",
+            f"{' or '.join(advice) if advice else 'a smaller model or a larger machine'} would help."
         )
     resident: tuple[str, ...] = ()
     base_resident = False
@@ -119,7 +129,7 @@ def plan_memory(
     mapped = sum(info.nbytes for checkpoint in checkpoints for info in checkpoint.tensors.values())
     methods = sum(direction.kind != "expert" for direction in directions)
     mapped += methods * sum(parameter.numel for parameter in family.parameters.values()) * 4
-    return MemoryPlan(parts, mapped, budget, form, resident, base_resident, notes)
+    return MemoryPlan(parts, mapped, budget, form, resident, base_resident, tuple(notes))
 
 
 def parse_budget(text: str, device: torch.device) -> int:
@@ -150,6 +160,22 @@ def _teacher_bytes(config: SearchConfig, family: Family, calibration: Calibratio
             for batch in split.batches(batch_tokens=config.batch_tokens):
                 total += per_row * (len(batch.rows) if batch.rows is not None else batch.size)
     return total
+
+
+def _preparing_bytes(family: Family, directions: Sequence[Direction]) -> int:
+    """What computing whole methods takes at most.
+
+    A parameter of every expert in fp32, what is gathered for a file, and the Gram matrices of a method that wants them.
+    """
+    methods = [direction.config for direction in directions if direction.config is not None]
+    if not methods:
+        return 0
+    largest = max(parameter.numel for parameter in family.parameters.values())
+    grams = 0
+    if any(method.name in INPUT_METHODS for method in methods):
+        inputs = [p.shape[0 if p.input_first else -1] for p in family.parameters.values() if len(p.shape) == 2]
+        grams = min(sum(size * size * 4 for size in inputs), GRAMS)
+    return (len(family.experts) + 3) * largest * 4 + PART + grams
 
 
 def _buffer_bytes(family: Family, device: torch.device, dtype: torch.dtype) -> int:

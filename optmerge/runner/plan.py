@@ -112,7 +112,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     grids = 1 + any(direction.kind == "part" for direction in directions)
     baselines = 2 + len(config.experts) + grids * len(config.baselines.grid)
     baselines += len(methods) * len(config.baselines.method_grid)
-    memory = plan_memory(config, family, directions, space, calibration, device, dtype)
+    memory = plan_memory(config, family, known, space, calibration, device, dtype)
     seconds = _seconds(config, family, device, dtype, tokens, baselines, calibration.fit_sizes())
     return Plan(
         dimension=space.dimension,

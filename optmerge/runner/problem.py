@@ -24,7 +24,8 @@ from optmerge.errors import ConfigError
 from optmerge.merging.coefficients import Static, Table
 from optmerge.merging.deltas import Deltas
 from optmerge.merging.directions import expand_directions, known_directions
-from optmerge.merging.engine import Engine
+from optmerge.merging.engine import Engine, Form
+from optmerge.merging.placement import Placement
 from optmerge.merging.recipe import Direction, Group, ModelEntry, Recipe
 from optmerge.models.cache import cache_dir
 from optmerge.models.checkpointing import Checkpointing
@@ -35,6 +36,7 @@ from optmerge.models.resident import ResidentModel
 from optmerge.models.tokenizer import tokenizer_for
 from optmerge.objective.objective import Objective
 from optmerge.records import Progress, SplitName, Vector
+from optmerge.runner.memory import plan_memory
 from optmerge.runner.statistics import GramStatistics
 from optmerge.space.space import SearchSpace, build_space
 
@@ -156,12 +158,13 @@ def absolute_references(config: SearchConfig, root: Path) -> SearchConfig:
     )
 
 
-def open_problem(config: SearchConfig, *, progress: Progress | None = None) -> Problem:
+def open_problem(config: SearchConfig, *, progress: Progress | None = None, form: Form | None = None) -> Problem:
     """Open models and data, and allocate the resident model.
 
     Args:
         config: With absolute references.
         progress: Told of long work.
+        form: How gradients are gathered, for a run that began so; None lets the memory plan choose.
 
     Raises:
         UserError: Anything about the models, the data or the combination of settings that cannot work.
@@ -187,13 +190,23 @@ def open_problem(config: SearchConfig, *, progress: Progress | None = None) -> P
     deltas = Deltas(family, directions, cache=cache_dir() / "directions", statistics=statistics)
     names = [direction.name for direction in wanted]
     space = build_space(config.space, roles, names, untouched=deltas.untouched())
+    memory = plan_memory(config, family, directions, space, calibration, device, dtype)
+    for note in memory.notes:
+        log.warning("%s", note)
     resident = ResidentModel(family, device=device, dtype=dtype)
     if deltas.statistics_wanted:
         statistics.collect(resident, progress)
     deltas.prepare(progress)
     columns = [direction.name for direction in directions]
     group_of = {name: row for row, group in enumerate(space.groups) for name in group.parameters}
-    engine = Engine(resident.parameters, deltas.segments, group_of)
+    kept = frozenset(columns.index(name) for name in memory.resident)
+    engine = Engine(
+        resident.parameters,
+        deltas.segments,
+        group_of,
+        form=form or memory.form or "accumulate",
+        placement=Placement(memory.base_resident, kept),
+    )
     return Problem(
         config=config,
         family=family,

@@ -79,7 +79,9 @@ def resume(path: Path, *, sinks: Sequence[Sink] = (), stop: Stop = lambda: None)
         result = folder.read_json("result.json")
         if result is not None and result["status"] == "finished":
             return Run(path, Recipe.load(path / "recipe.yaml"), result)
-        return _run(folder, open_problem(folder.config(), progress=_fan_out(sinks)), sinks, stop)
+        begun = folder.read_json("manifest.json") or {}
+        problem = open_problem(folder.config(), progress=_fan_out(sinks), form=begun.get("gradient"))
+        return _run(folder, problem, sinks, stop)
 
 
 def _fan_out(sinks: Sequence[Sink]) -> Progress:

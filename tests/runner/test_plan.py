@@ -11,7 +11,10 @@ import pytest
 from optmerge.config.load import build_config
 from optmerge.errors import ConfigError
 from optmerge.models.family import Family
+from optmerge.runner import simulation
+from optmerge.runner.manifest import make_manifest
 from optmerge.runner.plan import Plan, make_plan
+from optmerge.runner.problem import absolute_references, open_problem
 from optmerge.runner.search import search
 
 Settings = Callable[..., dict[str, Any]]
@@ -80,3 +83,22 @@ def test_little_memory_changes_the_form_of_the_gradient_and_then_is_too_little(
     assert any("are needed and 0.0 GB may be used" in note for note in short.warnings)
     with pytest.raises(ConfigError, match="expected auto, or an amount such as 12GB"):
         plan(settings(memory="a lot"), tmp_path)
+
+
+def test_a_run_keeps_the_form_of_the_gradient_that_it_began_with(settings: Settings, tmp_path: Path) -> None:
+    config = absolute_references(build_config(settings(), root=tmp_path), tmp_path)
+    chosen, pinned = open_problem(config), open_problem(config, form="hooks")
+    assert (chosen.engine.form, pinned.engine.form) == ("accumulate", "hooks")
+    assert make_manifest(pinned)["gradient"] == "hooks"
+
+
+def test_an_architecture_that_cannot_be_simulated_is_planned_without_its_activations(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise NotImplementedError("aten::odd has no meta form")
+
+    monkeypatch.setattr(simulation.Passes, "peak", refuse)
+    made = plan(settings(), tmp_path)
+    assert any("aten::odd has no meta form" in note for note in made.warnings)
+    assert made.memory["peak"] > 0
