@@ -9,6 +9,6 @@ python -m benchmarks.lora           a search over sixteen adapters, against its 
 python -m benchmarks.directions     what the directions of a search are worth, on the demo's experts
 python -m benchmarks.startup        `optmerge --help`, against an interpreter that does nothing
 
-Each takes ``--small`` (seconds; its figures say nothing) and ``--work DIR`` (where its files go; removed when not
-given). What they printed on real runs is in RESULTS.md.
+All but the last take ``--small`` (seconds; its figures say nothing) and ``--work DIR`` (where files go; else they are
+removed). What they printed on real runs is in RESULTS.md.
 """

@@ -124,15 +124,7 @@ def markdown(lines: list[Line], views: Mapping[str, RunView], size: Size, comman
     first = next(iter(views.values()))
     own = {task: _row(first, f"expert:{task}").report[task][METRIC] for task in tasks}
     head = ["", "recipe", *tasks, "mean", "select KL", "to uniform", "to task vectors alone", "to the method alone"]
-    rows = [
-        [
-            "experts, each on its task",
-            NONE,
-            *(score(value) for value in own.values()),
-            score(sum(own.values()) / len(own)),
-            *[NONE] * 4,
-        ]
-    ]
+    rows = []
     by_title = {line.title: line for line in lines}
     for line in lines:
         told = [_interval(line, by_title[rival]) for rival in line.rivals]
@@ -141,6 +133,8 @@ def markdown(lines: list[Line], views: Mapping[str, RunView], size: Size, comman
         rows.append(
             [line.title, what, *accuracies, score(line.row.mean), number(line.row.select), *(told + [NONE] * 3)[:3]]
         )
+    ceiling = [score(value) for value in (*own.values(), sum(own.values()) / len(own))]
+    rows.insert(1, ["experts, each on its task", NONE, *ceiling, *[NONE] * 4])
     seconds = ", ".join(f"{name} {view.search_seconds:.0f} s" for name, view in views.items())
     return (
         f"### Directions of a search, on the demo's experts\n\n{table(head, rows, left=(0, 1))}\n\n"

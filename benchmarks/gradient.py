@@ -88,7 +88,7 @@ def options_of(text: str | None) -> argparse.ArgumentParser:
 def main() -> None:
     """Measure every K and print the table."""
     options = options_of(__doc__)
-    options.add_argument("--rounds", type=int, default=9, help="timed rounds, of which the median counts")
+    options.add_argument("--rounds", type=int, default=5, help="timed rounds, of which the median counts")
     chosen = options.parse_args()
     with workspace(chosen) as work:
         family, batch = case(chosen, work)

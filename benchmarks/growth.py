@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from benchmarks.gradient import STEPS, case, commands, options_of
 from benchmarks.harness import mebibytes, show, workspace
+from benchmarks.memory import PeakSampler
 from benchmarks.worker import Worker
 
 SIDES = {"ours": "ours", "hooks": "ours, hook form", "fusionbench": "FusionBench"}
@@ -17,10 +18,10 @@ SIDES = {"ours": "ours", "hooks": "ours, hook form", "fusionbench": "FusionBench
 
 def peak(command: list[str]) -> int:
     """Peak anonymous memory of a worker that makes a few steps, in bytes."""
-    with Worker(command) as worker:
+    with Worker(command) as worker, PeakSampler(worker.pid) as sampler:
         for _ in range(STEPS):
             worker.ask("step")
-    return worker.peak
+    return sampler.peak
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _FORKED = 0x40  # PF_FORKNOEXEC of the kernel's include/linux/sched.h
-INTERVAL = 0.003  # seconds between samples; one takes about 0.1 ms a process
+INTERVAL = 0.003  # seconds between samples, or more where a sample is slow
+SHARE = 0.05  # most of a core that sampling takes, since what is measured is also timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,9 @@ class PeakSampler:
 
     def _sample(self) -> None:
         while not self._ended.is_set():
+            begun = time.perf_counter()
             self.peak = max(self.peak, sum(anonymous(pid) for pid in family_of(self._pid)))
-            self._ended.wait(INTERVAL)
+            self._ended.wait(max(INTERVAL, (time.perf_counter() - begun) / SHARE))
 
 
 def anonymous(pid: int) -> int:

@@ -1,6 +1,6 @@
 """How long `optmerge --help` takes, beside an interpreter that does nothing.
 
-    python benchmarks/startup.py
+    make bench-startup
 
 Prints the median of a number of starts of each, after one that warms the file cache.
 """

@@ -1,8 +1,9 @@
-"""A child process that answers words with lines of JSON (see `serving.serve`), and its peak anonymous memory.
+"""A child process that answers words with lines of JSON (see `serving.serve`).
 
-with Worker([sys.executable, "-m", "benchmarks.gradient_worker", ...]) as worker:
-    value, seconds = worker.ask("step")
-worker.peak
+    with Worker([sys.executable, "-m", "benchmarks.gradient_worker", ...]) as worker:
+        value, seconds = worker.ask("step")
+
+Its memory is not watched, which would take time from what is timed; `memory.PeakSampler` watches ``worker.pid``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.harness import ROOT, environment
-from benchmarks.memory import PeakSampler
 
 
 class Worker:
@@ -38,22 +38,19 @@ class Worker:
             cwd=ROOT,
             env={**os.environ, **environment(), **(variables or {})},
         )
-        self._sampler = PeakSampler(self._process.pid)
 
     @property
-    def peak(self) -> int:
-        """Most anonymous memory seen so far, in bytes."""
-        return self._sampler.peak
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
 
     def __enter__(self) -> Worker:
-        self._sampler.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._process.stdin is not None:
             self._process.stdin.close()  # the worker's loop ends with its input
         self._process.wait()
-        self._sampler.__exit__()
         self._errors.close()
 
     def ask(self, word: str) -> tuple[Any, float]:
