@@ -75,6 +75,7 @@ def rows_of(work: Path, model: str, dtype: torch.dtype, counts: Sequence[int], r
                 f"{1e3 * statistics.median(times.apply):.0f} ms",
                 f"{1e3 * statistics.median(times.copy):.0f} ms",
                 f"{moved / statistics.median(times.apply) / 1e9:.1f} GB/s",
+                f"{moved / statistics.median(times.copy) / 1e9:.1f} GB/s",
                 f"{times.best:.2f}x",
                 f"{times.median:.2f}x",
                 f"{slow.best:.2f}x",
@@ -98,10 +99,10 @@ def main() -> None:
         rows = [row for case in cases for row in rows_of(work, *case, counts, 3 if chosen.small else chosen.rounds)]
     show(
         "Writing a candidate, against copying the same number of bytes",
-        ["", "K", "model", "apply", "copy", "speed", "best", "median", "torch: best", "median"],
+        ["", "K", "model", "apply", "copy", "apply moves", "copy moves", "best", "median", "torch: best", "median"],
         rows,
         [
-            "apply, copy, speed: medians, compiled kernels. best, median: time of apply over time of copy, shortest "
+            "apply, copy, moves: medians, compiled kernels. best, median: time of apply over time of copy, shortest "
             "and the median of the rounds; torch: the same without the compiled kernels.",
         ],
     )
