@@ -15,12 +15,13 @@
 #include <immintrin.h>
 #endif
 
-#define BLOCK 2048
+#define BLOCK 512   /* elements: a block of four sources, the base and the total stays in the first-level cache */
+#define AHEAD 2048 /* how far before their use values are asked for from memory */
 #define AT_ONCE 4
 #define LANES 32
 #define MOST 1024 /* sources of one job */
 
-enum { F32 = 0, BF16 = 1, F16 = 2 };
+enum { F32 = 0, BF16 = 1, F16 = 2, LOW = 3, HIGH = 4 }; /* the last two: every other bf16, see split */
 
 typedef struct {
     const void *data;
@@ -69,6 +70,26 @@ static inline uint16_t to_bf16(float value) {
     return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : (uint16_t)rounded;
 }
 
+/* Two neighbouring bf16 in one word: each becomes fp32 by one operation, and no value has to change its lane. Where all
+ * tensors of a job are bf16, blocks are kept split into the values of even and of odd positions. */
+static inline float low_of(const void *data, int64_t i) {
+    uint32_t pair;
+    memcpy(&pair, (const char *)data + 4 * i, 4);
+    pair <<= 16;
+    float value;
+    memcpy(&value, &pair, 4);
+    return value;
+}
+
+static inline float high_of(const void *data, int64_t i) {
+    uint32_t pair;
+    memcpy(&pair, (const char *)data + 4 * i, 4);
+    pair &= 0xffff0000u;
+    float value;
+    memcpy(&value, &pair, 4);
+    return value;
+}
+
 /* values[i] = data[i] as fp32 */
 static void load(float *restrict values, const void *data, int32_t type, int64_t length) {
     if (type == F32) {
@@ -99,6 +120,17 @@ static void stream(void *out, const void *bytes, int64_t count) {
     }
 #endif
     memcpy(out, bytes, (size_t)count);
+}
+
+static void load_split(float *restrict even, float *restrict odd, const void *data, int64_t pairs) {
+    for (int64_t i = 0; i < pairs; i++) even[i] = low_of(data, i);
+    for (int64_t i = 0; i < pairs; i++) odd[i] = high_of(data, i);
+}
+
+static void store_split(void *out, const float *restrict even, const float *restrict odd, int64_t pairs) {
+    uint32_t words[BLOCK / 2] __attribute__((aligned(64)));
+    for (int64_t i = 0; i < pairs; i++) words[i] = (uint32_t)to_bf16(even[i]) | ((uint32_t)to_bf16(odd[i]) << 16);
+    stream(out, words, pairs * 4);
 }
 
 static void store(void *out, int32_t type, const float *restrict values, int64_t length) {
@@ -169,6 +201,8 @@ static Bundle bundle(const Source *const *sources, int64_t left, int64_t positio
 
 #define FLOAT(k) (((const float *)b.data[k])[i])
 #define BRAIN(k) (from_bf16(((const uint16_t *)b.data[k])[i]))
+#define EVEN(k) (low_of(b.data[k], i))
+#define ODD(k) (high_of(b.data[k], i))
 #define EACH for (int64_t i = 0; i < length; i++)
 
 /* total (+)= sum over the bundle, in order, of c * (source - theta) or c * source */
@@ -191,11 +225,21 @@ static Bundle bundle(const Source *const *sources, int64_t left, int64_t positio
     else                                                                                                           \
         EACH total[i] = total[i] + PART(LOAD, DELTA, 0);
 
+static inline int all_bf16(const Job *job, const Source *const *used, int64_t count) {
+    int all = job->out_type == BF16 && job->base_type == BF16;
+    for (int64_t k = 0; k < count; k++) all = all && used[k]->type == BF16;
+    return all;
+}
+
 static void accumulate(float *restrict total, const float *restrict theta, Bundle b, int first, int64_t length) {
     if (b.type == F32) {
         if (b.absolute) { ACCUMULATE(FLOAT, - theta[i]) } else { ACCUMULATE(FLOAT, ) }
-    } else {
+    } else if (b.type == BF16) {
         if (b.absolute) { ACCUMULATE(BRAIN, - theta[i]) } else { ACCUMULATE(BRAIN, ) }
+    } else if (b.type == LOW) {
+        if (b.absolute) { ACCUMULATE(EVEN, - theta[i]) } else { ACCUMULATE(EVEN, ) }
+    } else {
+        if (b.absolute) { ACCUMULATE(ODD, - theta[i]) } else { ACCUMULATE(ODD, ) }
     }
 }
 
@@ -220,19 +264,33 @@ static void merge_one(const Job *job) {
         copy(job, used[0]->data, used[0]->type);
         return;
     }
+    int split = all_bf16(job, used, active);
     for (int64_t lo = 0; lo < job->length; lo += BLOCK) {
-        int64_t length = least(BLOCK, job->length - lo), next = lo + BLOCK;
+        int64_t length = least(BLOCK, job->length - lo), next = lo + AHEAD;
         int64_t ahead = next < job->length ? least(BLOCK, job->length - next) : 0;
+        int64_t pairs = length / 2;
+        float *odd = theta + pairs, *odd_total = total + pairs;
+        split = split && length % 2 == 0; /* only a job's last block is odd */
         prefetch(job->base, job->base_type, next, ahead);
-        load(theta, at(job->base, job->base_type, lo), job->base_type, length);
+        if (split) load_split(theta, odd, at(job->base, BF16, lo), pairs);
+        else load(theta, at(job->base, job->base_type, lo), job->base_type, length);
         for (int64_t k = 0; k < active;) {
             Bundle b = bundle(used + k, active - k, lo, converted, length);
             for (int j = 0; j < b.width; j++) prefetch(used[k + j]->data, used[k + j]->type, next, ahead);
-            accumulate(total, theta, b, k == 0, length);
+            if (split) {
+                b.type = LOW;
+                accumulate(total, theta, b, k == 0, pairs);
+                b.type = HIGH;
+                accumulate(odd_total, odd, b, k == 0, pairs);
+            } else {
+                accumulate(total, theta, b, k == 0, length);
+            }
             k += b.width;
         }
         for (int64_t i = 0; i < length; i++) total[i] = theta[i] + total[i];
-        store((char *)at(job->out, job->out_type, lo), job->out_type, total, length);
+        char *out = (char *)at(job->out, job->out_type, lo);
+        if (split) store_split(out, total, odd_total, pairs);
+        else store(out, job->out_type, total, length);
     }
 }
 
@@ -259,8 +317,12 @@ static void dot(float (*restrict lanes)[LANES], const float *restrict slope, con
                 int64_t length) {
     if (b.type == F32) {
         if (b.absolute) { DOT(FLOAT, - theta[i]) } else { DOT(FLOAT, ) }
-    } else {
+    } else if (b.type == BF16) {
         if (b.absolute) { DOT(BRAIN, - theta[i]) } else { DOT(BRAIN, ) }
+    } else if (b.type == LOW) {
+        if (b.absolute) { DOT(EVEN, - theta[i]) } else { DOT(EVEN, ) }
+    } else {
+        if (b.absolute) { DOT(ODD, - theta[i]) } else { DOT(ODD, ) }
     }
 }
 
@@ -272,19 +334,33 @@ static void contract_one(const Job *job, double *partial) {
         partial[k] = 0.0;
         used[k] = &job->sources[k];
     }
+    int bf16 = all_bf16(job, used, job->count);
     for (int64_t lo = 0; lo < job->length; lo += BLOCK) {
-        int64_t length = least(BLOCK, job->length - lo), next = lo + BLOCK;
+        int64_t length = least(BLOCK, job->length - lo), next = lo + AHEAD;
         int64_t ahead = next < job->length ? least(BLOCK, job->length - next) : 0;
         int64_t whole = length / LANES * LANES;
+        int split = bf16 && length == BLOCK;
         prefetch(job->out, job->out_type, next, ahead);
         prefetch(job->base, job->base_type, next, ahead);
-        load(slope, at(job->out, job->out_type, lo), job->out_type, length);
-        load(theta, at(job->base, job->base_type, lo), job->base_type, length);
+        if (split) {
+            load_split(slope, slope + BLOCK / 2, at(job->out, BF16, lo), BLOCK / 2);
+            load_split(theta, theta + BLOCK / 2, at(job->base, BF16, lo), BLOCK / 2);
+        } else {
+            load(slope, at(job->out, job->out_type, lo), job->out_type, length);
+            load(theta, at(job->base, job->base_type, lo), job->base_type, length);
+        }
         for (int64_t k = 0; k < job->count;) {
             float lanes[AT_ONCE][LANES] __attribute__((aligned(64))) = {{0}};
             Bundle b = bundle(used + k, job->count - k, lo, converted, length);
             for (int j = 0; j < b.width; j++) prefetch(used[k + j]->data, used[k + j]->type, next, ahead);
-            dot(lanes, slope, theta, b, whole);
+            if (split) {
+                b.type = LOW;
+                dot(lanes, slope, theta, b, BLOCK / 2);
+                b.type = HIGH;
+                dot(lanes, slope + BLOCK / 2, theta + BLOCK / 2, b, BLOCK / 2);
+            } else {
+                dot(lanes, slope, theta, b, whole);
+            }
             for (int n = 0; n < b.width; n++) {
                 float rest = 0.0f;
                 double sum = 0.0;
