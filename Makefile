@@ -3,6 +3,7 @@
 #   make demo         the whole way on real models: fine-tune four experts, search, compare, export (about 12 minutes)
 #   make test         format, lint, types, layers, tests
 #   make test-peers   exported configs run by mergekit, in an environment of its own
+#   make test-triton  the kernels for CUDA devices, interpreted and compiled on the CPU, in an environment of its own
 #   make bench        every measurement of benchmarks/, beside the peers (34 GB of disk; --work DIR chooses which)
 #
 # Another interpreter: make demo PYTHON=python3.12
@@ -11,11 +12,12 @@ PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
 FUSIONBENCH := .venv-fusionbench
+TRITON := .venv-triton
 BIN := $(VENV)/bin
 
 BENCHES := startup apply gradient memory merge large lora directions
 
-.PHONY: help demo test lint test-peers bench bench-env $(BENCHES:%=bench-%) clean-env
+.PHONY: help demo test lint test-peers test-triton bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
 
 help:
@@ -39,6 +41,11 @@ lint: $(VENV)/.installed
 test-peers: $(VENV)/.installed $(PEERS)/.installed
 	OPTMERGE_PEERS=$(CURDIR)/$(PEERS) $(BIN)/pytest -m peers tests/peers
 
+# Nothing but torch and Triton is needed: the package is found in the folder, not installed.
+test-triton: $(TRITON)/.installed
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 PYTHONPATH=$(CURDIR) $(TRITON)/bin/python -m pytest -m triton \
+	  tests/merging/test_fused.py
+
 # Options for any of them: make bench-merge BENCH='--work /data/bench'
 bench: $(BENCHES:%=bench-%)
 
@@ -57,7 +64,7 @@ bench-merge: $(VENV)/.installed $(PEERS)/.installed
 	$(BIN)/python -m benchmarks.merge $(BENCH)
 
 clean-env:
-	rm -rf $(VENV) $(PEERS) $(FUSIONBENCH)
+	rm -rf $(VENV) $(PEERS) $(FUSIONBENCH) $(TRITON)
 
 # The stamps are newer than what they were installed from, so a second run installs nothing.
 $(VENV)/.installed: pyproject.toml constraints.txt | check-python
@@ -74,6 +81,12 @@ $(FUSIONBENCH)/.installed: requirements/peers-fusionbench.txt | check-python
 	test -x $(FUSIONBENCH)/bin/python || $(PYTHON) -m venv $(FUSIONBENCH)
 	$(FUSIONBENCH)/bin/python -m pip install --disable-pip-version-check --progress-bar off --no-deps \
 	  -r requirements/peers-fusionbench.txt
+	touch $@
+
+$(TRITON)/.installed: requirements/triton.txt constraints.txt | check-python
+	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
+	  -r requirements/triton.txt
 	touch $@
 
 .PHONY: check-python

@@ -1,7 +1,7 @@
-"""The compiled passes over weights in host memory: `kernels.c`, built once by the machine's C compiler.
+"""The compiled passes over weights: `kernels.c` for host memory, built once by the C compiler here; `fused` for CUDA.
 
-They only make the CPU faster: without a compiler the same arithmetic is done by torch's own operations, with the same
-bits for a merge, and the sums of a contraction in another order. Which of the two is used is logged, shown by
+They only make merging faster: where nothing can be compiled the same arithmetic is done by torch's own operations, with
+the same bits for a merge, and the sums of a contraction in another order. Which of them is used is logged, shown by
 ``optmerge plan`` and written down in a run's manifest.
 
     library = compiled()                       # None: use torch
@@ -32,6 +32,7 @@ import torch
 
 from optmerge.atomic import atomic_path
 from optmerge.errors import ConfigError, RunError
+from optmerge.merging.fused import Fused
 from optmerge.models.cache import cache_dir
 
 log = logging.getLogger(__name__)
@@ -112,9 +113,7 @@ def compiled() -> Library | None:
         ConfigError: ``OPTMERGE_KERNELS`` has an unknown value.
         RunError: It is ``compiled``, and nothing can be.
     """
-    wanted = os.environ.get("OPTMERGE_KERNELS", "auto")
-    if wanted not in ("auto", "torch", "compiled"):
-        raise ConfigError(f"OPTMERGE_KERNELS is {wanted!r}; expected auto, torch or compiled.")
+    wanted = _wanted()
     if wanted == "torch":
         return None
     try:
@@ -124,14 +123,50 @@ def compiled() -> Library | None:
             "Merging on the CPU is several times faster with a C compiler: install gcc or clang, or name one in CC."
         )
         if wanted == "compiled":
-            raise RunError(f"The kernels cannot be compiled: {' '.join(str(problem).split())[:300]} {advice}") from None
-        log.warning("kernels.c cannot be compiled (%s). %s", " ".join(str(problem).split())[:200], advice)
+            raise RunError(f"The kernels cannot be compiled: {_in_short(problem, 300)} {advice}") from None
+        log.warning("kernels.c cannot be compiled (%s). %s", _in_short(problem, 200), advice)
         return None
 
 
-def kind() -> str:
-    """``compiled`` or ``torch``: who does the arithmetic in host memory."""
-    return "torch" if compiled() is None else "compiled"
+@cache
+def fused(device: torch.device) -> Fused | None:
+    """The fused kernels of a CUDA device, compiled and checked on the first call; None where torch does the work.
+
+    Raises:
+        ConfigError: ``OPTMERGE_KERNELS`` has an unknown value.
+        RunError: It is ``compiled``, and they cannot be used.
+    """
+    wanted = _wanted()
+    if wanted == "torch" or device.type != "cuda":
+        return None
+    try:
+        return Fused(device)
+    except Exception as problem:  # Triton and drivers raise whatever they like, and torch can always do the work
+        told = f"The fused kernels cannot be used on {device} ({type(problem).__name__}: {_in_short(problem, 200)})."
+        if wanted == "compiled":
+            raise RunError(
+                f"{told} Install PyTorch's CUDA build with its Triton and a C compiler, or set OPTMERGE_KERNELS=auto."
+            ) from problem
+        log.warning("%s Torch's operations are used: merges have the same bits, and take several times longer.", told)
+        return None
+
+
+def kind(device: torch.device) -> str:
+    """Who does the arithmetic on the device: ``compiled`` (`kernels.c`), ``triton``, or ``torch``."""
+    if device.type == "cpu":
+        return "torch" if compiled() is None else "compiled"
+    return "torch" if fused(device) is None else "triton"
+
+
+def _wanted() -> str:
+    wanted = os.environ.get("OPTMERGE_KERNELS", "auto")
+    if wanted not in ("auto", "torch", "compiled"):
+        raise ConfigError(f"OPTMERGE_KERNELS is {wanted!r}; expected auto, torch or compiled.")
+    return wanted
+
+
+def _in_short(problem: BaseException, most: int) -> str:
+    return " ".join(str(problem).split())[:most]
 
 
 def _build() -> Path:

@@ -8,8 +8,8 @@ coefficients give the base exactly; a one-hot row copies the expert.
     write_merge(out, segment, [0.3, 0.5], workspace)
     contract(gradient, segment, [0, 1], into, workspace)          # into[k] += <gradient, delta_k>
 
-In host memory the compiled kernels do the work where they can (`kernels`); everywhere else torch does it, in chunks
-whose buffers are made once.
+The compiled kernels do the work where they can (`kernels`): in host memory, and on a CUDA device what is there as a
+whole. Everywhere else torch does it, in chunks whose buffers are made once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from collections.abc import Sequence
 
 import torch
 
+from optmerge.merging.fused import Fused
 from optmerge.merging.jobs import JobTable
-from optmerge.merging.kernels import Library, compiled
+from optmerge.merging.kernels import Library, compiled, fused
 from optmerge.merging.low_rank import FactorScratch, add_low_rank, contract_low_rank
 from optmerge.merging.sources import LowRank, Segment, Source
 from optmerge.merging.streaming import HostStream
@@ -37,6 +38,7 @@ class Workspace:
         total: One chunk of the sum.
         base: One chunk of the base.
         library: The compiled kernels, where the device is the CPU and they can be used.
+        fused: Those of a CUDA device, likewise.
         host: Brings chunks of mapped tensors to an accelerator.
         factors: Stacked factors of low-rank directions.
     """
@@ -48,8 +50,9 @@ class Workspace:
         self.delta = torch.empty(self.size, dtype=dtype, device=device)
         self.total = torch.empty(self.size, dtype=dtype, device=device)
         self.base = torch.empty(self.size, dtype=dtype, device=device)
-        on_cpu = device.type == "cpu" and dtype == torch.float32
-        self.library: Library | None = compiled() if on_cpu else None
+        single = dtype == torch.float32
+        self.library: Library | None = compiled() if single and device.type == "cpu" else None
+        self.fused: Fused | None = fused(device) if single else None
         self.host = HostStream(device, self.size)
         self.factors = FactorScratch(device, dtype)
         self._product: torch.Tensor | None = None
@@ -159,6 +162,9 @@ def _write_dense(
         table.set_coefficients([c for _, c in active])
         workspace.library.merge(table.jobs)
         return
+    if workspace.fused is not None and workspace.fused.takes(out, base, sources):
+        workspace.fused.merge(out, base, sources, [c for _, c in active])
+        return
     target = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
     flat_out, flat_base = target.view(-1), base.reshape(-1)
     flat = [(source.tensor.reshape(-1), source.absolute, c) for source, c in active]
@@ -193,6 +199,9 @@ def _contract_dense(
         sums = workspace.library.contract(table.jobs, len(sources)).sum(axis=0)
         for (column, _), value in zip(active, sums.tolist(), strict=True):
             into[column] += value
+        return
+    if workspace.fused is not None and workspace.fused.takes(gradient, base, sources):
+        workspace.fused.contract(gradient, base, sources, [column for column, _ in active], into)
         return
     flat_gradient, flat_base = gradient.reshape(-1), base.reshape(-1)
     flat = [(column, source.tensor.reshape(-1), source.absolute) for column, source in active]

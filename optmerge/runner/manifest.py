@@ -68,7 +68,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": str(device),
         "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "kernels": kernels.kind(),
+        "kernels": kernels.kind(device),
     }
 
 

@@ -169,11 +169,12 @@ def _seconds(
 
 
 def _arithmetic(memory: MemoryPlan, device: torch.device) -> str:
+    written = f"candidates are written by {kernels.kind(device)} kernels"
     if device.type == "cpu":
-        written = f"candidates are written by {kernels.kind()} kernels from mapped files"
+        written += " from mapped files"
     else:
         base = "the base" if memory.base_resident else "not the base"
-        written = f"resident on {device}: {', '.join([base, *memory.resident])}; the rest is streamed"
+        written += f"; resident on {device}: {', '.join([base, *memory.resident])}; the rest is streamed"
     gathered = {
         None: "no gradients",
         "accumulate": "weight gradients are accumulated and contracted once a step",

@@ -131,7 +131,7 @@ def test_without_a_compiler_torch_does_the_work_and_it_is_said(
     monkeypatch.setenv("OPTMERGE_CACHE", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")
     with caplog.at_level("WARNING"):
-        assert kernels.kind() == "torch"
+        assert kernels.kind(CPU) == "torch"
     assert "no-such-compiler" in caplog.text
     assert "install gcc or clang" in caplog.text
     kernels.compiled.cache_clear()
@@ -154,7 +154,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_the_environment_variable_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTMERGE_KERNELS", "torch")
-    assert kernels.kind() == "torch"
+    assert kernels.kind(CPU) == "torch"
     kernels.compiled.cache_clear()
     monkeypatch.setenv("OPTMERGE_KERNELS", "fast")
     with pytest.raises(ConfigError, match="auto, torch or compiled"):
