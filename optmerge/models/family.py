@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
@@ -25,29 +26,24 @@ from optmerge.models.adapter import AdapterCheckpoint, DeltaForm, same_values
 from optmerge.models.ahead import read_ahead
 from optmerge.models.architecture import ModelKind, body_prefix, model_on_meta
 from optmerge.models.checkpoint import Checkpoint, open_checkpoint
+from optmerge.models.layouts import Layout, Parameter, layout_key, recall_layout, remember_layout
 from optmerge.models.mapping import CheckpointMap, checkpoint_map
 from optmerge.models.roles import Role, input_first, roles
-from optmerge.models.validation import Member, check_family, check_same_architecture, check_ties, check_values_of
+from optmerge.models.validation import (
+    Member,
+    check_family,
+    check_same_architecture,
+    check_ties,
+    check_values_of,
+    config_notes,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+log = logging.getLogger(__name__)
+
 Heads = Literal["own", "merged"]
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A merged parameter in module layout; its dtype is the base's on disk.
-
-    ``input_first``: a matrix (or a stack of them) stored [in, out], as in GPT-2's Conv1D, and not [out, in].
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    numel: int
-    dtype: torch.dtype
-    role: Role
-    input_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ class Family:
     parameters: dict[str, Parameter]
     head_parameters: tuple[str, ...]
     maps: dict[str, CheckpointMap]
-    configs: dict[str, PreTrainedConfig]
+    configs: Mapping[str, PreTrainedConfig]
     num_layers: int
 
     def checkpoint(self, who: str) -> Checkpoint:
@@ -171,6 +167,7 @@ def open_family(
     """Open a base and experts, and check that they fit.
 
     Headers and configs only, unless ``check_values``: that reads every weight once (NaN, Inf) and remembers the result.
+    What headers and configs tell is remembered too (see `layouts`).
 
     Args:
         base: A model reference. It may be a bare body where the experts have heads.
@@ -190,42 +187,73 @@ def open_family(
         who: open_checkpoint(reference, relative_to=relative_to, allow_pickle=allow_pickle)
         for who, reference in {"base": base, **experts}.items()
     }
+    key = layout_key(checkpoints, heads=heads)
     with read_ahead(checkpoints.values() if check_values else ()) as wait:
-        configs = {who: checkpoint.config() for who, checkpoint in checkpoints.items()}
-        kinds = {who: kind_of(config) for who, config in configs.items()}
-        check_same_architecture(checkpoints, configs)
-        first = next(iter(experts))
-        kind = kinds[first]
-        architecture = next(iter(configs[first].architectures or ()), None) if kind == "other" else None
-        members = {}
-        for who, checkpoint in checkpoints.items():
-            empty = model_on_meta(configs[who], kind, architecture=architecture)
-            members[who] = Member(who, checkpoint, configs[who], empty, checkpoint_map(empty, checkpoint))
-        model = members[first].model
-        check_ties(members)
-        chosen = _choose_heads(heads, members, kind)
-        prefix = body_prefix(model) if chosen == "own" else ""
-        names = [name for name, _ in model.named_parameters()]
-        merged = [name for name in names if name.startswith(prefix)]
-        head = tuple(name for name in names if not name.startswith(prefix))
-        check_family(members, merged, head)
+        layout = recall_layout(key, checkpoints)
+        if layout is None:
+            layout = _examine(checkpoints, heads)
+            remember_layout(key, layout)
         if check_values:
             wait()
-            check_values_of(members, merged, head)
-    found, flipped = roles(members["base"].model), input_first(members["base"].model)
-    parameters = {name: _parameter(name, members["base"], found[name], name in flipped) for name in merged}
-    layers = [parameter.role.layer for parameter in parameters.values() if parameter.role.layer is not None]
+            check_values_of(checkpoints, layout.maps, list(layout.parameters), layout.head_parameters)
+    for note in layout.notes:
+        log.warning("%s", note)
+    layers = [parameter.role.layer for parameter in layout.parameters.values() if parameter.role.layer is not None]
     return Family(
-        kind=kind,
-        heads=chosen,
-        base=checkpoints.pop("base"),
-        experts=checkpoints,
-        parameters=parameters,
-        head_parameters=head,
-        maps={who: member.map for who, member in members.items()},
-        configs=configs,
+        kind=layout.kind,
+        heads=cast(Heads, layout.heads),
+        base=checkpoints["base"],
+        experts={who: checkpoint for who, checkpoint in checkpoints.items() if who != "base"},
+        parameters=layout.parameters,
+        head_parameters=layout.head_parameters,
+        maps=layout.maps,
+        configs=Configs(checkpoints),
         num_layers=1 + max(layers, default=-1),
     )
+
+
+class Configs(Mapping[str, "PreTrainedConfig"]):
+    """``"base"`` and every expert's name -> its config, read when it is first asked for."""
+
+    def __init__(self, checkpoints: Mapping[str, Checkpoint]) -> None:
+        self._checkpoints = checkpoints
+        self._read: dict[str, PreTrainedConfig] = {}
+
+    def __getitem__(self, who: str) -> PreTrainedConfig:
+        if who not in self._read:
+            self._read[who] = self._checkpoints[who].config()
+        return self._read[who]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._checkpoints)
+
+    def __len__(self) -> int:
+        return len(self._checkpoints)
+
+
+def _examine(checkpoints: Mapping[str, Checkpoint], heads: Literal["auto", "own", "merged"]) -> Layout:
+    """Find a family's layout with transformers' model classes, and check that its members fit."""
+    configs = Configs(checkpoints)
+    check_same_architecture(checkpoints, configs)
+    first = next(who for who in checkpoints if who != "base")
+    kind = kind_of(configs[first])
+    architecture = next(iter(configs[first].architectures or ()), None) if kind == "other" else None
+    members = {}
+    for who, checkpoint in checkpoints.items():
+        empty = model_on_meta(configs[who], kind, architecture=architecture)
+        members[who] = Member(who, checkpoint, configs[who], empty, checkpoint_map(empty, checkpoint))
+    model = members[first].model
+    check_ties(members)
+    chosen = _choose_heads(heads, members, kind)
+    prefix = body_prefix(model) if chosen == "own" else ""
+    names = [name for name, _ in model.named_parameters()]
+    merged = [name for name in names if name.startswith(prefix)]
+    head = tuple(name for name in names if not name.startswith(prefix))
+    check_family(members, merged, head)
+    found, flipped = roles(members["base"].model), input_first(members["base"].model)
+    parameters = {name: _parameter(name, members["base"], found[name], name in flipped) for name in merged}
+    notes = config_notes(members["base"], [members[who] for who in checkpoints if who != "base"])
+    return Layout(kind, chosen, parameters, head, {who: member.map for who, member in members.items()}, notes)
 
 
 def kind_of(config: PreTrainedConfig) -> ModelKind:

@@ -92,6 +92,8 @@ class CheckpointMap:
         duplicates: Disk tensor -> parameter, for the second and later disk copies of a tied parameter. Reading takes
             the first copy, splitting writes them all.
         buffers: Persistent buffers that the checkpoint fills (batch-norm statistics); `read` knows them too.
+        buffer_pieces: Persistent buffer -> the piece that fills it.
+        shapes: Parameter of the model -> its shape there.
     """
 
     def __init__(
@@ -114,13 +116,18 @@ class CheckpointMap:
             self._by_disk[piece.disk].append(piece)
         self._disk_shapes = dict(disk_shapes)
         self._reference = reference
-        self._buffers = dict(buffers)
+        self.buffer_pieces = dict(buffers)
         self.buffers = tuple(buffers)
+        self.shapes = dict(shapes)
         self.duplicates = dict(duplicates)
         self.unused = tuple(name for name in disk_shapes if name not in self._by_disk)
         self.missing = tuple(name for name in shapes if name not in self._by_parameter)
         found = {name: extent(self.pieces_to_read(name)) for name in self._by_parameter}
         self.mismatched = {name: (found[name], shapes[name]) for name in found if found[name] != shapes[name]}
+
+    def __contains__(self, parameter: str) -> bool:
+        """Whether a tensor on disk fills the parameter."""
+        return parameter in self._by_parameter
 
     def pieces_to_read(self, parameter: str) -> tuple[Piece, ...]:
         """The pieces that fill a parameter once, without further copies of a tied one.
@@ -134,8 +141,8 @@ class CheckpointMap:
     def _pieces_of(self, parameter: str) -> tuple[Piece, ...]:
         if parameter in self._by_parameter:
             return self._by_parameter[parameter]
-        if parameter in self._buffers:
-            return (self._buffers[parameter],)
+        if parameter in self.buffer_pieces:
+            return (self.buffer_pieces[parameter],)
         if parameter in self.missing:
             raise ModelError(f"The checkpoint {self._reference} has no tensor for the model's parameter {parameter!r}.")
         raise ModelError(

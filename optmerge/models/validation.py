@@ -5,12 +5,11 @@ Members are the base (who = "base") and the experts; the checks run in this orde
 check_same_architecture(checkpoints, configs)
 check_ties(members)
 check_family(members, merged, head)          # headers only
-check_values_of(members, merged, head)       # NaN, Inf, tied copies that differ
+check_values_of(checkpoints, maps, merged, head)       # NaN, Inf, tied copies that differ
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +27,6 @@ from optmerge.models.values import find_nonfinite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-log = logging.getLogger(__name__)
 
 # Config keys that say nothing about what the body computes, or that shapes are compared for anyway.
 _HARMLESS = re.compile(
@@ -54,11 +51,7 @@ class Member:
     @property
     def title(self) -> str:
         """How messages call it."""
-        return (
-            f"the base {self.checkpoint.reference}"
-            if self.who == "base"
-            else (f"the expert {self.who} ({self.checkpoint.reference})")
-        )
+        return title_of(self.who, self.checkpoint)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -163,7 +156,6 @@ def check_family(members: Mapping[str, Member], merged: Sequence[str], head: Seq
             _check_whole(expert, [*merged, *head])
             _check_shapes(base, expert, merged)
             _check_extra(expert, ())
-            _compare_configs(base, expert)
     for member in members.values():
         _check_dtypes(member, [*merged, *head])
 
@@ -261,13 +253,18 @@ def _check_extra(member: Member, head: Sequence[str]) -> None:
         )
 
 
-def _compare_configs(base: Member, expert: Member) -> None:
-    """Shapes do not show everything: say which settings of the expert's config the base's will stand in for."""
+def config_notes(base: Member, experts: Iterable[Member]) -> tuple[str, ...]:
+    """Shapes do not show everything: which settings of the experts' configs the base's will stand in for."""
+    return tuple(note for expert in experts if (note := _config_note(base, expert)) is not None)
+
+
+def _config_note(base: Member, expert: Member) -> str | None:
     ours, theirs = base.config.to_dict(), expert.config.to_dict()
     keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and not _HARMLESS.fullmatch(key)]
-    if keys:
-        shown = ", ".join(f"{key} {theirs.get(key)!r} (base {ours.get(key)!r})" for key in keys[:5])
-        log.warning("The config of %s differs from the base's, which is used: %s", expert.title, shown)
+    if not keys:
+        return None
+    shown = ", ".join(f"{key} {theirs.get(key)!r} (base {ours.get(key)!r})" for key in keys[:5])
+    return f"The config of the expert {expert.who} differs from the base's, which is used: {shown}"
 
 
 def _check_dtypes(member: Member, parameters: Sequence[str]) -> None:
@@ -281,26 +278,39 @@ def _check_dtypes(member: Member, parameters: Sequence[str]) -> None:
         )
 
 
-def check_values_of(members: Mapping[str, Member], merged: Sequence[str], head: Sequence[str]) -> None:
+def check_values_of(
+    checkpoints: Mapping[str, Checkpoint],
+    maps: Mapping[str, CheckpointMap],
+    merged: Sequence[str],
+    head: Sequence[str],
+) -> None:
     """Look for NaN and Inf in what is merged and in the heads that are used, and for tied tensors that differ.
 
     Raises:
         ModelError: There are some; the tensors are named.
     """
-    for who, member in members.items():
-        bad = find_nonfinite(member.checkpoint, member.disk_names(merged if who == "base" else [*merged, *head]))
+    for who, checkpoint in checkpoints.items():
+        layout, title = maps[who], _capital(title_of(who, checkpoint))
+        wanted = [name for name in (merged if who == "base" else [*merged, *head]) if name in layout]
+        disks = dict.fromkeys(disk for name in wanted for disk in layout.disk_names(name))
+        bad = find_nonfinite(checkpoint, disks)
         if bad:
             raise ModelError(
-                f"{_capital(member.title)} has NaN or infinite values in {list_names(bad)}. Its training diverged or "
+                f"{title} has NaN or infinite values in {list_names(bad)}. Its training diverged or "
                 "the file was damaged after it was written; use another checkpoint of it."
             )
-        for disk, parameter in member.map.duplicates.items():
-            if not torch.equal(member.checkpoint.read(disk), member.map.read(member.checkpoint, parameter)):
+        for disk, parameter in layout.duplicates.items():
+            if not torch.equal(checkpoint.read(disk), layout.read(checkpoint, parameter)):
                 raise ModelError(
-                    f"{_capital(member.title)} stores {disk} apart from {parameter} with other values, although its "
+                    f"{title} stores {disk} apart from {parameter} with other values, although its "
                     "config says that they are tied. Set tie_word_embeddings to false in its config.json (and untie "
                     "the other models), or remove the copy that is not meant."
                 )
+
+
+def title_of(who: str, checkpoint: Checkpoint) -> str:
+    """How messages call the base or an expert."""
+    return f"the base {checkpoint.reference}" if who == "base" else f"the expert {who} ({checkpoint.reference})"
 
 
 def _capital(text: str) -> str:
