@@ -142,8 +142,8 @@ def _code() -> str:
 
 def _config(checkpoint: Checkpoint) -> object:
     path = checkpoint.folder / "config.json"
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return [config_facts(path), stored.get("architectures") if isinstance(stored, dict) else None]
+    facts = config_facts(path)  # refuses what is no mapping
+    return None if facts is None else [facts, json.loads(path.read_text(encoding="utf-8")).get("architectures")]
 
 
 def _map_to(layout: CheckpointMap) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from optmerge.errors import ModelError
 from optmerge.models import family as family_module
 from optmerge.models.family import Family, open_family
 from tests.tiny import save_family, save_model
@@ -76,6 +77,14 @@ def test_what_differs_is_examined_anew(change: str, tmp_path: Path, monkeypatch:
         heads = "merged"
     with pytest.raises(AssertionError, match="not remembered"):
         open_family(str(base), {"e": str(one)}, relative_to=Path(), heads=heads)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", [b'{"model_type":', b"\xff\xfe", b"[1]"])
+def test_a_damaged_config_is_named(content: bytes, tmp_path: Path) -> None:
+    base, one = (save_model("llama", tmp_path / name, seed=seed) for seed, name in enumerate(["b", "1"]))
+    (one / "config.json").write_bytes(content)
+    with pytest.raises(ModelError, match=r"1/config\.json (is not valid JSON|holds a list).*Download or copy it again"):
+        opened(base, {"e": one})
 
 
 def test_a_note_on_configs_is_given_every_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
