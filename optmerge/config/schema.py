@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from optmerge.config.amounts import amount_bytes
 from optmerge.config.base import Strict, named
 from optmerge.config.drivers import AdamConfig, DriverConfig
 from optmerge.config.methods import INPUT_METHODS, LINEAR_METHODS, MethodConfig, TaskArithmeticConfig
@@ -108,6 +109,12 @@ def _task_vectors() -> list[Direction]:
     return ["experts"]
 
 
+def _auto_or_amount(text: str) -> str:
+    if text != "auto":
+        amount_bytes(text)
+    return text
+
+
 def _sum_of_parts(method: MethodConfig) -> MethodConfig:
     """Refuse what cannot be searched by scaling each expert's part of it."""
     if method.name not in LINEAR_METHODS:
@@ -162,7 +169,7 @@ class SearchConfig(Strict):
     batch_tokens: int = Field(
         4096, ge=1, description="most padded tokens in one forward pass; halved when memory runs out"
     )
-    memory: str = Field(
+    memory: Annotated[str, AfterValidator(_auto_or_amount)] = Field(
         "auto", description="most memory that may be used on the device, such as 12GB; auto = what is free at the start"
     )
     checkpointing: bool = Field(

@@ -11,7 +11,6 @@ contracted one by one in every backward pass where they do not.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +20,9 @@ import psutil
 import torch
 from torch import nn
 
+from optmerge.config.amounts import amount_bytes
 from optmerge.config.methods import INPUT_METHODS
 from optmerge.config.schema import SearchConfig
-from optmerge.errors import ConfigError
 from optmerge.merging.engine import Form
 from optmerge.merging.parts import PART
 from optmerge.merging.recipe import Direction
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from optmerge.space.space import SearchSpace
 
 RESERVE = 0.1  # share of an accelerator's free memory that stays free: fragments, and what libraries take
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,9 @@ def plan_memory(
     Reads no weights: model, objective and one batch of every kind run on the meta device.
 
     Raises:
-        ConfigError: ``memory`` in the search file is no amount, or an architecture cannot be checkpointed.
+        ConfigError: An architecture cannot be checkpointed.
     """
-    budget = parse_budget(config.memory, device)
+    budget = memory_budget(config.memory, device)
     gradient = config.driver.name == "adam"
     model = ResidentModel(family, device=META, dtype=dtype)
     held = {id(value): value.numel() * value.dtype.itemsize for value in _all_parameters(model, family)}
@@ -132,21 +131,14 @@ def plan_memory(
     return MemoryPlan(parts, mapped, budget, form, resident, base_resident, tuple(notes))
 
 
-def parse_budget(text: str, device: torch.device) -> int:
-    """Bytes that may be used: what the search file says, or with ``auto`` what is free now.
-
-    Raises:
-        ConfigError: The text is no amount of memory.
-    """
-    if text == "auto":
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            return int(free * (1 - RESERVE))
-        return _process_bytes() + _available()
-    found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([KMG]?i?B?)", text.strip(), re.IGNORECASE)
-    if found is None or found[2].upper() not in _UNITS:
-        raise ConfigError(f"memory is {text!r}; expected auto, or an amount such as 12GB, 900MB or 8GiB.")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+def memory_budget(text: str, device: torch.device) -> int:
+    """Bytes that may be used: what the search file says, or with ``auto`` what is free now."""
+    if text != "auto":
+        return amount_bytes(text)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * (1 - RESERVE))
+    return _process_bytes() + _available()
 
 
 def _teacher_bytes(config: SearchConfig, family: Family, calibration: Calibration) -> int:
@@ -220,13 +212,18 @@ def _process_bytes() -> int:
 
 
 def _available() -> int:
-    """Bytes that this process can still get: the machine's, or its control group's if that allows less."""
+    """Bytes that this process can still get: the machine's, or its control group's if that allows less.
+
+    A control group's count of what is used includes the pages of files, mapped weights among them, which it takes back.
+    """
     available = int(psutil.virtual_memory().available)
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        limit = (_CONTROL_GROUP / "memory.max").read_text().strip()
         if limit != "max":
-            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            used = int((_CONTROL_GROUP / "memory.current").read_text())
+            counts = dict(line.split() for line in (_CONTROL_GROUP / "memory.stat").read_text().splitlines())
+            used -= int(counts["active_file"]) + int(counts["inactive_file"])
             available = min(available, max(0, int(limit) - used))
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):  # no control groups, or another version of them
         pass
     return available

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from optmerge.config.load import build_config
-from optmerge.errors import ConfigError
 from optmerge.models.family import Family
-from optmerge.runner import simulation
+from optmerge.runner import memory, simulation
 from optmerge.runner.manifest import make_manifest
 from optmerge.runner.plan import Plan, make_plan
 from optmerge.runner.problem import absolute_references, open_problem
@@ -81,8 +81,24 @@ def test_little_memory_changes_the_form_of_the_gradient_and_then_is_too_little(
     assert less.memory["gradients and activations"] < plenty.memory["gradients and activations"]
     short = plan(settings(memory="1MB"), tmp_path)
     assert any("are needed and 0.0 GB may be used" in note for note in short.warnings)
-    with pytest.raises(ConfigError, match="expected auto, or an amount such as 12GB"):
-        plan(settings(memory="a lot"), tmp_path)
+
+
+def test_files_in_the_page_cache_of_a_control_group_are_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_CONTROL_GROUP", tmp_path)
+    machine = memory._available()
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**12))
+    assert memory._available() == 10**12 > machine  # there is no control group
+    for name, content in {
+        "memory.max": "8000000\n",
+        "memory.current": "7900000\n",
+        "memory.stat": "anon 1900000\nfile 6000000\nactive_file 4000000\ninactive_file 1000000\nshmem 1000000\n",
+    }.items():
+        (tmp_path / name).write_text(content)
+    assert memory._available() == 8_000_000 - (7_900_000 - 5_000_000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._available() == 10**12
 
 
 def test_a_run_keeps_the_form_of_the_gradient_that_it_began_with(settings: Settings, tmp_path: Path) -> None:
