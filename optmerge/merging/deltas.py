@@ -128,11 +128,11 @@ class Deltas:
         """Direction -> the parameters that it leaves as they are in the base, bit for bit.
 
         Experts are compared once; the answer is remembered by the models' content. A method's delta is zero where
-        every expert's is.
+        every expert's is, if it keeps the base there.
         """
         from optmerge.models.cache import recall, remember
 
-        key = self.family.fingerprint()
+        key = f"{self.family.fingerprint()}-{self.family.heads}"  # heads decide which parameters there are
         known = recall("untouched", key)
         if known is None or set(known) != set(self.family.experts):
             known = {
@@ -143,7 +143,11 @@ class Deltas:
         experts = {expert: frozenset(names) for expert, names in known.items()}
         everywhere = frozenset.intersection(*experts.values())
         return {
-            direction.name: everywhere if direction.kind == "method" else experts[direction.expert]
+            direction.name: experts[direction.expert]
+            if direction.kind != "method"
+            else everywhere
+            if self._methods.keeps_base(direction)
+            else frozenset()
             for direction in self.directions
         }
 

@@ -55,7 +55,7 @@ class MethodDeltas:
     def statistics_wanted(self) -> bool:
         """Whether a method needs statistics and is in no cache yet."""
         return any(
-            build_method(_config(direction), list(self._family.experts)).needs
+            self._built(direction).needs
             and direction.stored is None
             and not (self._cache and self._path(direction).is_dir())
             for direction in self._directions
@@ -82,7 +82,7 @@ class MethodDeltas:
     def key(self, direction: Direction) -> str:
         """A hash of all that the content depends on; the parts of one method have it in common."""
         if direction.name not in self._keys:
-            method = build_method(_config(direction), list(self._family.experts))
+            method = self._built(direction)
             # The last bits of a decomposition depend on the library and on how many threads share the work.
             identity = [
                 self._family.fingerprint(),
@@ -101,7 +101,7 @@ class MethodDeltas:
 
     def kept_in(self, direction: Direction, folder: Path) -> Direction:
         """The direction as one that is stored in ``folder``, if it depends on calibration data; else as it is."""
-        if not build_method(_config(direction), list(self._family.experts)).needs:
+        if not self._built(direction).needs:
             return direction
         if not folder.is_dir():
             link_parts(self._stored[self.key(direction)].folder, folder)
@@ -127,10 +127,18 @@ class MethodDeltas:
     def _position(self, direction: Direction) -> int:
         return 0 if direction.kind == "method" else list(self._family.experts).index(direction.expert)
 
+    def keeps_base(self, direction: Direction) -> bool:
+        """Whether the delta is zero wherever every expert's is (`Method.keeps_base`)."""
+        return self._built(direction).keeps_base
+
+    def _built(self, direction: Direction) -> Method:
+        """A method with the direction's settings, not prepared."""
+        return build_method(_config(direction), list(self._family.experts))
+
     def _method(self, direction: Direction, progress: Progress | None) -> Method:
         key = self.key(direction)
         if key not in self._methods:
-            method = build_method(_config(direction), list(self._family.experts))
+            method = self._built(direction)
             if method.needs and self._statistics is None:
                 raise RecipeError(
                     f"The direction {direction.name} depends on calibration data ({', '.join(sorted(method.needs))}), "

@@ -17,6 +17,7 @@ from optmerge.config.methods import (
     METHOD_CONFIGS,
     DareConfig,
     IsoCConfig,
+    LinearConfig,
     MethodConfig,
     RegMeanConfig,
     TiesConfig,
@@ -324,6 +325,21 @@ def test_a_parameter_that_experts_leave_alone_is_known(tmp_path: Path) -> None:
         *expand_directions(["experts", TiesConfig()], list(experts)),
         *expand_directions(["experts"], list(experts), DareConfig()),
     )
-    assert Deltas(family, directions, cache=None).untouched() == {
-        direction.name: frozenset({"bert.embeddings.word_embeddings.weight"}) for direction in directions
-    }
+    same = {direction.name: frozenset({"bert.embeddings.word_embeddings.weight"}) for direction in directions}
+    assert Deltas(family, directions, cache=None).untouched() == same
+    whole_sum = expand_directions([LinearConfig(normalize=False)], list(experts))  # base + base is not the base
+    assert Deltas(family, whole_sum, cache=None).untouched() == {"linear": frozenset()}
+
+
+def test_what_experts_leave_alone_is_known_apart_for_each_choice_of_heads(tmp_path: Path) -> None:
+    head = "lm_head.weight"
+
+    def change(who: str, model: PreTrainedModel) -> None:
+        model.get_parameter(head).data.fill_(0.5)
+
+    made = save_family("llama", tmp_path, change=change)
+    experts = {name: str(folder) for name, folder in made.experts.items()}
+    for heads, expected in (("own", frozenset[str]()), ("merged", frozenset({head}))):
+        family = open_family(str(made.base), experts, relative_to=Path(), heads=heads)  # type: ignore[arg-type]
+        deltas = Deltas(family, expand_directions(["experts"], list(experts)), cache=None)
+        assert deltas.untouched() == dict.fromkeys(experts, expected)

@@ -9,7 +9,7 @@ coefficient of the direction. It is put together from small stages, each with a 
     C  transform   one expert's task vector by itself         `vectors`, `trim`, `drop`
     D  frame       a basis that the experts share             `frames`
     E  weigh       weights, sign election                     `signs`
-    F  reduce      sum, mean, disjoint mean, linear solve     `reduce`, `gram_solve`, `geodesic`
+    F  reduce      sum, mean, disjoint mean, linear solve     `reduce`, `linear`, `gram_solve`, `slerp`
     G  finish      flat spectrum                              `spectrum`
 
 The schedule is one-shot: a parameter's delta depends on the experts and on what `Method.prepare` gathered. A fold over
@@ -99,10 +99,12 @@ class Method(ABC):
         needs: The statistics that `Models` must be able to hand out.
         weights: One number per expert. Where the method is ``linear``, the delta is their sum with `expert_deltas`.
         linear: The delta is linear in per-expert scales: `expert_deltas` do not depend on the weights.
+        keeps_base: The delta of a parameter that all experts have as the base has it is zero, up to rounding.
     """
 
     needs: frozenset[Need] = frozenset()
     linear: bool = False
+    keeps_base: bool = True
 
     def __init__(self, weights: tuple[float, ...]) -> None:
         self.weights = weights

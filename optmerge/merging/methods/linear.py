@@ -13,6 +13,7 @@ class ModelSum(Method):
 
     def __init__(self, weights: tuple[float, ...]) -> None:
         super().__init__(weights)
+        self.keeps_base = sum(weights) == 1
         self._task_vectors = Elementwise(weights)
 
     def delta(self, models: Models, name: str) -> torch.Tensor:

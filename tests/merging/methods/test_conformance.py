@@ -90,6 +90,18 @@ def test_models_are_left_alone_and_the_result_is_bitwise_repeatable(name: str, s
 
 
 @every_setting
+def test_where_every_expert_is_the_base_a_method_says_whether_it_keeps_it(
+    name: str, settings: dict[str, object]
+) -> None:
+    models = changed(every_kind(experts_for(name, 3)), lambda expert, parameter, tau: torch.zeros_like(tau))
+    built = method(name, settings, models)
+    assert built.keeps_base == ((name, settings) != ("linear", {"normalize": False}))
+    for parameter in models.names:
+        expected = torch.zeros(KINDS[parameter].shape) if built.keeps_base else 2 * models.base(parameter)
+        torch.testing.assert_close(built.delta(models, parameter), expected, rtol=1e-6, atol=1e-6)
+
+
+@every_setting
 def test_parameters_from_several_threads(name: str, settings: dict[str, object]) -> None:
     models = every_kind(experts_for(name, 3))
     expected = deltas(name, settings, models)
