@@ -48,7 +48,7 @@ def plan(
     budget = "no limit on evaluations" if made.evaluations is None else f"{made.evaluations} evaluations"
     output.say(f"{budget} with {config.driver.name}, after {made.baselines} baselines\n")
     output.table(["memory", ""], [[part, size(count)] for part, count in made.memory.items() if count], right=[""])
-    output.say(f"of {size(made.budget)}; {size(made.mapped)} of mapped files beside it, which the system may drop")
+    output.say(f"{size(made.budget)} may be used; mapped files ({size(made.mapped)}) are no part of it")
     output.say(made.arithmetic)
     if made.seconds:
         output.say()

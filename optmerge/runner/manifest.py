@@ -55,6 +55,7 @@ def make_manifest(problem: Problem) -> dict[str, Any]:
         "kind": family.kind,
         "heads": family.heads,
         "gradient": problem.engine.form,
+        "kept": list(problem.kept),
         "dtype": str(problem.dtype).removeprefix("torch."),
         "git": git_state(Path.cwd()),
     }

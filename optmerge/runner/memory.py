@@ -112,8 +112,11 @@ def plan_memory(
         parts["computing methods, beyond that"] = before - evaluation
     needed = sum(parts.values())
     if needed > budget:
-        advice = [] if config.checkpointing or not gradient else ["checkpointing: true"]
-        advice += ["fewer batch_tokens"] if config.batch_tokens > 256 else []
+        if before > evaluation:
+            advice = ["no whole methods among directions and baselines"]
+        else:
+            advice = [] if config.checkpointing or not gradient else ["checkpointing: true"]
+            advice += ["fewer batch_tokens"] if config.batch_tokens > 256 else []
         advice += ["dtype: bfloat16"] if dtype == torch.float32 else []
         notes.append(
             f"About {needed / 1e9:.1f} GB are needed and {budget / 1e9:.1f} GB may be used; "

@@ -153,7 +153,9 @@ def _seconds(
     batch = getattr(config.driver, "batch", None)
     if batch is not None:
         share = sum(min(batch, size) for size in fit_sizes.values()) / sum(fit_sizes.values())
-    passes = 3.0 if config.driver.name == "adam" else 1.0
+    passes = 1.0
+    if config.driver.name == "adam":  # a pass back costs two forward ones
+        passes += 2.0 + config.checkpointing + (config.objective.aggregate.name != "mean")
     evaluation = forward["fit"] * share * passes
     result = {
         "teachers": sum(forward.values()),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,7 @@ class Problem:
     Attributes:
         directions: All directions that the engine knows: every expert, then whole methods and parts of one.
         columns: Where the space's directions stand among them.
+        kept: What is kept on an accelerator, by name: "base" and directions.
         checkpointing: A context for gradient evaluations; None where activations are kept.
     """
 
@@ -66,6 +67,7 @@ class Problem:
     space: SearchSpace
     directions: tuple[Direction, ...]
     columns: list[int]
+    kept: tuple[str, ...]
     device: torch.device
     dtype: torch.dtype
     forward_options: dict[str, Any]
@@ -158,13 +160,20 @@ def absolute_references(config: SearchConfig, root: Path) -> SearchConfig:
     )
 
 
-def open_problem(config: SearchConfig, *, progress: Progress | None = None, form: Form | None = None) -> Problem:
+def open_problem(
+    config: SearchConfig,
+    *,
+    progress: Progress | None = None,
+    form: Form | None = None,
+    kept: Sequence[str] | None = None,
+) -> Problem:
     """Open models and data, and allocate the resident model.
 
     Args:
         config: With absolute references.
         progress: Told of long work.
         form: How gradients are gathered, for a run that began so; None lets the memory plan choose.
+        kept: What stays on an accelerator, likewise: a streamed tensor's gradient is summed up in another order.
 
     Raises:
         UserError: Anything about the models, the data or the combination of settings that cannot work.
@@ -199,13 +208,14 @@ def open_problem(config: SearchConfig, *, progress: Progress | None = None, form
     deltas.prepare(progress)
     columns = [direction.name for direction in directions]
     group_of = {name: row for row, group in enumerate(space.groups) for name in group.parameters}
-    kept = frozenset(columns.index(name) for name in memory.resident)
+    if kept is None:
+        kept = (*(["base"] if memory.base_resident else []), *memory.resident)
     engine = Engine(
         resident.parameters,
         deltas.segments,
         group_of,
         form=form or memory.form or "accumulate",
-        placement=Placement(memory.base_resident, kept),
+        placement=Placement("base" in kept, frozenset(columns.index(name) for name in kept if name != "base")),
     )
     return Problem(
         config=config,
@@ -218,6 +228,7 @@ def open_problem(config: SearchConfig, *, progress: Progress | None = None, form
         space=space,
         directions=directions,
         columns=[columns.index(direction.name) for direction in wanted],
+        kept=tuple(kept),
         device=device,
         dtype=dtype,
         forward_options={"use_cache": False} if family.kind == "causal-lm" else {},

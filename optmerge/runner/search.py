@@ -80,7 +80,9 @@ def resume(path: Path, *, sinks: Sequence[Sink] = (), stop: Stop = lambda: None)
         if result is not None and result["status"] == "finished":
             return Run(path, Recipe.load(path / "recipe.yaml"), result)
         begun = folder.read_json("manifest.json") or {}
-        problem = open_problem(folder.config(), progress=_fan_out(sinks), form=begun.get("gradient"))
+        problem = open_problem(
+            folder.config(), progress=_fan_out(sinks), form=begun.get("gradient"), kept=begun.get("kept")
+        )
         return _run(folder, problem, sinks, stop)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +11,17 @@ from typing import Any
 import pytest
 
 from optmerge.config.load import build_config
+from optmerge.merging.placement import Placement
 from optmerge.models.family import Family
 from optmerge.runner import memory, simulation
+from optmerge.runner import plan as plan_module
+from optmerge.runner import problem as problem_module
+from optmerge.runner import search as search_module
+from optmerge.runner.folder import RunFolder
 from optmerge.runner.manifest import make_manifest
 from optmerge.runner.plan import Plan, make_plan
 from optmerge.runner.problem import absolute_references, open_problem
-from optmerge.runner.search import search
+from optmerge.runner.search import resume, search
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -88,7 +94,7 @@ def test_files_in_the_page_cache_of_a_control_group_are_free_memory(
 ) -> None:
     monkeypatch.setattr(memory, "_CONTROL_GROUP", tmp_path)
     machine = memory._available()
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**12))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**12))
     assert memory._available() == 10**12 > machine  # there is no control group
     for name, content in {
         "memory.max": "8000000\n",
@@ -106,6 +112,65 @@ def test_a_run_keeps_the_form_of_the_gradient_that_it_began_with(settings: Setti
     chosen, pinned = open_problem(config), open_problem(config, form="hooks")
     assert (chosen.engine.form, pinned.engine.form) == ("accumulate", "hooks")
     assert make_manifest(pinned)["gradient"] == "hooks"
+
+
+def test_a_resumed_run_keeps_on_the_accelerator_what_it_began_with(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is free by then: fused and streamed contractions differ in their last bits."""
+    room = memory.MemoryPlan({}, 0, 0, "accumulate", resident=("b", "iso-c"), base_resident=True)
+    monkeypatch.setattr(problem_module, "plan_memory", lambda *_: room)
+    begun = open_problem(build_config(settings(directions=["experts", "iso-c"]), root=tmp_path))
+    assert begun.engine._placement == Placement(base=True, directions=frozenset({1, 2}))
+    kept = make_manifest(begun)["kept"]
+    assert kept == ["base", "b", "iso-c"]
+    monkeypatch.setattr(problem_module, "plan_memory", lambda *_: replace(room, resident=(), base_resident=False))
+    assert open_problem(begun.config).kept == ()
+    assert open_problem(begun.config, kept=kept).engine._placement == begun.engine._placement
+
+
+def test_resume_opens_what_the_manifest_says(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {}
+
+    class OpenedError(Exception):
+        pass
+
+    def opened(*_: object, **options: Any) -> None:
+        told.update(options)
+        raise OpenedError
+
+    run = RunFolder.create(tmp_path / "run", build_config(settings(), root=tmp_path))
+    run.write_json("manifest.json", {"gradient": "hooks", "kept": ["base", "b"]})
+    monkeypatch.setattr(search_module, "open_problem", opened)
+    with pytest.raises(OpenedError):
+        resume(tmp_path / "run")
+    assert (told["form"], told["kept"]) == ("hooks", ["base", "b"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({"driver": {"name": "cma"}, "objective": {"terms": [{"name": "expert-kl"}], "aggregate": "worst"}}, 1),
+        ({}, 3),
+        ({"checkpointing": True}, 4),
+        ({"checkpointing": True, "objective": {"terms": [{"name": "expert-kl"}], "aggregate": "worst"}}, 5),
+    ],
+)
+def test_the_time_of_an_evaluation_counts_its_passes(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], passes: int
+) -> None:
+    monkeypatch.setattr(plan_module, "_product_rate", lambda *_: 1e9)
+    forward = plan(settings(driver={"name": "optuna"}), tmp_path).seconds["one evaluation"]
+    assert plan(settings(**changes), tmp_path).seconds["one evaluation"] == pytest.approx(passes * forward)
+
+
+def test_fewer_tokens_are_no_advice_where_methods_take_the_memory(settings: Settings, tmp_path: Path) -> None:
+    short = plan(settings(memory="1MB", directions=["experts", "iso-c"]), tmp_path)
+    (advice,) = [note for note in short.warnings if "would help" in note]
+    assert "no whole methods among directions" in advice
+    assert "batch_tokens" not in advice
 
 
 def test_an_architecture_that_cannot_be_simulated_is_planned_without_its_activations(
