@@ -187,6 +187,10 @@ class Recipe:
             return cls.from_yaml(path.read_text(encoding="utf-8"), path)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise RecipeError(f"There is no recipe file {path}.") from None
+        except UnicodeDecodeError:
+            raise RecipeError(
+                f"{path} is not an optmerge recipe: it is no text. A run's best recipe is recipe.yaml in its folder."
+            ) from None
 
 
 def open_recipe(

@@ -66,7 +66,8 @@ def parse(body: object, path: Path | str) -> Recipe:
     if not experts or "base" in experts:
         what = "names no expert" if not experts else "calls an expert 'base', which stands for the base"
         raise RecipeError(f"{path} {what}. Write `experts:` with one `name: model` per expert.")
-    directions = reader.directions(body.get("directions", ["experts"]), experts)
+    method = reader.own_method(body.get("method", "task_arithmetic"))
+    directions = reader.directions(body.get("directions", ["experts"]), experts, method)
     names = [direction.name for direction in directions]
     if ("groups" in body) == ("coefficients" in body):
         both = "has both groups and coefficients" if "groups" in body else "has neither groups nor coefficients"
@@ -85,7 +86,7 @@ def parse(body: object, path: Path | str) -> Recipe:
         directions=directions,
         groups=groups,
         coefficient_fn=Static(np.array(rows, dtype=np.float64).reshape(len(groups), len(names))),
-        method=reader.text(body.get("method", "task_arithmetic"), "method"),
+        method=method,
         heads=reader.choice(body.get("heads", "auto"), HEADS, "heads"),  # type: ignore[arg-type]
         dtype=reader.choice(body.get("dtype", "auto"), DTYPES, "dtype"),
         tokenizer=reader.choice(body.get("tokenizer", "base"), ("base", *experts), "tokenizer"),
@@ -146,11 +147,27 @@ class _Reader:
         stated = {key: self.text(value[key], f"{where}.{key}") for key in value if value[key] is not None}
         return ModelEntry(self.need(stated, "reference", where), stated.get("sha256"), stated.get("revision"))
 
-    def directions(self, value: object, experts: Mapping[str, ModelEntry]) -> tuple[Direction, ...]:
+    def own_method(self, value: object) -> str:
+        """What a search made of its experts: a record, since each direction has the method that makes it."""
+        if value not in LINEAR_METHODS:
+            meant = value if isinstance(value, str) and value in METHOD_CONFIGS else "ties"
+            raise self.fail(
+                f"method is {_shown(value)}; expected task_arithmetic, or nothing. A whole method is a direction, with "
+                f"a coefficient of its own: write `directions: [{meant}]`."
+            )
+        return str(value)
+
+    def directions(self, value: object, experts: Mapping[str, ModelEntry], method: str) -> tuple[Direction, ...]:
         found: list[Direction] = []
         for index, entry in enumerate(self.listing(value, "directions")):
             where = f"directions[{index}]"
             if entry == "experts":
+                if method != "task_arithmetic":
+                    first = next(iter(experts))
+                    raise self.fail(
+                        f"{where} is 'experts', the task vectors as they are, and method is {method!r}. Leave method "
+                        f"out, or write one direction per expert: `{{expert: {first}, method: {{name: {method}}}}}`."
+                    )
                 found += [Direction(name, "expert") for name in experts]
             elif isinstance(entry, str):
                 found.append(self.named_direction(entry, experts, where))
@@ -225,9 +242,9 @@ class _Reader:
             stated = self.need(entry, "tensors", where)
             tensors = (EVERYTHING,) if stated == EVERYTHING else tuple(self.listing(stated, f"{where}.tensors"))
             for tensor in tensors:
-                if tensor in owner:
+                if self.text(tensor, f"{where}.tensors") in owner:
                     raise self.fail(f"tensor {tensor} is in group {owner[tensor]} and in group {name}.")
-                owner[self.text(tensor, f"{where}.tensors")] = name
+                owner[tensor] = name
             layer = entry.get("layer")
             if layer is not None and not isinstance(layer, int):
                 raise self.fail(f"{where}.layer is {_shown(layer)}; expected a whole number or nothing.")

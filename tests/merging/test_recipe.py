@@ -82,6 +82,12 @@ def test_missing_file(tmp_path: Path) -> None:
         Recipe.load(tmp_path / "recipe.yaml")
 
 
+def test_a_weight_file_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes([0xFF, 0xFE, 0x80]))
+    with pytest.raises(RecipeError, match=r"model\.safetensors is not an optmerge recipe"):
+        Recipe.load(tmp_path / "model.safetensors")
+
+
 SHORT = """
 optmerge_recipe: 1
 base: zoo/base
@@ -140,6 +146,10 @@ def test_directions_by_hand(directions: str, expected: list[str]) -> None:
         (("coefficients:", "directions: [iso]\ncoefficients:"), "expected experts, one of the experts x, y, or one of"),
         (("coefficients:", "directions: [{name: x}]\ncoefficients:"), "expected name with expert, method, or both"),
         (("coefficients: {x: 0.4, y: 1e-3}", "groups: []"), "groups is empty"),
+        (("coefficients: {x: 0.4, y: 1e-3}", "groups: [{tensors: [[w]], coefficients: {}}]"), r"tensors is \['w'\]"),
+        (("coefficients:", "method: iso-c\ncoefficients:"), r"method is 'iso-c'.*write `directions: \[iso-c\]`"),
+        (("coefficients:", "method: [ties]\ncoefficients:"), r"method is \['ties'\]; expected task_arithmetic"),
+        (("coefficients:", "method: dare\ncoefficients:"), r"write one direction per expert: `{expert: x, method: {na"),
         (("coefficients: {x: 0.4, y: 1e-3}", "groups: [{coefficients: {x: 1, y: 1}}]"), "the key 'tensors' is missing"),
     ],
 )
