@@ -89,10 +89,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         try:
             temporary.mkdir()
             yield temporary
-            for folder, _, files in os.walk(temporary):
-                for file in files:
-                    _sync(Path(folder, file))
-                _sync(Path(folder))
+            sync_directory(temporary)
             _require_free(path)  # it may have been filled while the block ran
             with suppress(FileNotFoundError):
                 path.rmdir()
@@ -100,6 +97,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             _sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until a folder, with all that is below it, is on the disk."""
+    for folder, _, files in os.walk(path):
+        for file in files:
+            _sync(Path(folder, file))
+        _sync(Path(folder))
 
 
 @contextmanager

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from optmerge.atomic import atomic_directory
+from optmerge.atomic import atomic_directory, sync_directory
 from optmerge.errors import RunError
 from optmerge.export.base import Exporter, require_expressible, require_new_folder
 from optmerge.export.card import model_card
-from optmerge.export.companions import config_file, tokenizer_files
+from optmerge.export.companions import CONFIG, config_file, tokenizer_files
 from optmerge.export.folders import BODY, FolderPlan, plan_base, plan_folders
 from optmerge.export.merged import TensorSink
 from optmerge.export.references import outside_recipe
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe.yaml"
 CARD = "README.md"
+_HIDDEN = ".part"  # ends a name under which nobody looks for the file
 _SLACK = 64 * 2**20  # bytes kept free beside the tensors: tokenizer, config, card
 
 
@@ -139,10 +140,14 @@ class CheckpointExporter(Exporter):
                 job.put(plan.folder, tokenizer)
             card = model_card(recipe, family, result=result, folders=[p.folder for p in plans if p.folder])
             job.put("", {RECIPE: outside_recipe(recipe, family).to_yaml().encode(), CARD: card.encode()})
-            for plan in plans:  # last: without it a folder that was left behind does not load
-                job.put(plan.folder, config_file(plan.config_of, dtype=recipe.dtype, architecture=plan.architecture))
+            for plan in plans:
+                config = config_file(plan.config_of, dtype=recipe.dtype, architecture=plan.architecture)
+                job.put(plan.folder, {CONFIG + _HIDDEN: config[CONFIG]})
+            sync_directory(folder)  # here, where it may take its time
             if self.verify:
                 verify(folder, job.digests, job.shards, progress=progress)
+            for plan in plans:  # last: without its config a folder that was left behind does not load
+                job.reveal(Path(plan.folder, CONFIG))
         return Written(to, recipe.dtype, total, job.digests if self.verify else {})
 
 
@@ -181,6 +186,13 @@ class _Job:
             (self.root / path).write_bytes(content)
             if self.hashed:
                 self.digests[path.as_posix()] = digest_of(content)
+
+    def reveal(self, path: Path) -> None:
+        """Give a file that was put under a hidden name the one that it is known by."""
+        hidden = path.with_name(path.name + _HIDDEN)
+        (self.root / hidden).replace(self.root / path)
+        if self.hashed:
+            self.digests[path.as_posix()] = self.digests.pop(hidden.as_posix())
 
     def write_folder(self, plan: FolderPlan, merge: Merge) -> None:
         """Write one folder's tensors; a body that an earlier folder holds already is linked instead."""

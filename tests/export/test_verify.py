@@ -104,3 +104,28 @@ def test_a_disk_that_loses_a_bit_leaves_no_checkpoint(
     with pytest.raises(RunError, match=r"model\.safetensors has the SHA-256"):
         CheckpointExporter(verify=True).export(random_recipe(models), models, tmp_path / "merged")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_nothing_loads_before_it_is_on_the_disk_and_verified(
+    family: GetFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Both may take minutes, in which a process is killed."""
+    seen: list[str] = []
+
+    def watched(work: Callable[..., None]) -> Callable[..., None]:
+        def first(folder: Path, *arguments: object, **options: object) -> None:
+            assert not list(folder.rglob("config.json"))
+            assert list(folder.rglob("model.safetensors"))
+            seen.append(work.__name__)
+            work(folder, *arguments, **options)
+
+        return first
+
+    for name in ("sync_directory", "verify"):
+        monkeypatch.setattr(checkpoint_module, name, watched(getattr(checkpoint_module, name)))
+    written = CheckpointExporter(verify=True).write(random_recipe(family(kind)), family(kind), tmp_path / "merged")
+    assert seen == ["sync_directory", "verify"]
+    there = {path.relative_to(written.folder).as_posix(): path for path in written.folder.rglob("*") if path.is_file()}
+    assert written.digests == {name: digest_of(path.read_bytes()) for name, path in there.items()}
+    assert any(name.endswith("config.json") for name in there)
