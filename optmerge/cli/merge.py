@@ -11,7 +11,7 @@ import typer
 from optmerge.cli.options import AllowPickle, Json
 from optmerge.cli.output import Output, size
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def merge(

@@ -47,6 +47,8 @@ def test_json_facts(run: Run, recipe: Path) -> None:
     checked = json.loads(run("merge", recipe, "--to", "b", "--json", "--verify", "--dtype", "bfloat16").out)
     assert checked["dtype"] == "bfloat16"
     assert checked["nbytes"] * 2 == plain["nbytes"]
+    wide = json.loads(run("merge", recipe, "--to", "c", "--json", "--dtype", "float64").out)
+    assert (wide["dtype"], wide["nbytes"]) == ("float64", plain["nbytes"] * 2)
     weights = Path("b", "model.safetensors").read_bytes()
     assert checked["sha256"]["model.safetensors"] == hashlib.sha256(weights).hexdigest()
 
