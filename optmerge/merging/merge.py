@@ -8,7 +8,7 @@ for segment in merge.segments("model.embed_tokens.weight"):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from optmerge.merging.deltas import Deltas
 from optmerge.merging.recipe import EVERYTHING, ModelEntry, Recipe
 from optmerge.merging.sources import LowRank, Segment, Source
 from optmerge.merging.writing import LOW_RANK_CHUNK, Workspace, write_merge
+from optmerge.models.device import pick_dtype
 
 if TYPE_CHECKING:
     from optmerge.models.checkpoint import Checkpoint
@@ -82,20 +83,12 @@ def completed(recipe: Recipe, family: Family) -> Recipe:
         experts={name: _hashed(entry, family.experts[name]) for name, entry in recipe.experts.items()},
         groups=tuple(groups),
         heads=family.heads,
-        dtype=_usual_dtype(family) if recipe.dtype == "auto" else recipe.dtype,
+        dtype=str(pick_dtype("auto", family)).removeprefix("torch.") if recipe.dtype == "auto" else recipe.dtype,
     )
 
 
 def _hashed(entry: ModelEntry, checkpoint: Checkpoint) -> ModelEntry:
     return entry if entry.sha256 else replace(entry, sha256=checkpoint.sha256())
-
-
-def _usual_dtype(family: Family) -> str:
-    """The type that most of the base's merged values have."""
-    sizes: dict[torch.dtype, int] = {}
-    for parameter in family.parameters.values():
-        sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel
-    return str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")
 
 
 class Merge:
@@ -120,10 +113,7 @@ class Merge:
     def segments(self, parameter: str) -> list[Segment]:
         """The boxes that make up a parameter, each with what is added to it."""
         row = self._table[self._row[parameter]]
-        hot = [index for index, c in enumerate(row) if c]
-        copied = hot[0] if len(hot) == 1 and row[hot[0]] == 1.0 else None
-        segments = self._deltas.segments(parameter)
-        return segments if copied is None else [_made_whole(segment, copied) for segment in segments]
+        return [_made_whole(segment, row) for segment in self._deltas.segments(parameter)]
 
     def write(self, out: torch.Tensor, parameter: str, segment: Segment) -> None:
         """Merge a segment, or a part of one, into ``out``.
@@ -175,10 +165,13 @@ def _row(segment: Segment) -> Segment:
     return Segment(segment.index, segment.base[0], sources)
 
 
-def _made_whole(segment: Segment, column: int) -> Segment:
-    """The segment with a low-rank source that is copied alone made dense once, not once for every part."""
-    source = segment.sources[column]
-    if not isinstance(source, LowRank):
+def _made_whole(segment: Segment, row: Sequence[float]) -> Segment:
+    """The segment with a low-rank source that `write_merge` copies made dense once, not once for every part."""
+    active = [column for column, source in enumerate(segment.sources) if source is not None and row[column]]
+    if len(active) != 1 or row[active[0]] != 1.0:
         return segment
-    whole = Source(source.exact(), absolute=True)
-    return replace(segment, sources=(*segment.sources[:column], whole, *segment.sources[column + 1 :]))
+    sources = list(segment.sources)
+    source = sources[active[0]]
+    if isinstance(source, LowRank):
+        sources[active[0]] = Source(source.exact(), absolute=True)
+    return replace(segment, sources=tuple(sources))

@@ -74,6 +74,24 @@ def test_a_direction_that_is_nowhere_used_is_not_asked_for(family: Family) -> No
     assert torch.equal(out, family.read("base", "model.norm.weight"))
 
 
+def test_factors_that_are_copied_are_multiplied_out_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, made = torch.zeros(6, 4), []
+
+    def exact() -> torch.Tensor:
+        made.append(1)
+        return torch.ones(6, 4)
+
+    low = LowRank(torch.ones(6, 1), torch.ones(1, 4), 1.0, exact)
+    merge = Merge(recipe((STAR,), [[1.0, 1.0]]), family)
+    monkeypatch.setattr(merge._deltas, "segments", lambda name: [Segment((), base, (None, low))])
+    (segment,) = merge.segments("model.norm.weight")
+    for part in cut(segment, 8):
+        out = torch.empty(part.base.shape)
+        merge.write(out, "model.norm.weight", part)
+        assert torch.equal(out, torch.ones(2, 4))
+    assert len(made) == 1
+
+
 @given(st.lists(st.integers(0, 7), max_size=4), st.integers(1, 60))
 def test_parts_follow_one_another(shape: list[int], most: int) -> None:
     values = torch.arange(float(torch.Size(shape).numel())).view(shape)
