@@ -5,8 +5,9 @@ the same bits for a merge, and the sums of a contraction in another order. Which
 ``optmerge plan`` and written down in a run's manifest.
 
     library = compiled()                       # None: use torch
-    table = JobTable(capacity=512, width=8)
-    library.merge(table, jobs)
+    table = JobTable([(out, base, sources)])   # see `jobs`
+    table.set_coefficients([0.3, 0.5])
+    library.merge(table.jobs)
 
 The environment variable ``OPTMERGE_KERNELS`` chooses: ``auto`` (the default), ``torch``, or ``compiled``, which fails
 where nothing can be compiled. ``CC`` names another compiler.
@@ -22,7 +23,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
 
@@ -100,7 +101,10 @@ class Library:
         if threads > 1 and self._pool is None:
             self._pool = ThreadPoolExecutor(max(os.cpu_count() or 1, threads) - 1, thread_name_prefix="merge")
         helpers = [self._pool.submit(function, *arguments) for _ in range(threads - 1)] if self._pool else []
-        function(*arguments)
+        try:
+            function(*arguments)
+        finally:
+            wait(helpers)  # also when the user interrupts: they hold addresses, which keep nothing alive
         for helper in helpers:
             helper.result()
 

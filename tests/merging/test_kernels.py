@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,6 +115,24 @@ def test_results_do_not_depend_on_the_number_of_threads(threads: int, monkeypatc
         results.append((out, sums))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
+
+
+def test_helpers_are_waited_for_when_the_caller_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = compiled().library
+    assert library is not None
+    caller, ended = threading.current_thread(), []
+
+    def work(*arguments: object) -> None:
+        if threading.current_thread() is caller:
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+        ended.append(arguments)
+
+    monkeypatch.setattr(library, "_library", SimpleNamespace(merge=work))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    with pytest.raises(KeyboardInterrupt):
+        library.merge(np.zeros(3, dtype=kernels.JOB))
+    assert len(ended) == 2  # the jobs' memory is given back now
 
 
 def test_a_table_runs_only_the_entries_that_are_chosen() -> None:
