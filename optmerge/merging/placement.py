@@ -27,12 +27,14 @@ class Placement:
     directions: frozenset[int] = frozenset()
 
     def place(self, segment: Segment, device: torch.device) -> Segment:
-        """The segment with its resident tensors on the device."""
+        """The segment with its resident tensors on the device; one that is there as a whole is to be kept."""
         sources = tuple(
             self._place(source, device, column in self.directions) for column, source in enumerate(segment.sources)
         )
         base = to_device(segment.base, device) if self.base else segment.base
-        return replace(segment, base=base, sources=sources)
+        dense = {column for column, source in enumerate(segment.sources) if isinstance(source, Source)}
+        temporary = segment.temporary and not (self.base and dense <= self.directions)
+        return replace(segment, base=base, sources=sources, temporary=temporary)
 
     def _place(self, source: AnySource, device: torch.device, resident: bool) -> AnySource:
         if isinstance(source, LowRank):
