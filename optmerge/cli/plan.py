@@ -50,11 +50,8 @@ def plan(
     output.table(["memory", ""], [[part, size(count)] for part, count in made.memory.items() if count], right=[""])
     output.say(f"{size(made.budget)} may be used; mapped files ({size(made.mapped)}) are no part of it")
     output.say(made.arithmetic)
-    if made.seconds:
-        output.say()
-        output.table(
-            ["time (rough)", ""], [[part, duration(value)] for part, value in made.seconds.items()], right=[""]
-        )
+    output.say()
+    output.table(["time (rough)", ""], [[part, duration(value)] for part, value in made.seconds.items()], right=[""])
     for warning in made.warnings:
         output.note(f"note: {warning}")
 

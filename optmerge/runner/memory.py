@@ -29,7 +29,8 @@ from optmerge.merging.recipe import Direction
 from optmerge.merging.statistics import BUDGET as GRAMS
 from optmerge.merging.writing import LOW_RANK_CHUNK, Workspace
 from optmerge.models.resident import ResidentModel
-from optmerge.runner.simulation import META, Passes, kept_classes
+from optmerge.runner.simulation import META, Passes
+from optmerge.runner.teachers import kept_classes
 
 if TYPE_CHECKING:
     from optmerge.calibration.data import Calibration

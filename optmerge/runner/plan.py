@@ -54,7 +54,7 @@ class Plan:
         mapped: Bytes of mapped files; page cache, which the system takes back when it needs to.
         budget: Bytes that may be used.
         arithmetic: How candidates are written and gradients contracted, in words.
-        seconds: Part -> estimated seconds; empty with --no-time.
+        seconds: Part -> estimated seconds.
         warnings: What a user should know before starting.
     """
 

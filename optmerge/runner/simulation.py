@@ -17,7 +17,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from optmerge.config.objectives import ExpertKLConfig
 from optmerge.config.schema import SearchConfig
 from optmerge.merging.engine import Form
 from optmerge.models.checkpointing import Checkpointing
@@ -25,6 +24,7 @@ from optmerge.models.resident import ResidentModel
 from optmerge.objective.objective import Objective
 from optmerge.objective.teacher import TeacherBatch
 from optmerge.records import SplitName
+from optmerge.runner.teachers import kept_classes
 
 if TYPE_CHECKING:
     from optmerge.calibration.data import Batch, Calibration
@@ -169,10 +169,3 @@ def _teacher(rows: int, classes: int, k: int | None) -> TeacherBatch:
     indices = None if kept == classes else torch.empty(rows, kept - 1, dtype=torch.int64, device=META)
     choice = torch.empty(rows, dtype=torch.int64, device=META)
     return TeacherBatch(torch.empty(rows, kept, device=META), indices, choice)
-
-
-def kept_classes(config: SearchConfig) -> int | None:
-    """Classes that teacher outputs keep: the most that a term wants, what expert-kl usually does without one."""
-    wanted = [term.top_k for term in config.objective.terms if isinstance(term, ExpertKLConfig)]
-    wanted = wanted or [ExpertKLConfig().top_k]
-    return None if None in wanted else max(k for k in wanted if k is not None)

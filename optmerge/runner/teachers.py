@@ -30,6 +30,7 @@ from optmerge.records import Progress, SplitName
 
 if TYPE_CHECKING:
     from optmerge.calibration.data import Batch
+    from optmerge.config.schema import SearchConfig
     from optmerge.runner.problem import Problem
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def _collect(problem: Problem, task: str, split: SplitName) -> TeacherOutputs:
     batch_tokens = problem.config.batch_tokens
     while True:
         try:
-            return TeacherOutputs.collect(_logits(problem, task, split, batch_tokens), k=_top_k(problem))
+            return TeacherOutputs.collect(_logits(problem, task, split, batch_tokens), k=kept_classes(problem.config))
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -108,9 +109,9 @@ def _logits(problem: Problem, task: str, split: SplitName, batch_tokens: int) ->
             yield moved, model(**moved.inputs, **problem.forward_options).logits
 
 
-def _top_k(problem: Problem) -> int | None:
+def kept_classes(config: SearchConfig) -> int | None:
     """The most classes that any term wants to see; None (all) wins. Without such a term, what expert-kl would keep."""
-    wanted = [term.top_k for term in problem.config.objective.terms if isinstance(term, ExpertKLConfig)]
+    wanted = [term.top_k for term in config.objective.terms if isinstance(term, ExpertKLConfig)]
     wanted = wanted or [ExpertKLConfig().top_k]
     return None if None in wanted else max(k for k in wanted if k is not None)
 
@@ -122,7 +123,7 @@ def _key(problem: Problem, task: str, split: SplitName) -> str:
         problem.family.base.sha256(),
         problem.family.heads,
         data.splits[split].sha256,
-        _top_k(problem),
+        kept_classes(problem.config),
         str(problem.dtype),
         str(problem.device),
         problem.config.batch_tokens,
