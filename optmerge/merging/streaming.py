@@ -39,6 +39,8 @@ class HostStream:
         if not self._ring:
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             self._ring = [_Slot(self._bytes, self.device) for _ in range(SLOTS)]
+            # The memory may have been given back while kernels that use it are still queued.
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
         slot = self._ring[self._fetches % SLOTS]
         compute = torch.cuda.current_stream(self.device)
         slot.queued.record(compute)
