@@ -11,6 +11,7 @@ content hash and mapped.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,9 @@ from optmerge.records import Progress
 
 if TYPE_CHECKING:
     from optmerge.models.family import Family
+
+
+LONGEST = 100  # characters of a folder's name; file systems take 255 bytes, and temporary names are longer
 
 
 class Deltas:
@@ -72,7 +76,7 @@ class Deltas:
         """The recipe with what cannot be computed again from its models kept below ``folder``.
 
         These are the directions that depend on calibration data, as far as they have a coefficient that is not zero:
-        each is linked or copied to ``directions/NAME``.
+        each is linked or copied to ``directions/NAME``, NAME being cut where it is too long for a folder.
 
         Raises:
             RunError: The disk refuses.
@@ -81,7 +85,7 @@ class Deltas:
         return replace(
             recipe,
             directions=tuple(
-                self._methods.kept_in(direction, folder / "directions" / quote(direction.name, safe="+=,"))
+                self._methods.kept_in(direction, folder / "directions" / _folder_name(direction.name))
                 if direction.kind != "expert" and table[:, column].any()
                 else direction
                 for column, direction in enumerate(recipe.directions)
@@ -156,3 +160,9 @@ class Deltas:
         if form == "dense":
             return torch.equal(self.family.read(expert, name), self.family.read("base", name))
         return form == "unchanged"
+
+
+def _folder_name(direction: str) -> str:
+    """A direction's name as a folder's: settings with a weight per expert can be longer than a folder's name may be."""
+    name = quote(direction, safe="+=,")
+    return name if len(name) <= LONGEST else f"{name[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"

@@ -278,6 +278,25 @@ def test_names_that_are_no_folder_names_are_kept_apart(tiny: Callable[[str], Fam
     assert made.directions[1].sha256 != made.directions[2].sha256
 
 
+def test_names_that_are_too_long_for_a_folder_are_cut(tiny: Callable[[str], Family], tmp_path: Path) -> None:
+    family = tiny("bert")
+    names = [f"regmean[weights={'long' * 80}{end}]" for end in "ab"]
+    directions = tuple(Direction(name, "method", RegMeanConfig()) for name in names)
+    deltas = Deltas(family, directions, cache=tmp_path / "cache", statistics=Grams(family))
+    deltas.prepare()
+    recipe = Recipe(
+        base=ModelEntry(family.base.reference),
+        experts={name: ModelEntry(each.reference) for name, each in family.experts.items()},
+        directions=directions,
+        groups=(Group("model", ("*",), None, "model"),),
+        coefficient_fn=Static(np.array([[1.0, 1.0]])),
+    )
+    made = deltas.kept_in(recipe, tmp_path / "run")
+    folders = [Path(str(direction.stored)) for direction in made.directions]
+    assert all(folder.is_dir() and folder.parent == tmp_path / "run" / "directions" for folder in folders)
+    assert folders[0] != folders[1]
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
