@@ -256,10 +256,10 @@ class _Reader:
 
     def row(self, value: object, names: Sequence[str], where: str) -> list[float]:
         """One number per direction."""
-        stated = self.mapping(value, where)
+        stated = {str(name): number for name, number in self.mapping(value, where).items()}  # an expert may be called 1
         for name in stated:
             if name not in names:
-                near = did_you_mean(str(name), names)
+                near = did_you_mean(name, names)
                 raise self.fail(f"{where} has a coefficient of {name!r}; the directions are {', '.join(names)}.{near}")
         row = []
         for name in names:

@@ -108,6 +108,13 @@ def test_the_short_form() -> None:
     assert "tensors: '*'" in made.to_yaml()
 
 
+def test_an_experts_name_may_be_a_number() -> None:
+    made = Recipe.from_yaml("{optmerge_recipe: 1, base: b, experts: {1: x, 2: y}, coefficients: {2: 0.2, 1: 0.1}}")
+    assert list(made.experts) == ["1", "2"]
+    assert made.coefficients.tolist() == [[0.1, 0.2]]
+    assert same(Recipe.from_yaml(made.to_yaml()), made)
+
+
 @pytest.mark.parametrize(
     ("directions", "expected"),
     [
