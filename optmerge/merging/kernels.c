@@ -42,6 +42,8 @@ typedef struct {
 
 int struct_sizes(void) { return (int)(sizeof(Source) * 1000 + sizeof(Job)); }
 
+int most_sources(void) { return MOST; }
+
 int has_half(void) { /* whether fp16 is converted in hardware here; without it no job may hold any */
 #if defined(__F16C__)
     return 1;

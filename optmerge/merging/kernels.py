@@ -20,6 +20,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -68,6 +69,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
         assert self._library.struct_sizes() == SOURCE.itemsize * 1000 + JOB.itemsize
+        assert self._library.most_sources() == MOST
         self.half = bool(self._library.has_half())
         self._pool: ThreadPoolExecutor | None = None
 
@@ -176,7 +178,7 @@ def _in_short(problem: BaseException, most: int) -> str:
 def _build() -> Path:
     """The path of the shared library for this source, compiler and processor."""
     compiler = _compiler()
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
     identity = [_SOURCE_FILE.read_text(), version, *_FLAGS, *map(str, _TUNED), platform.machine(), _processor()]
     name = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32]
     path = cache_dir() / "kernels" / f"{name}.so"
@@ -186,27 +188,29 @@ def _build() -> Path:
     return path
 
 
-def _compiler() -> str:
+def _compiler() -> list[str]:
+    """The compiler's command: ``CC`` may have arguments, as in "ccache gcc"."""
     named = os.environ.get("CC")
     for candidate in [named] if named else ["cc", "gcc", "clang"]:
-        found = shutil.which(candidate)
+        program, *arguments = shlex.split(candidate) or [candidate]
+        found = shutil.which(program)
         if found:
-            return found
+            return [found, *arguments]
     raise RunError(f"there is no C compiler {named or 'cc, gcc or clang'} on the path.")
 
 
-def _compile(compiler: str, to: Path) -> None:
+def _compile(compiler: list[str], to: Path) -> None:
     told = ""
     for tuned in _TUNED:
         with tempfile.TemporaryDirectory() as folder:  # compilers leave temporary files beside the output
             built = Path(folder, "kernels.so")
-            command = [compiler, *_FLAGS, *tuned, "-o", str(built), str(_SOURCE_FILE)]
+            command = [*compiler, *_FLAGS, *tuned, "-o", str(built), str(_SOURCE_FILE)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
             if done.returncode == 0:
                 shutil.copyfile(built, to)
                 return
             told = done.stderr
-    raise RunError(f"{compiler} failed: {told.strip()}")
+    raise RunError(f"{' '.join(compiler)} failed: {told.strip()}")
 
 
 def _processor() -> str:

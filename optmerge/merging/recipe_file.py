@@ -230,7 +230,12 @@ class _Reader:
                     f"{where}.name is {_shown(name)}; expected one of the methods {', '.join(METHOD_CONFIGS)}."
                     f"{did_you_mean(str(name), METHOD_CONFIGS)}"
                 ) from None
-            raise self.fail(f"{'.'.join([where, *map(str, error['loc'][1:])])}: {error['msg']}.") from None
+            place = ".".join([where, *map(str, error["loc"][1:])])
+            if error["type"] == "extra_forbidden":
+                known = list(METHOD_CONFIGS[str(settings["name"])].model_fields)
+                near = did_you_mean(str(error["loc"][-1]), known)
+                raise self.fail(f"{place} is no setting of the method, which has {', '.join(known)}.{near}") from None
+            raise self.fail(f"{place}: {error['msg']}.") from None
 
     def groups(self, value: object, names: Sequence[str]) -> tuple[tuple[Group, ...], list[list[float]]]:
         groups, rows = [], []

@@ -180,3 +180,10 @@ def test_the_environment_variable_is_checked(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("OPTMERGE_KERNELS", "fast")
     with pytest.raises(ConfigError, match="auto, torch or compiled"):
         kernels.compiled()
+
+
+def test_the_compiler_may_be_a_command_with_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OPTMERGE_CACHE", str(tmp_path))
+    monkeypatch.setenv("OPTMERGE_KERNELS", "compiled")
+    monkeypatch.setenv("CC", "env -u CPATH cc")
+    assert kernels.kind(CPU) == "compiled"

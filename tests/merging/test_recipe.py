@@ -166,3 +166,12 @@ def test_mistakes_in_a_short_recipe(change: tuple[str, str], message: str) -> No
         Recipe.from_yaml(SHORT.replace(*change, 1), "r.yaml")
     assert str(told.value).startswith("r.yaml")
     assert "\n" not in str(told.value)
+
+
+def test_an_unknown_setting_of_a_method_gets_its_near_match() -> None:
+    text = (
+        "optmerge_recipe: 1\nbase: b\nexperts: {x: x, y: y}\n"
+        "directions: [{method: {name: ties, densty: 0.5}}]\ncoefficients: {ties: 1}\n"
+    )
+    with pytest.raises(RecipeError, match=r"densty is no setting of the method.*Did you mean 'density'"):
+        Recipe.from_yaml(text)
