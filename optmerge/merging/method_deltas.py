@@ -142,8 +142,8 @@ class MethodDeltas:
             if method.needs and self._statistics is None:
                 raise RecipeError(
                     f"The direction {direction.name} depends on calibration data ({', '.join(sorted(method.needs))}), "
-                    "and its stored delta is not there. A search with it among the directions makes one and keeps it in "
-                    "its run's folder; use the recipe there."
+                    "and its stored delta is not there. A search with it among the directions makes one and keeps it "
+                    "in its run's folder; use the recipe there."
                 )
             method.prepare(self._models, progress)
             self._methods[key] = method
