@@ -54,22 +54,26 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
             # A model asks whether a mask hides anything: the answer that costs more memory is that it does.
             return False if args[0].dtype == torch.bool else 0
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, torch.Tensor) and leaf.device.type == self.device:
+                self._know(leaf.untyped_storage(), 0)  # what an operation is given, it did not make: parameters
         if func is torch.ops.aten._grouped_mm.default and args[0].device.type == "meta":
             result = _grouped_product(*args[:3])
         else:
             result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.device.type == self.device:
-                self._note(leaf.untyped_storage())
+                self._know(leaf.untyped_storage(), leaf.untyped_storage().nbytes())
         return result
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
+    def _know(self, storage: torch.UntypedStorage, nbytes: int) -> None:
+        """Count a storage that was not seen before as ``nbytes``, for as long as it lives."""
         key = storage._cdata
         if key not in self._seen:
             self._seen.add(key)
-            self.live += storage.nbytes()
+            self.live += nbytes
             self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._gone, key, storage.nbytes())
+            weakref.finalize(storage, self._gone, key, nbytes)
 
     def _gone(self, key: int, nbytes: int) -> None:
         self._seen.discard(key)
