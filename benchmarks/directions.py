@@ -30,8 +30,8 @@ from optmerge.tracking.markdown import NONE, number, score, signed, table
 from optmerge.tracking.view import Row, RunView
 
 METHODS = {"iso-c": "Iso-C", "tsv-m": "TSV-M", "regmean": "RegMean"}
-GRID = [0.2, 0.25, 0.3, 0.4, 0.5, 0.7]
-METHOD_GRID = [0.6, 0.8, 1.0, 1.2, 1.4, 1.8, 2.2]
+GRID = [0.2, 0.3, 0.4]
+METHOD_GRID = [1.0, 1.4, 1.8]
 METRIC = "accuracy"
 
 Scores = Mapping[str, Vector]
