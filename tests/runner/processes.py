@@ -6,13 +6,15 @@ They are forked from a server that has imported everything, so that a kill costs
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 
-def _work(settings: dict[str, Any], root: str) -> None:
+def _work(settings: dict[str, Any], root: str, environment: dict[str, str]) -> None:
     """Search, or resume if the run exists; in a process of its own."""
+    os.environ.update(environment)  # the server has that of the test that started it, with another cache
     from optmerge.config.schema import SearchConfig
     from optmerge.runner.search import resume, search
 
@@ -26,7 +28,7 @@ def _work(settings: dict[str, Any], root: str) -> None:
 def start_search(settings: dict[str, Any], root: Path) -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "transformers", "optmerge.runner.search", "optmerge.drivers.cma_driver"])
-    process = context.Process(target=_work, args=(settings, str(root)))
+    process = context.Process(target=_work, args=(settings, str(root), dict(os.environ)))
     process.start()
     return process
 
