@@ -40,4 +40,5 @@ def test_memory_grows_neither_with_the_model_nor_with_the_experts(tmp_path: Path
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     samples, peaks = zip(*json.loads(done.stdout), strict=True)
     assert min(samples) > 3
-    assert max(peaks[2:]) - max(peaks[:2]) < 16, peaks  # MB, of 96 more in each of 3 models, and of 288 in 6 more
+    # In MB. Allocators keep some 10 more of every merge; holding the larger model would take 96, the experts 288.
+    assert max(peaks[2:]) - max(peaks[:2]) < 48, peaks
