@@ -23,22 +23,24 @@ def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1000
 
-peaks = []
-for recipe in sys.argv[1:]:
-    seen = []
-    merge(recipe, Path(recipe).parent / "merged", progress=lambda stage, done, total: seen.append(anonymous()))
-    peaks.append((len(seen), max(seen)))
-print(json.dumps(peaks))
+seen = []
+merge(sys.argv[1], sys.argv[2], progress=lambda stage, done, total: seen.append(anonymous()))
+print(json.dumps([len(seen), max(seen)]))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_memory_grows_neither_with_the_model_nor_with_the_experts(tmp_path: Path) -> None:
-    made = [(48, 2), (48, 2), (144, 2), (48, 8)]  # the first one brings the imports and the buffers
-    recipes = [save_big(tmp_path / str(n), megabytes=size, experts=k) for n, (size, k) in enumerate(made)]
-    command = [sys.executable, "-c", MEASURE, *map(str, recipes)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    samples, peaks = zip(*json.loads(done.stdout), strict=True)
+    samples, peaks = [], []
+    for n, (size, experts) in enumerate([(48, 2), (144, 2), (48, 8)]):
+        recipe = save_big(tmp_path / str(n), megabytes=size, experts=experts)
+        for turn in ("first", "second"):  # the first fills the caches; a process each, so that nothing is left over
+            command = [sys.executable, "-c", MEASURE, str(recipe), str(tmp_path / f"{n}-{turn}")]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        sample, peak = json.loads(done.stdout)
+        samples.append(sample)
+        peaks.append(peak)
     assert min(samples) > 3
-    # In MB. Allocators keep some 10 more of every merge; holding the larger model would take 96, the experts 288.
-    assert max(peaks[2:]) - max(peaks[:2]) < 48, peaks
+    # In MB. How many of the writer's three buffers of 8 MiB are ever touched depends on timing; the larger models have
+    # 96 more each, the further experts 288 together.
+    assert max(peaks) - min(peaks) < 3 * 8.4, peaks
