@@ -26,24 +26,27 @@ class Case:
     """Inputs of K tasks.
 
     Attributes:
-        images: One batch a task, [B, 3, H, W].
+        shape: Of a task's batch of images, (B, 3, H, W).
         heads: One fixed zero-shot head a task, unit columns, [hidden, classes].
     """
 
-    images: list[torch.Tensor]
+    shape: tuple[int, int, int, int]
     heads: list[torch.Tensor]
 
     @classmethod
     def of(cls, *, tasks: int, batch: int, image: int, hidden: int) -> Case:
         """The case of a number of tasks; a function of its arguments alone."""
         generator = torch.Generator().manual_seed(tasks)
-        images = [torch.randn(batch, 3, image, image, generator=generator) for _ in range(tasks)]
         heads = [torch.randn(hidden, CLASSES, generator=generator) for _ in range(tasks)]
-        return cls(images, [head / head.norm(dim=0) for head in heads])
+        return cls((batch, 3, image, image), [head / head.norm(dim=0) for head in heads])
+
+    def images(self, task: int) -> torch.Tensor:
+        """A task's batch, made when it is wanted as a data loader would, so that no side keeps a batch per task."""
+        return torch.randn(self.shape, generator=torch.Generator().manual_seed(task))
 
     def loss(self, model: Callable[..., Any], task: int) -> torch.Tensor:
         """Mean entropy of a task's predictions (Yang et al. 2024, equation 6, with FusionBench's epsilon)."""
-        features = model(pixel_values=self.images[task]).pooler_output
+        features = model(pixel_values=self.images(task)).pooler_output
         scale = LOGIT_SPREAD * features.shape[-1] ** 0.5
         logits = scale * (features / features.norm(dim=-1, keepdim=True)) @ self.heads[task]
         shares = torch.softmax(logits, dim=-1)

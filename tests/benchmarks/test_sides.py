@@ -43,7 +43,7 @@ def test_the_loss_is_the_mean_entropy_of_a_task() -> None:
 
     losses = [float(case.loss(Still(), task)) for task in (0, 1)]
     for task, loss in enumerate(losses):
-        features = torch.nn.functional.normalize(case.images[task].flatten(1)[:, :8], dim=-1)
+        features = torch.nn.functional.normalize(case.images(task).flatten(1)[:, :8], dim=-1)
         logits = 2.0 * 8**0.5 * features @ case.heads[task]
         expected = torch.distributions.Categorical(logits=logits).entropy().mean()
         assert abs(loss - float(expected)) < 1e-4
