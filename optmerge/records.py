@@ -65,6 +65,10 @@ class Evaluation:
         per_example: Task -> metric name -> float64[n], when it was needed.
         error: Why there is no value.
         seconds: Where the time went: ``merge``, ``evaluate``.
+        signals: What warns of a collapse, by name, or by name and task: ``at-bound``, ``top-share/TASK`` (no unit
+            unless the name says one).
+        parts: What is added once to all tasks' parts, by name: coefficient terms and terms of the whole model, raw in
+            their units.
         batch_tokens: When memory ran out and the micro-batch was made smaller for it: the most tokens in a forward pass
             of every later evaluation. None otherwise.
     """
@@ -76,6 +80,8 @@ class Evaluation:
     per_example: Mapping[str, Mapping[str, Vector]] | None = None
     error: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    signals: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, float] = field(default_factory=dict)
     batch_tokens: int | None = None
 
     @property
@@ -102,6 +108,8 @@ class Record:
     seconds: Mapping[str, float] = field(default_factory=dict)
     elapsed: float = 0.0  # seconds of work since the run began, summed over resumes
     gradient_norm: float | None = None
+    signals: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
     batch_tokens: int | None = None  # this evaluation ran out of memory; later ones have so many tokens in a pass
     info: Mapping[str, float] = field(default_factory=dict)  # what the driver says of itself: sigma, lr, ...

@@ -43,6 +43,12 @@ def roles(model: nn.Module) -> dict[str, Role]:
     return {name: tree.role(name, parameter) for name, parameter in model.named_parameters()}
 
 
+def layer_modules(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The transformer layers; the one at index i is what `Role.layer` calls i."""
+    layers, _ = _layers(model)
+    return tuple(model.get_submodule(path) for path in sorted(layers, key=lambda path: layers[path]))
+
+
 def input_first(model: nn.Module) -> frozenset[str]:
     """The weights that are stored [in, out], or [experts, in, out], where a linear layer has [out, in].
 

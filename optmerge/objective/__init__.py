@@ -6,6 +6,7 @@ from optmerge.objective.entropy import Entropy
 from optmerge.objective.expert_kl import ExpertKL
 from optmerge.objective.labelled import Accuracy, CrossEntropy
 from optmerge.objective.objective import Objective, report_metrics
+from optmerge.objective.outputs import Outputs
 from optmerge.objective.registry import TERMS
 from optmerge.objective.teacher import TeacherBatch, TeacherOutputs
 
@@ -18,6 +19,7 @@ __all__ = [
     "ExpertKL",
     "ModelTerm",
     "Objective",
+    "Outputs",
     "TeacherBatch",
     "TeacherOutputs",
     "report_metrics",

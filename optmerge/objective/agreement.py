@@ -1,6 +1,6 @@
 """The report-only term ``agreement``: how often the merged model and the task's expert choose the same class.
 
-    Agreement().per_example(logits, batch, teacher)
+    Agreement().per_example(outputs, batch, teacher)
 
 It is the report's metric where there are no labels, and named so.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from optmerge.calibration.batches import Batch
 from optmerge.objective.base import ModelTerm, Need, needed
 from optmerge.objective.labelled import share_of_hits
+from optmerge.objective.outputs import Outputs
 from optmerge.objective.teacher import TeacherBatch
 
 
@@ -27,6 +28,6 @@ class Agreement(ModelTerm):
     unit: ClassVar[str] = "share"
     paper: ClassVar[str] = "none: the 0/1 version of expert-kl"
 
-    def per_example(self, logits: Tensor, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
+    def per_example(self, outputs: Outputs, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
         """See `ModelTerm.per_example`."""
-        return share_of_hits(logits, batch, needed(teacher, self.name).choice)
+        return share_of_hits(outputs.logits, batch, needed(teacher, self.name).choice)

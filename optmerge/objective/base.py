@@ -1,14 +1,17 @@
-"""What a term is: one number per example, out of the model's logits.
+"""What a term is: one number per example, out of what the model says.
 
     class Margin(ModelTerm):
         name = "margin"
         ...
-        def per_example(self, logits, batch, teacher):
-            return mean_per_example(by_rows(self._margin, scored_logits(logits, batch)), batch)
+        def per_example(self, outputs, batch, teacher):
+            return mean_per_example(by_rows(self._margin, scored_logits(outputs.logits, batch)), batch)
 
 A *row* is one prediction: a classifier's for an example, or a language model's for one scored token. A term computes
 per row, in fp32 (fp64 for fp64 logits), and a language model's example gets the mean over its scored tokens. Rows never
 see each other, so neither the size of a batch nor its padding can change a value.
+
+A *summary* term is no mean over examples but a function of such means: it gives each example's statistics, and
+`ModelTerm.finish` makes the value of their means over all examples of a split.
 """
 
 from __future__ import annotations
@@ -23,11 +26,12 @@ from torch.utils.checkpoint import checkpoint
 
 from optmerge.calibration.batches import Batch
 from optmerge.config.base import Strict
+from optmerge.objective.outputs import Outputs
 
 if TYPE_CHECKING:
     from optmerge.objective.teacher import TeacherBatch
 
-Need = Literal["labels", "teacher"]
+Need = Literal["labels", "teacher", "hidden"]
 CHUNK = 1 << 24  # logits converted to fp32 at a time: 64 MiB, so that a large vocabulary is never whole in fp32
 
 
@@ -36,11 +40,12 @@ class ModelTerm(ABC):
 
     Attributes:
         name: What search files, trajectories and tables call it.
-        needs: What must be given beside the logits.
+        needs: What must be given beside the logits: the true classes, the expert's outputs, layers' hidden states.
         differentiable: Whether it has a useful gradient.
         higher_is_better: Whether a good model has a high value.
         unit: Of its values.
         paper: Where it is from.
+        summary: Whether the value is a function of means over examples (`finish`) rather than such a mean.
         config: Its settings; None for a report-only term.
     """
 
@@ -50,25 +55,41 @@ class ModelTerm(ABC):
     higher_is_better: ClassVar[bool]
     unit: ClassVar[str]
     paper: ClassVar[str]
+    summary: ClassVar[bool] = False
 
     def __init__(self, config: Strict | None = None) -> None:
         self.config = config
 
     @abstractmethod
-    def per_example(self, logits: Tensor, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
-        """One value per example.
+    def per_example(self, outputs: Outputs, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
+        """One value per example, or one row of statistics.
 
         Args:
-            logits: [B, C] of a classifier, or [B, T, V] of a language model; any floating dtype.
-            batch: What the logits are for, on their device.
+            outputs: What the model says about the batch, with the hidden states of `layers`.
+            batch: What the outputs are for, on their device.
             teacher: The expert's outputs for the batch, where ``needs`` says so.
 
         Returns:
-            fp32[B] (fp64 for fp64 logits), in ``unit``.
+            fp32[B] (fp64 for fp64 logits), in ``unit``; of a summary term [B, m], each example's statistics.
 
         Raises:
             ValueError: Something that ``needs`` names is missing.
         """
+
+    def finish(self, mean: Tensor) -> Tensor:
+        """The value: the mean itself, save for a summary term.
+
+        Args:
+            mean: The mean of `per_example` over all examples of a task's split: a scalar, [m] for a summary term.
+
+        Returns:
+            A scalar in ``unit``, differentiable by ``mean``.
+        """
+        return mean
+
+    def layers(self, count: int) -> tuple[int, ...]:
+        """Which transformer layers' outputs `per_example` reads, of ``count``; none by default."""
+        return ()
 
 
 def scored_logits(logits: Tensor, batch: Batch) -> Tensor:

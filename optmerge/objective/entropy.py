@@ -1,6 +1,6 @@
 """The term ``entropy``: how unsure the merged model is, with no reference to what is right.
 
-    Entropy(EntropyConfig()).per_example(logits, batch, None)
+    Entropy(EntropyConfig()).per_example(outputs, batch, None)
 
 The preset objectives/entropy.yaml says what can go wrong with it.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optmerge.calibration.batches import Batch
 from optmerge.objective.base import ModelTerm, Need, by_rows, mean_per_example, scored_logits
+from optmerge.objective.outputs import Outputs
 from optmerge.objective.teacher import TeacherBatch
 
 
@@ -29,9 +30,9 @@ class Entropy(ModelTerm):
     unit: ClassVar[str] = "nats"
     paper: ClassVar[str] = "Yang et al. 2024, AdaMerging, equation 4"
 
-    def per_example(self, logits: Tensor, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
+    def per_example(self, outputs: Outputs, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
         """See `ModelTerm.per_example`."""
-        return mean_per_example(by_rows(_entropy, scored_logits(logits, batch)), batch)
+        return mean_per_example(by_rows(_entropy, scored_logits(outputs.logits, batch)), batch)
 
 
 def _entropy(logits: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The term ``expert-kl``: how far the merged model's predictions are from the expert's, on the expert's own inputs.
 
-    ExpertKL(ExpertKLConfig(top_k=None)).per_example(logits, batch, teacher)
+    ExpertKL(ExpertKLConfig(top_k=None)).per_example(outputs, batch, teacher)
 
 With the expert's k likeliest classes kept, both predictions are first coarsened to k + 1 classes (the k, and all others
 together); the divergence of the coarse predictions is a lower bound of the exact one (data processing inequality), is
@@ -18,6 +18,7 @@ from torch import Tensor
 from optmerge.calibration.batches import Batch
 from optmerge.config.objectives import ExpertKLConfig
 from optmerge.objective.base import ModelTerm, Need, by_rows, mean_per_example, needed, scored_logits
+from optmerge.objective.outputs import Outputs
 from optmerge.objective.teacher import TeacherBatch, coarse_log_probs
 
 
@@ -36,10 +37,10 @@ class ExpertKL(ModelTerm):
     def __init__(self, config: ExpertKLConfig) -> None:
         super().__init__(config)
 
-    def per_example(self, logits: Tensor, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
+    def per_example(self, outputs: Outputs, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
         """See `ModelTerm.per_example`."""
         known = needed(teacher, self.name)
-        rows = scored_logits(logits, batch)
+        rows = scored_logits(outputs.logits, batch)
         return mean_per_example(by_rows(self._divergence, rows, known.log_probs, known.indices), batch)
 
     def _divergence(self, logits: Tensor, expert: Tensor, kept: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """The terms that read the truth: ``cross-entropy`` and ``accuracy``.
 
-    CrossEntropy().per_example(logits, batch, None)
+    CrossEntropy().per_example(outputs, batch, None)
 
 A classifier's truth is ``batch.labels``; a language model's is its own next token, wherever the batch scores one.
 """
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from optmerge.calibration.batches import Batch
 from optmerge.objective.base import ModelTerm, Need, by_rows, mean_per_example, scored_logits, targets
+from optmerge.objective.outputs import Outputs
 from optmerge.objective.teacher import TeacherBatch
 
 
@@ -27,9 +28,9 @@ class CrossEntropy(ModelTerm):
     unit: ClassVar[str] = "nats"
     paper: ClassVar[str] = "maximum likelihood; the loss of Chen et al. 2025, FW-Merging"
 
-    def per_example(self, logits: Tensor, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
+    def per_example(self, outputs: Outputs, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
         """See `ModelTerm.per_example`."""
-        values = by_rows(_cross_entropy, scored_logits(logits, batch), targets(batch, self.name))
+        values = by_rows(_cross_entropy, scored_logits(outputs.logits, batch), targets(batch, self.name))
         return mean_per_example(values, batch)
 
 
@@ -43,9 +44,9 @@ class Accuracy(ModelTerm):
     unit: ClassVar[str] = "share"
     paper: ClassVar[str] = "the task score of Akiba et al. 2025, Evolutionary Optimization of Model Merging Recipes"
 
-    def per_example(self, logits: Tensor, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
+    def per_example(self, outputs: Outputs, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
         """See `ModelTerm.per_example`."""
-        return share_of_hits(logits, batch, targets(batch, self.name))
+        return share_of_hits(outputs.logits, batch, targets(batch, self.name))
 
 
 def share_of_hits(logits: Tensor, batch: Batch, wanted: Tensor) -> Tensor:

@@ -75,6 +75,10 @@ class Objective:
         self._aggregate = config.aggregate
         self._divisors: dict[SplitName, dict[str, dict[str, float]]] = {}
 
+    def layers(self, count: int) -> tuple[int, ...]:
+        """The transformer layers, of ``count``, whose outputs any term reads; in order."""
+        return tuple(sorted({layer for term in self.terms for layer in term.layers(count)}))
+
     @property
     def needs_base(self) -> bool:
         """Whether `set_normalisers` must be called before values can be combined."""

@@ -1,6 +1,6 @@
 """What an expert said about one split of its task: made once, kept small, looked up batch by batch.
 
-    outputs = TeacherOutputs.collect(((batch, logits) for ...), k=128)
+    outputs = TeacherOutputs.collect(((batch, outputs) for ...), k=128)
     outputs.save(path)
     outputs = TeacherOutputs.load(path, device=device)
     teacher = outputs.batch(batch)           # rows in the order of the batch's predictions
@@ -24,6 +24,7 @@ from optmerge.atomic import atomic_path
 from optmerge.calibration.batches import Batch
 from optmerge.errors import RunError
 from optmerge.objective.base import CHUNK, scored_logits
+from optmerge.objective.outputs import Outputs
 
 _FORMAT = "optmerge teacher outputs 1"
 
@@ -86,11 +87,11 @@ class TeacherOutputs:
         self._starts, self._lengths = starts, lengths  # of every example's rows; on the CPU
 
     @classmethod
-    def collect(cls, outputs: Iterable[tuple[Batch, Tensor]], k: int | None) -> TeacherOutputs:
-        """Keep what is needed of an expert's logits over a whole split.
+    def collect(cls, outputs: Iterable[tuple[Batch, Outputs]], k: int | None) -> TeacherOutputs:
+        """Keep what is needed of an expert's outputs over a whole split.
 
         Args:
-            outputs: Batches and their logits, [B, C] or [B, T, V]; together they hold every example once.
+            outputs: Batches and what the expert says about them; together they hold every example once.
             k: Classes to keep; None or at least C keeps all.
 
         Raises:
@@ -100,12 +101,12 @@ class TeacherOutputs:
         positions: list[Tensor] = []
         counts: list[Tensor] = []
         classes = 0
-        for batch, logits in outputs:
-            classes = logits.shape[-1]
+        for batch, said in outputs:
+            classes = said.logits.shape[-1]
             positions.append(batch.positions)
             scored = batch.scored
             counts.append(torch.ones_like(batch.positions) if scored is None else scored.sum(1).cpu())
-            rows = scored_logits(logits.detach(), batch)
+            rows = scored_logits(said.logits.detach(), batch)
             pieces += [_summary(chunk.float(), k) for chunk in torch.split(rows, max(1, CHUNK // classes))]
         order = torch.cat(positions) if positions else torch.empty(0, dtype=torch.int64)
         if not torch.equal(order.sort().values, torch.arange(len(order))):

@@ -240,10 +240,9 @@ class Evaluator:
             source = data.splits[look.split]
             terms = self._terms(data.kind, source.has_labels, look)
             count = source.size if look.examples is None else len(look.examples[task])
-            model = problem.resident.model_for(data.expert)
             with torch.set_grad_enabled(weight != 0.0):
                 for batch in self._batches(task, look.split, look.examples, self.batch_tokens):
-                    values = self._judge_batch(model, batch, terms, task, look.split)
+                    values = self._judge_batch(batch, terms, task, look.split)
                     if weight != 0.0:
                         wanted = {term.name: values[term.name] for term in problem.objective.terms}
                         loss = problem.objective.loss(look.split, task, wanted, count, weight=weight)
@@ -257,13 +256,14 @@ class Evaluator:
         return source.batches(batch_tokens=batch_tokens, positions=None if examples is None else examples[task])
 
     def _judge_batch(
-        self, model: torch.nn.Module, batch: Batch, terms: dict[str, ModelTerm], task: str, split: SplitName
+        self, batch: Batch, terms: dict[str, ModelTerm], task: str, split: SplitName
     ) -> dict[str, torch.Tensor]:
         problem = self.problem
         teacher = self.teachers.batch(task, split, batch)
         moved = batch.to(problem.device)
-        logits = model(**moved.inputs, **problem.forward_options).logits
-        return {name: term.per_example(logits, moved, teacher) for name, term in terms.items()}
+        layers = sorted({layer for term in terms.values() for layer in term.layers(problem.family.num_layers)})
+        outputs = problem.outputs(task, moved, layers)
+        return {name: term.per_example(outputs, moved, teacher) for name, term in terms.items()}
 
     def _terms(self, kind: Kind, labelled: bool, look: _Look) -> dict[str, ModelTerm]:
         """The terms to look at, by name; the objective's own stand before a metric of the same name."""

@@ -97,6 +97,8 @@ class Journal:
             seconds=dict(evaluation.seconds),
             elapsed=self.elapsed,
             gradient_norm=None if gradient is None else float(np.linalg.norm(gradient)),
+            signals=dict(evaluation.signals),
+            parts=dict(evaluation.parts),
             error=evaluation.error,
             batch_tokens=evaluation.batch_tokens,
             info=dict(info or {}),
@@ -118,6 +120,8 @@ def _evaluation(record: Record) -> Evaluation:
         gradient=record.gradient,
         error=record.error,
         seconds=record.seconds,
+        signals=record.signals,
+        parts=record.parts,
         batch_tokens=record.batch_tokens,
     )
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from optmerge.calibration.data import Calibration, load_calibration
+from optmerge.calibration.data import Batch, Calibration, load_calibration
 from optmerge.calibration.sources import is_local
 from optmerge.config.schema import SearchConfig
 from optmerge.errors import ConfigError
@@ -35,7 +36,9 @@ from optmerge.models.reference import ModelReference
 from optmerge.models.resident import ResidentModel
 from optmerge.models.tokenizer import tokenizer_for
 from optmerge.objective.objective import Objective
+from optmerge.objective.outputs import Outputs
 from optmerge.records import Progress, SplitName, Vector
+from optmerge.runner.forward import Forward
 from optmerge.runner.memory import plan_memory
 from optmerge.runner.statistics import GramStatistics
 from optmerge.space.space import SearchSpace, build_space
@@ -54,6 +57,7 @@ class Problem:
         directions: All directions that the engine knows: every expert, then whole methods and parts of one.
         columns: Where the space's directions stand among them.
         kept: What is kept on an accelerator, by name: "base" and directions.
+        forward: Runs models on batches.
         checkpointing: A context for gradient evaluations; None where activations are kept.
     """
 
@@ -70,7 +74,7 @@ class Problem:
     kept: tuple[str, ...]
     device: torch.device
     dtype: torch.dtype
-    forward_options: dict[str, Any]
+    forward: Forward
     tokenizer: PreTrainedTokenizerBase
     checkpointing: Checkpointing | None
 
@@ -83,6 +87,14 @@ class Problem:
     def column(self, name: str) -> int:
         """The column of the direction called ``name``."""
         return [direction.name for direction in self.directions].index(name)
+
+    def model(self, task: str) -> nn.Module:
+        """The model that judges the inputs of ``task``."""
+        return self.forward.model(task)
+
+    def outputs(self, task: str, batch: Batch, layers: Sequence[int] = ()) -> Outputs:
+        """What the task's model says about a batch that is on the device, with the outputs of some layers."""
+        return self.forward.outputs(task, batch, layers)
 
     def labelled(self, task: str) -> bool:
         """Whether the report split of ``task`` has labels."""
@@ -231,7 +243,7 @@ def open_problem(
         kept=tuple(kept),
         device=device,
         dtype=dtype,
-        forward_options={"use_cache": False} if family.kind == "causal-lm" else {},
+        forward=Forward(family, resident, {name: data.expert for name, data in calibration.tasks.items()}),
         tokenizer=tokenizer,
         checkpointing=Checkpointing(map(resident.model_for, family.experts)) if config.checkpointing else None,
     )

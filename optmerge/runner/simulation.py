@@ -24,6 +24,7 @@ from optmerge.models.resident import ResidentModel
 from optmerge.objective.objective import Objective
 from optmerge.objective.teacher import TeacherBatch
 from optmerge.records import SplitName
+from optmerge.runner.forward import Forward
 from optmerge.runner.teachers import kept_classes
 
 if TYPE_CHECKING:
@@ -119,7 +120,8 @@ class Passes:
         self.objective.set_normalisers("fit", ones)
         groups = [space.groups[row] for row in space.searched_groups]
         self.watched = [model.parameters[name] for group in groups for name in group.parameters]
-        self.options = {"use_cache": False} if family.kind == "causal-lm" else {}
+        self.forward = Forward(family, model, {name: data.expert for name, data in calibration.tasks.items()})
+        self.count = family.num_layers
         self.checkpointing = (
             Checkpointing(map(model.model_for, family.experts)) if config.checkpointing else nullcontext()
         )
@@ -156,10 +158,10 @@ class Passes:
 
     def _pass(self, task: str, batch: Batch, *, backward: bool) -> None:
         moved = batch.to(META)
-        logits = self.model.model_for(self.calibration.tasks[task].expert)(**moved.inputs, **self.options).logits
+        outputs = self.forward.outputs(task, moved, self.objective.layers(self.count))
         rows = len(batch.rows) if batch.rows is not None else batch.size
-        teacher = _teacher(rows, logits.shape[-1], kept_classes(self.config))
-        values = {term.name: term.per_example(logits, moved, teacher) for term in self.objective.terms}
+        teacher = _teacher(rows, outputs.logits.shape[-1], kept_classes(self.config))
+        values = {term.name: term.per_example(outputs, moved, teacher) for term in self.objective.terms}
         if backward:
             self.objective.loss("fit", task, values, batch.size, weight=1.0).backward()  # type: ignore[no-untyped-call]
 

@@ -22,6 +22,7 @@ from optmerge.merging.parts import Parts, write_parts
 from optmerge.merging.statistics import Inputs, collect_grams
 from optmerge.models.cache import cache_dir
 from optmerge.models.device import out_of_memory
+from optmerge.runner.forward import Forward
 
 if TYPE_CHECKING:
     from optmerge.calibration.data import Calibration
@@ -100,9 +101,12 @@ class GramStatistics:
         with torch.no_grad():
             for name, parameter in resident.parameters.items():
                 parameter.copy_(self._family.read(expert, name))
-        model = resident.model_for(expert)
-        options = {"use_cache": False} if self._family.kind == "causal-lm" else {}
-        return collect_grams(model, resident.parameters, lambda: self._inputs(expert), lambda x: model(**x, **options))
+        own = {name: data.expert for name, data in self._calibration.tasks.items() if data.expert == expert}
+        forward = Forward(self._family, resident, own)
+        model = forward.model(next(iter(own)))
+        return collect_grams(
+            model, resident.parameters, lambda: self._inputs(expert), lambda x: model(**x, **forward.options)
+        )
 
     def _inputs(self, expert: str) -> Iterator[Inputs]:
         """The fit inputs of the tasks that name an expert, on the device."""

@@ -25,6 +25,7 @@ from optmerge.errors import RunFailed
 from optmerge.merging.engine import one_hot
 from optmerge.models.cache import cache_dir
 from optmerge.models.device import out_of_memory, release_memory
+from optmerge.objective.outputs import Outputs
 from optmerge.objective.teacher import TeacherBatch, TeacherOutputs
 from optmerge.records import Progress, SplitName
 
@@ -84,7 +85,7 @@ def _collect(problem: Problem, task: str, split: SplitName) -> TeacherOutputs:
     batch_tokens = problem.config.batch_tokens
     while True:
         try:
-            return TeacherOutputs.collect(_logits(problem, task, split, batch_tokens), k=kept_classes(problem.config))
+            return TeacherOutputs.collect(_outputs(problem, task, split, batch_tokens), k=kept_classes(problem.config))
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -100,13 +101,12 @@ def _collect(problem: Problem, task: str, split: SplitName) -> TeacherOutputs:
         log.warning("memory ran out for the expert of task %s; trying %d tokens in a pass", task, batch_tokens)
 
 
-def _logits(problem: Problem, task: str, split: SplitName, batch_tokens: int) -> Iterator[tuple[Batch, torch.Tensor]]:
+def _outputs(problem: Problem, task: str, split: SplitName, batch_tokens: int) -> Iterator[tuple[Batch, Outputs]]:
     data = problem.calibration.tasks[task]
-    model = problem.resident.model_for(data.expert)
     with torch.no_grad():
         for batch in data.splits[split].batches(batch_tokens=batch_tokens):
             moved = batch.to(problem.device)
-            yield moved, model(**moved.inputs, **problem.forward_options).logits
+            yield moved, problem.outputs(task, moved)
 
 
 def kept_classes(config: SearchConfig) -> int | None:

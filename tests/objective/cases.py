@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from optmerge.calibration import Batch
+from optmerge.objective import Outputs
 
 CLASSES = 7
 
@@ -22,14 +23,13 @@ class Case:
     ids: list[list[int]]
     completions: list[list[bool]]  # per token, whether it is scored
 
-    def batch(self, positions: Sequence[int], *, left: bool = False, extra: int = 0) -> tuple[Batch, Tensor]:
-        """A padded batch and its logits; logits at padding are large numbers that nobody may look at."""
+    def batch(self, positions: Sequence[int], *, left: bool = False, extra: int = 0) -> tuple[Batch, Outputs]:
+        """A padded batch and what a model says of it; logits at padding are large numbers that nobody may look at."""
         if self.kind == "classifier":
             inputs = {"input_ids": torch.ones(len(positions), 3, dtype=torch.int64)}
             labels = torch.tensor([p % CLASSES for p in positions])
-            return Batch(inputs, torch.tensor(positions), None, labels), torch.stack(
-                [self.logits[p] for p in positions]
-            )
+            logits = torch.stack([self.logits[p] for p in positions])
+            return Batch(inputs, torch.tensor(positions), None, labels), Outputs(logits)
         longest = max(len(self.ids[p]) for p in positions) + extra
         ids = torch.full((len(positions), longest), 6)
         scored = torch.zeros(len(positions), longest, dtype=torch.bool)
@@ -41,7 +41,7 @@ class Case:
             ids[row, begin : begin + length] = torch.tensor(self.ids[p])
             scored[row, begin : begin + length - 1] = torch.tensor(self.completions[p][1:])
             logits[row, begin : begin + length] = self.logits[p]
-        return Batch({"input_ids": ids}, torch.tensor(positions), scored), logits
+        return Batch({"input_ids": ids}, torch.tensor(positions), scored), Outputs(logits)
 
     def everything(self) -> list[int]:
         return list(range(len(self.logits)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from optmerge.config.objectives import TERM_CONFIGS, ObjectiveConfig
-from optmerge.objective import TERMS, ModelTerm, Objective, TeacherOutputs, base
+from optmerge.objective import TERMS, ModelTerm, Objective, Outputs, TeacherOutputs, base
 from optmerge.objective.registry import REPORT_ONLY
 
 from .cases import CLASSES, Case, make_case
@@ -30,8 +30,8 @@ def teacher_of(case: Case, k: int | None = None) -> TeacherOutputs:
 def values(
     term: ModelTerm, case: Case, teacher: TeacherOutputs, positions: list[int], **padding: object
 ) -> torch.Tensor:
-    batch, logits = case.batch(positions, **padding)  # type: ignore[arg-type]
-    return term.per_example(logits, batch, teacher.batch(batch))
+    batch, outputs = case.batch(positions, **padding)  # type: ignore[arg-type]
+    return term.per_example(outputs, batch, teacher.batch(batch))
 
 
 def test_the_registry_has_the_names_of_the_configuration() -> None:
@@ -45,7 +45,7 @@ def test_a_term_says_what_it_is(name: str) -> None:
     assert term.unit in {"nats", "share"}
     assert term.paper
     assert term.__doc__
-    assert term.needs <= {"labels", "teacher"}
+    assert term.needs <= {"labels", "teacher", "hidden"}
     assert term.higher_is_better == (term.unit == "share")
 
 
@@ -90,10 +90,12 @@ def test_gradients_are_finite_differences(
 ) -> None:
     monkeypatch.setattr(base, "CHUNK", rows_at_once * CLASSES)
     case, teacher = make_case(kind, dtype=torch.float64), teacher_of(make_case(kind, seed=1), k)
-    batch, logits = case.batch([0, 1, 2, 3])
-    logits = logits.clamp(-20, 20).requires_grad_()
+    batch, outputs = case.batch([0, 1, 2, 3])
+    logits = outputs.logits.clamp(-20, 20).requires_grad_()
     term = make_term(name, **settings)
-    assert torch.autograd.gradcheck(lambda z: term.per_example(z, batch, teacher.batch(batch)), logits, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda z: term.per_example(Outputs(z), batch, teacher.batch(batch)), logits, fast_mode=True
+    )
 
 
 @every_term
@@ -106,14 +108,14 @@ def test_impossible_classes_give_finite_values(name: str, kind: str) -> None:
         return Case(case.kind, case.logits, ids, case.completions)
 
     case, teacher = without_last(make_case(kind)), teacher_of(without_last(make_case(kind, seed=1)))
-    batch, logits = case.batch([0, 1, 2, 3])
-    logits.requires_grad_()
-    got = make_term(name).per_example(logits, batch, teacher.batch(batch))
+    batch, outputs = case.batch([0, 1, 2, 3])
+    outputs.logits.requires_grad_()
+    got = make_term(name).per_example(outputs, batch, teacher.batch(batch))
     assert bool(got.isfinite().all())
     if TERMS[name].differentiable:
         got.sum().backward()
-        assert logits.grad is not None
-        assert bool(logits.grad.isfinite().all())
+        assert outputs.logits.grad is not None
+        assert bool(outputs.logits.grad.isfinite().all())
 
 
 @pytest.mark.parametrize("name", list(TERM_CONFIGS))
@@ -136,10 +138,10 @@ def test_permuting_tasks_permutes_what_comes_out(name: str, normalise: str) -> N
 
 @every_term
 def test_what_is_needed_must_be_there(name: str) -> None:
-    batch, logits = make_case("classifier").batch([0, 1])
+    batch, outputs = make_case("classifier").batch([0, 1])
     bare = type(batch)(batch.inputs, batch.positions)
     if not TERMS[name].needs:
-        assert make_term(name).per_example(logits, bare, None).shape == (2,)
+        assert make_term(name).per_example(outputs, bare, None).shape == (2,)
         return
     with pytest.raises(ValueError, match=f"term {name} needs"):
-        make_term(name).per_example(logits, bare, None)
+        make_term(name).per_example(outputs, bare, None)

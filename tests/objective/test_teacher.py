@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optmerge.errors import RunError
-from optmerge.objective import TeacherBatch, TeacherOutputs
+from optmerge.objective import Outputs, TeacherBatch, TeacherOutputs
 from optmerge.objective.teacher import coarse_log_probs
 
 from .cases import CLASSES, make_case
@@ -32,8 +32,8 @@ def test_batches_are_looked_up_in_their_own_order(kind: str, k: int | None) -> N
     assert outputs.size == 4
     assert outputs.classes == CLASSES
     for positions in ([2], [3, 0], [0, 1, 2, 3], [1, 1], [0, 2]):
-        batch, logits = case.batch(positions)
-        flat = logits if batch.rows is None else logits.reshape(-1, CLASSES)[batch.rows]
+        batch, said = case.batch(positions)
+        flat = said.logits if batch.rows is None else said.logits.reshape(-1, CLASSES)[batch.rows]
         found = outputs.batch(batch)
         torch.testing.assert_close(found.log_probs, coarse_log_probs(flat, found.indices))
         assert torch.equal(found.choice, flat.argmax(-1))
@@ -92,6 +92,6 @@ def test_what_is_kept_is_small() -> None:
     generator = torch.Generator().manual_seed(0)
     batch, _ = make_case("classifier").batch([0, 1, 2, 3])
     logits = torch.randn(4, 50_000, generator=generator)
-    outputs = TeacherOutputs.collect([(batch, logits)], 128)
+    outputs = TeacherOutputs.collect([(batch, Outputs(logits))], 128)
     assert outputs.nbytes < 4 * (128 * 8 + 32)
     assert not outputs.batch(batch).log_probs.requires_grad

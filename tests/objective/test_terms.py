@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from optmerge.config.objectives import EntropyConfig, ExpertKLConfig
-from optmerge.objective import Accuracy, Agreement, CrossEntropy, Entropy, ExpertKL, TeacherOutputs
+from optmerge.objective import Accuracy, Agreement, CrossEntropy, Entropy, ExpertKL, Outputs, TeacherOutputs
 
 from .cases import CLASSES, Case, make_case
 
@@ -31,26 +31,26 @@ def mean(numbers: list[float]) -> float:
 @both
 def test_entropy(kind: str) -> None:
     case = make_case(kind)
-    batch, logits = case.batch(case.everything())
+    batch, outputs = case.batch(case.everything())
     wanted = [mean([-float((p * p.log()).sum()) for p, _ in rows_of(case, n)]) for n in range(4)]
-    torch.testing.assert_close(Entropy(EntropyConfig()).per_example(logits, batch, None), torch.tensor(wanted))
+    torch.testing.assert_close(Entropy(EntropyConfig()).per_example(outputs, batch, None), torch.tensor(wanted))
 
 
 @both
 def test_cross_entropy_and_accuracy(kind: str) -> None:
     case = make_case(kind)
-    batch, logits = case.batch(case.everything())
+    batch, outputs = case.batch(case.everything())
     loss = [mean([-math.log(p[truth]) for p, truth in rows_of(case, n)]) for n in range(4)]
     hits = [mean([float(p.argmax() == truth) for p, truth in rows_of(case, n)]) for n in range(4)]
-    torch.testing.assert_close(CrossEntropy().per_example(logits, batch, None), torch.tensor(loss))
-    torch.testing.assert_close(Accuracy().per_example(logits, batch, None), torch.tensor(hits))
+    torch.testing.assert_close(CrossEntropy().per_example(outputs, batch, None), torch.tensor(loss))
+    torch.testing.assert_close(Accuracy().per_example(outputs, batch, None), torch.tensor(hits))
 
 
 @both
 @pytest.mark.parametrize("k", [None, 1, 3, CLASSES - 1, CLASSES, 50])
 def test_expert_kl_is_the_divergence_of_the_coarse_predictions(kind: str, k: int | None) -> None:
     case, expert = make_case(kind), make_case(kind, seed=1)
-    batch, logits = case.batch(case.everything())
+    batch, outputs = case.batch(case.everything())
     teacher = TeacherOutputs.collect([expert.batch(case.everything())], k)
     wanted, exact = [], []
     for n in range(4):
@@ -66,7 +66,7 @@ def test_expert_kl_is_the_divergence_of_the_coarse_predictions(kind: str, k: int
             coarse.append(sum(terms))
         wanted.append(mean(coarse))
         exact.append(mean([float((p * (p / q).log()).sum()) for p, q in zip(theirs, ours, strict=True)]))
-    got = ExpertKL(ExpertKLConfig(top_k=k)).per_example(logits, batch, teacher.batch(batch))
+    got = ExpertKL(ExpertKLConfig(top_k=k)).per_example(outputs, batch, teacher.batch(batch))
     torch.testing.assert_close(got, torch.tensor(wanted), rtol=1e-5, atol=1e-6)
     if k is None or k >= CLASSES:
         torch.testing.assert_close(got, torch.tensor(exact), rtol=1e-5, atol=1e-6)
@@ -83,23 +83,23 @@ def test_the_expert_is_at_no_distance_from_itself(kind: str, k: int | None, temp
     teacher = TeacherOutputs.collect([expert.batch(expert.everything())], k)
     term = ExpertKL(ExpertKLConfig(top_k=k, temperature=temperature))
     for positions in ([0, 1, 2, 3], [2, 0], [3]):
-        batch, logits = expert.batch(positions, left=True)
-        logits.requires_grad_()
-        got = term.per_example(logits, batch, teacher.batch(batch))
+        batch, outputs = expert.batch(positions, left=True)
+        outputs.logits.requires_grad_()
+        got = term.per_example(outputs, batch, teacher.batch(batch))
         torch.testing.assert_close(got, torch.zeros(len(positions)), atol=1e-5, rtol=0)
         got.sum().backward()
-        assert logits.grad is not None
-        assert float(logits.grad.abs().max()) < 1e-5
+        assert outputs.logits.grad is not None
+        assert float(outputs.logits.grad.abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("temperature", [0.5, 4.0])
 def test_temperature_softens_both_sides(temperature: float) -> None:
     case, expert = make_case("classifier"), make_case("classifier", seed=1)
-    batch, logits = case.batch(case.everything())
+    batch, outputs = case.batch(case.everything())
     teacher = TeacherOutputs.collect([expert.batch(case.everything())], None)
     p = (torch.stack(expert.logits) / temperature).softmax(-1)
-    q = (logits / temperature).softmax(-1)
-    got = ExpertKL(ExpertKLConfig(temperature=temperature)).per_example(logits, batch, teacher.batch(batch))
+    q = (outputs.logits / temperature).softmax(-1)
+    got = ExpertKL(ExpertKLConfig(temperature=temperature)).per_example(outputs, batch, teacher.batch(batch))
     torch.testing.assert_close(got, temperature**2 * (p * (p / q).log()).sum(-1))
 
 
@@ -109,8 +109,8 @@ def test_the_tail_keeps_its_digits() -> None:
     merged = torch.tensor([[0.0, -10.0, -31.0]], requires_grad=True)
     case = Case("classifier", [expert[0]], [[1]], [[False]])
     batch, _ = case.batch([0])
-    teacher = TeacherOutputs.collect([(batch, expert)], 1)
-    value = ExpertKL(ExpertKLConfig(top_k=1)).per_example(merged, batch, teacher.batch(batch))
+    teacher = TeacherOutputs.collect([(batch, Outputs(expert))], 1)
+    value = ExpertKL(ExpertKLConfig(top_k=1)).per_example(Outputs(merged), batch, teacher.batch(batch))
     value.sum().backward()
     assert value.item() == pytest.approx(math.log1p(math.exp(-10)), rel=1e-3)
     assert merged.grad is not None
@@ -121,7 +121,7 @@ def test_the_tail_keeps_its_digits() -> None:
 @pytest.mark.parametrize("k", [None, 1])
 def test_agreement_counts_equal_choices(kind: str, k: int | None) -> None:
     case, expert = make_case(kind), make_case(kind, seed=1)
-    batch, logits = case.batch(case.everything())
+    batch, outputs = case.batch(case.everything())
     teacher = TeacherOutputs.collect([expert.batch(case.everything())], k).batch(batch)
     wanted = [
         mean(
@@ -132,12 +132,12 @@ def test_agreement_counts_equal_choices(kind: str, k: int | None) -> None:
         )
         for n in range(4)
     ]
-    torch.testing.assert_close(Agreement().per_example(logits, batch, teacher), torch.tensor(wanted))
+    torch.testing.assert_close(Agreement().per_example(outputs, batch, teacher), torch.tensor(wanted))
 
 
 def test_an_expert_agrees_with_itself_where_logits_are_tied() -> None:
     tied = Case("classifier", [torch.tensor([1.0, 2.0, 2.0, 2.0, 0, 2.0, 2.0])] * 4, [[1]] * 4, [[False]] * 4)
-    batch, logits = tied.batch(tied.everything())
+    batch, outputs = tied.batch(tied.everything())
     for k in (None, 1, 2):
-        teacher = TeacherOutputs.collect([(batch, logits)], k).batch(batch)
-        assert Agreement().per_example(logits, batch, teacher).tolist() == [1.0] * 4
+        teacher = TeacherOutputs.collect([(batch, outputs)], k).batch(batch)
+        assert Agreement().per_example(outputs, batch, teacher).tolist() == [1.0] * 4

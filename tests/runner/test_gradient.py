@@ -18,6 +18,7 @@ from torch.func import functional_call
 from optmerge.config.load import build_config
 from optmerge.models.checkpointing import Checkpointing
 from optmerge.objective.objective import Objective
+from optmerge.objective.outputs import Outputs
 from optmerge.records import Vector
 from optmerge.runner.evaluator import Evaluator
 from optmerge.runner.problem import Problem, open_problem
@@ -116,12 +117,14 @@ def plain_value(evaluator: Evaluator, variables: torch.Tensor) -> torch.Tensor:
         sums = torch.zeros(2, dtype=torch.float64)
         for position in range(data.splits["fit"].size):
             (batch,) = data.splits["fit"].batches(batch_tokens=1, positions=[position])
-            options = {**batch.inputs, **problem.forward_options}
+            options = {**batch.inputs, **problem.forward.options}
             logits = functional_call(
                 problem.resident.model_for(data.expert), merged, kwargs=options, tie_weights=True
             ).logits
             teacher = evaluator.teachers.batch(task, "fit", batch)
-            sums = sums + torch.stack([t.per_example(logits, batch, teacher).sum() for t in problem.objective.terms])
+            sums = sums + torch.stack(
+                [t.per_example(Outputs(logits), batch, teacher).sum() for t in problem.objective.terms]
+            )
         means = sums / data.splits["fit"].size
         parts.append(means[0] / divisors[task]["expert-kl"] + 0.3 * means[1])
     x, p = torch.stack(parts), torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)

@@ -1,0 +1,62 @@
+"""How a model is run on a batch: which one judges a task's inputs, with which options, and what is kept of it.
+
+    forward = Forward(family, resident, {"topics": "topics-expert"})
+    outputs = forward.outputs("topics", batch.to(device), layers=(5,))
+
+Evaluations, teachers, statistics and the memory simulation all go through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from optmerge.models.hidden import layer_outputs
+from optmerge.models.roles import layer_modules
+from optmerge.objective.outputs import Outputs
+
+if TYPE_CHECKING:
+    from optmerge.calibration.data import Batch
+    from optmerge.models.family import Family
+    from optmerge.models.resident import ResidentModel
+
+
+class Forward:
+    """Runs a family's resident models on batches of tasks.
+
+    Args:
+        family: Base and experts.
+        resident: Holds the models, on any device (the meta device included).
+        experts: Task -> the expert that knows it.
+
+    Attributes:
+        options: What every forward call gets beside the batch's inputs.
+    """
+
+    def __init__(self, family: Family, resident: ResidentModel, experts: Mapping[str, str]) -> None:
+        self.options: dict[str, Any] = {"use_cache": False} if family.kind == "causal-lm" else {}
+        self._resident = resident
+        self._experts = dict(experts)
+        self._layers: dict[int, tuple[nn.Module, ...]] = {}  # of each model
+
+    def model(self, task: str) -> nn.Module:
+        """The model that judges the inputs of ``task``."""
+        return self._resident.model_for(self._experts[task])
+
+    def outputs(self, task: str, batch: Batch, layers: Sequence[int] = ()) -> Outputs:
+        """What the task's model says about a batch.
+
+        Args:
+            task: A task's name.
+            batch: On the model's device.
+            layers: Transformer layers whose outputs are wanted too.
+        """
+        model = self.model(task)
+        if not layers:
+            return Outputs(model(**batch.inputs, **self.options).logits)
+        if id(model) not in self._layers:
+            self._layers[id(model)] = layer_modules(model)
+        with layer_outputs(self._layers[id(model)], layers) as hidden:
+            return Outputs(model(**batch.inputs, **self.options).logits, hidden)
