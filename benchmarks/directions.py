@@ -185,7 +185,7 @@ def _row(view: RunView, name: str) -> Row:
 
 def _interval(line: Line, rival: Line) -> str:
     found = paired_bootstrap(line.scores, rival.scores, seed=0)
-    return f"{signed(found.difference)} [{signed(found.low)}, {signed(found.high)}]"
+    return f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}]"
 
 
 if __name__ == "__main__":

@@ -135,12 +135,12 @@ class DemoTable:
         return [
             Claim(
                 "the search over task vectors beats the uniform coefficient that select chooses",
-                self.line("adam").intervals[self.uniform].difference > 0,
+                self.line("adam").intervals[self.uniform].mean > 0,
                 self.line("adam").intervals[self.uniform],
             ),
             Claim(
                 "the search with Iso-C's direction is not below Iso-C",
-                self.line("adam-iso-c").intervals[self.method].difference >= 0,
+                self.line("adam-iso-c").intervals[self.method].mean >= 0,
                 self.line("adam-iso-c").intervals[self.method],
             ),
         ]
@@ -252,7 +252,7 @@ def _objective(line: Line) -> str:
 def _told(interval: Interval | None) -> str:
     if interval is None:
         return NONE
-    return f"{signed(interval.difference)} [{signed(interval.low)}, {signed(interval.high)}]"
+    return f"{signed(interval.mean)} [{signed(interval.low)}, {signed(interval.high)}]"
 
 
 def _compared(interval: Interval) -> str:

@@ -1,10 +1,11 @@
-"""Is one recipe better than another on the same examples? A paired bootstrap, stratified by task.
+"""How far a score, or the difference of two, is the luck of the examples: bootstraps, stratified by task.
 
+    bootstrap({"topic": ours}, seed=0)                                         # the score's own interval
     interval = paired_bootstrap({"topic": ours}, {"topic": theirs}, seed=0)
     interval.low > 0  # ours is better beyond the luck of the examples
 
-Both sides are scored on the same examples, so only the differences are resampled: what makes an example hard for both
-cancels. Every task keeps its number of examples, and counts the same in the mean.
+Where both sides are scored on the same examples, only the differences are resampled: what makes an example hard for
+both cancels. Every task keeps its number of examples, and counts the same in the mean.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ _AT_ONCE = 1 << 22  # drawn positions held in memory at a time
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean difference with its percentile interval, in the unit of the scores.
+    """A mean with its percentile interval, in the unit of the scores.
 
     Attributes:
-        difference: Mean over tasks of the mean over examples of a - b.
+        mean: Mean over tasks of the mean over examples, of a score or of a difference a - b.
         low: Lower end of the interval.
         high: Upper end of the interval.
-        per_task: Task -> (difference, low, high).
+        per_task: Task -> (mean, low, high).
     """
 
-    difference: float
+    mean: float
     low: float
     high: float
     per_task: Mapping[str, tuple[float, float, float]]
@@ -43,38 +44,38 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def paired_bootstrap(
-    a: Mapping[str, Scores], b: Mapping[str, Scores], *, seed: int, level: float = 0.95, resamples: int = 2000
-) -> Interval:
-    """The mean difference a - b with a percentile bootstrap interval (Efron & Tibshirani 1993, section 13.3).
+def bootstrap(scores: Mapping[str, Scores], *, seed: int, level: float = 0.95, resamples: int = 2000) -> Interval:
+    """The mean score with a percentile bootstrap interval (Efron & Tibshirani 1993, section 13.3).
 
     Args:
-        a: Task -> one score per example, float64[n].
-        b: The same tasks, the same examples in the same order.
+        scores: Task -> one score per example, float64[n].
         seed: Of the generators, which are owned here, one per task; a task's interval does not depend on the others.
-        level: Share of the resampled differences within the interval.
+        level: Share of the resampled means within the interval.
         resamples: How many resamples.
 
     Raises:
-        ValueError: The two sides do not match, a task is empty, or a score is not finite.
+        ValueError: There is no task, one is empty, or a score is not finite.
 
-    >>> import numpy as np
-    >>> interval = paired_bootstrap({"t": np.ones(50)}, {"t": np.zeros(50)}, seed=0)
-    >>> interval.difference, interval.low, interval.high
-    (1.0, 1.0, 1.0)
+    >>> interval = bootstrap({"t": np.full(50, 0.5)}, seed=0)
+    >>> interval.mean, interval.low, interval.high
+    (0.5, 0.5, 0.5)
     """
-    differences = _differences(a, b)
+    if not scores:
+        raise ValueError("a bootstrap needs at least one task")
     tail = 100 * (1 - level) / 2
     means: list[float] = []
     drawn: list[Scores] = []
     per_task: dict[str, tuple[float, float, float]] = {}
-    for task, difference in differences.items():
+    for task, values in scores.items():
+        values = np.asarray(values, dtype=np.float64)
+        if values.ndim != 1 or not len(values):
+            raise ValueError(f"task {task}: scores of shape {values.shape}; expected one per example")
+        if not np.isfinite(values).all():
+            raise ValueError(f"task {task}: a score is not finite")
         generator = np.random.default_rng([seed, _number(task)])
-        resampled = np.concatenate(
-            [difference[rows].mean(axis=1) for rows in _draws(generator, len(difference), resamples)]
-        )
+        resampled = np.concatenate([values[rows].mean(axis=1) for rows in _draws(generator, len(values), resamples)])
         low, high = np.percentile(resampled, [tail, 100 - tail])
-        mean = float(difference.mean())
+        mean = float(values.mean())
         per_task[task] = (mean, float(low), float(high))
         means.append(mean)
         drawn.append(resampled)
@@ -82,19 +83,34 @@ def paired_bootstrap(
     return Interval(float(np.mean(means)), float(low), float(high), per_task)
 
 
-def _differences(a: Mapping[str, Scores], b: Mapping[str, Scores]) -> dict[str, Scores]:
+def paired_bootstrap(
+    a: Mapping[str, Scores], b: Mapping[str, Scores], *, seed: int, level: float = 0.95, resamples: int = 2000
+) -> Interval:
+    """The mean difference a - b with its interval; see `bootstrap`.
+
+    Args:
+        a: Task -> one score per example, float64[n].
+        b: The same tasks, the same examples in the same order.
+        seed: As of `bootstrap`.
+        level: Share of the resampled differences within the interval.
+        resamples: How many resamples.
+
+    Raises:
+        ValueError: The two sides do not match, a task is empty, or a score is not finite.
+
+    >>> interval = paired_bootstrap({"t": np.ones(50)}, {"t": np.zeros(50)}, seed=0)
+    >>> interval.mean, interval.low, interval.high
+    (1.0, 1.0, 1.0)
+    """
     if not a or set(a) != set(b):
         raise ValueError(f"a paired comparison needs the same tasks on both sides, not {sorted(a)} and {sorted(b)}")
-    result: dict[str, Scores] = {}
+    differences: dict[str, Scores] = {}
     for task in a:
         left, right = (np.asarray(side[task], dtype=np.float64) for side in (a, b))
         if left.ndim != 1 or left.shape != right.shape or not len(left):
             raise ValueError(f"task {task}: scores of shapes {left.shape} and {right.shape} cannot be paired")
-        difference = left - right
-        if not np.isfinite(difference).all():
-            raise ValueError(f"task {task}: a score is not finite")
-        result[task] = difference
-    return result
+        differences[task] = left - right
+    return bootstrap(differences, seed=seed, level=level, resamples=resamples)
 
 
 def _draws(generator: np.random.Generator, size: int, resamples: int) -> Iterator[npt.NDArray[np.int64]]:

@@ -77,7 +77,7 @@ def make_comparisons(winner: Scored, scored: Sequence[Scored], metric: str, *, s
             {
                 "name": winner.name,
                 "against": rival.name,
-                "difference": interval.difference,
+                "difference": interval.mean,
                 "low": interval.low,
                 "high": interval.high,
                 "level": 0.95,

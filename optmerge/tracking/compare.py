@@ -185,7 +185,7 @@ def _pair(view: RunView, reference: RunView, *, name: str, against: str, seed: i
         return Pair(name, against, metric, reason=reason)
     ours, theirs = ({task: arrays[metric] for task, arrays in side.items()} for side in sides if side is not None)
     interval = paired_bootstrap(ours, theirs, seed=seed)
-    return Pair(name, against, metric, interval.difference, interval.low, interval.high, interval.per_task)
+    return Pair(name, against, metric, interval.mean, interval.low, interval.high, interval.per_task)
 
 
 def _scores(view: RunView) -> dict[str, dict[str, Vector]] | None:

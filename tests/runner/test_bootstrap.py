@@ -1,4 +1,4 @@
-"""The paired bootstrap against closed forms, and its invariances."""
+"""The bootstraps against closed forms, and their invariances."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from optmerge.runner.bootstrap import paired_bootstrap
+from optmerge.runner.bootstrap import bootstrap, paired_bootstrap
 
 
 def _scores(seed: int, size: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
@@ -20,7 +20,7 @@ def test_interval_of_one_task_is_the_normal_one() -> None:
     a, b = _scores(1, 800, 0.3)
     interval = paired_bootstrap({"t": a}, {"t": b}, seed=0, resamples=20_000)
     error = (a - b).std() / math.sqrt(len(a))
-    assert interval.difference == pytest.approx((a - b).mean())
+    assert interval.mean == pytest.approx((a - b).mean())
     assert interval.low == pytest.approx((a - b).mean() - 1.96 * error, abs=0.06 * error)
     assert interval.high == pytest.approx((a - b).mean() + 1.96 * error, abs=0.06 * error)
 
@@ -30,8 +30,33 @@ def test_tasks_count_the_same_whatever_their_size() -> None:
     a2, b2 = _scores(3, 100, -0.5)
     interval = paired_bootstrap({"x": a1, "y": a2}, {"x": b1, "y": b2}, seed=0, resamples=20_000)
     error = math.sqrt((a1 - b1).var() / 1000 + (a2 - b2).var() / 100) / 2
-    assert interval.difference == pytest.approx(((a1 - b1).mean() + (a2 - b2).mean()) / 2)
+    assert interval.mean == pytest.approx(((a1 - b1).mean() + (a2 - b2).mean()) / 2)
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.03)
+
+
+def test_a_scores_own_interval_is_the_normal_one_and_wider_than_the_paired() -> None:
+    a, b = _scores(9, 400, 0.3)
+    interval = bootstrap({"t": a}, seed=0, resamples=20_000)
+    error = a.std() / math.sqrt(len(a))
+    assert interval.mean == pytest.approx(a.mean())
+    assert interval.low == pytest.approx(a.mean() - 1.96 * error, abs=0.06 * error)
+    assert interval.high == pytest.approx(a.mean() + 1.96 * error, abs=0.06 * error)
+    paired = paired_bootstrap({"t": a}, {"t": b}, seed=0)
+    assert paired.high - paired.low < 0.5 * (interval.high - interval.low)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({}, "at least one task"),
+        ({"x": np.ones((2, 2))}, "one per example"),
+        ({"x": np.ones(0)}, "one per example"),
+        ({"x": np.array([np.inf])}, "not finite"),
+    ],
+)
+def test_what_has_no_interval_is_refused(scores: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bootstrap(scores, seed=0)
 
 
 def test_level_widens_the_interval() -> None:

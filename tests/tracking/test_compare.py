@@ -34,7 +34,7 @@ def test_settings_scores_and_paired_intervals(fake) -> None:
         scores = RunFolder(run.folder).load_examples(RunView.open(run.folder).search_row.record)
         sides.append({task: arrays["accuracy"] for task, arrays in scores.items()})
     expected = paired_bootstrap(*sides, seed=0)
-    assert (pair.difference, pair.low, pair.high) == (expected.difference, expected.low, expected.high)
+    assert (pair.difference, pair.low, pair.high) == (expected.mean, expected.low, expected.high)
     text = comparison.markdown()
     assert "driver.name" in text
     assert "| a " in text
