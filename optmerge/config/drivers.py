@@ -18,6 +18,12 @@ class AdamConfig(Strict):
     beta2: float = Field(0.999, ge=0, lt=1, description="decay of the squared gradient's running mean")
     eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
     batch: int | None = Field(None, ge=1, description="fit examples per task and step; null = all of them")
+    bound: Literal["project", "clamp"] = Field(
+        "project",
+        description="a variable that a step takes out of its bounds is put back (project), or goes on outside while "
+        "its coefficient stays at the bound, with no gradient (clamp, AdaMerging's); project is better, since what is "
+        "outside comes back by momentum only",
+    )
     schedule: Literal["constant", "cosine"] = Field("constant", description="step size over the evaluation budget")
 
 

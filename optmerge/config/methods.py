@@ -97,6 +97,15 @@ class DareTiesConfig(Strict):
     compat: Compat = Field("paper", description=_COMPAT)
 
 
+class TiesSplitConfig(Strict):
+    """TIES without its mean: each trimmed task vector, where it has the elected sign (Yang et al. 2024, section 3)."""
+
+    name: Literal["ties-split"] = "ties-split"
+    density: float = Field(0.2, ge=0, le=1, description="share of each task vector's entries that is kept, 0-1")
+    scope: Scope = Field("model", description="over what the largest are chosen, as in ties")
+    weights: dict[str, FiniteFloat] | None = Field(None, description=_WEIGHTS)
+
+
 class IsoCConfig(Strict):
     """Isotropic merging in the common subspace: the summed task vectors with a flat spectrum.
 
@@ -144,6 +153,7 @@ MethodConfig = Annotated[
     | TiesConfig
     | DareConfig
     | DareTiesConfig
+    | TiesSplitConfig
     | IsoCConfig
     | TsvMConfig
     | RegMeanConfig,
@@ -157,10 +167,16 @@ METHOD_CONFIGS: dict[str, type[Strict]] = {
     "ties": TiesConfig,
     "dare": DareConfig,
     "dare-ties": DareTiesConfig,
+    "ties-split": TiesSplitConfig,
     "iso-c": IsoCConfig,
     "tsv-m": TsvMConfig,
     "regmean": RegMeanConfig,
 }
 
-LINEAR_METHODS = ("task_arithmetic", "dare", "tsv-m")  # sums of one part per expert, so that each can be scaled
+LINEAR_METHODS = (
+    "task_arithmetic",
+    "dare",
+    "ties-split",
+    "tsv-m",
+)  # sums of one part per expert, so that each can be scaled
 INPUT_METHODS = ("regmean",)  # need inputs of every expert, so that each must have a task

@@ -140,8 +140,8 @@ class SearchConfig(Strict):
     tasks: dict[str, TaskConfig] = Field(min_length=1, description="calibration data")
     method: Annotated[MethodConfig, AfterValidator(_sum_of_parts), BeforeValidator(named)] = Field(
         TaskArithmeticConfig(),
-        description="what 'experts' among the directions stands for: task_arithmetic = the task vectors; dare or tsv-m "
-        "= what that method makes of each",
+        description="what 'experts' among the directions stands for: task_arithmetic = the task vectors; dare, "
+        "ties-split or tsv-m = what that method makes of each",
     )
     directions: list[Direction] = Field(
         default_factory=_task_vectors, min_length=1, description="what gets coefficients"

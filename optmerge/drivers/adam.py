@@ -4,8 +4,9 @@ In: one gradient per generation, of all fit examples or of a mini-batch. Out: on
 
     driver = AdamDriver(AdamConfig(lr=0.05), variables, seed=seed, fit_sizes={"topic": 180}, budget=40)
 
-Vector and moments are float64. Bounds are kept by projection after the step: a clamp inside the objective would have
-no gradient at the bound, so a variable that reached it could never leave.
+Vector and moments are float64. Bounds are kept by projection after the step. ``bound: clamp`` is the clamp inside the
+objective of AdaMerging (Yang et al. 2024): it has no gradient beyond the bound, so a variable that went there comes
+back by what is left of its momentum or not at all.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _NEEDS: frozenset[Need] = frozenset({"value", "gradient"})
 
 
 class AdamDriver(Driver):
-    """Adam (Kingma & Ba 2015, algorithm 1), projected to bounds.
+    """Adam (Kingma & Ba 2015, algorithm 1), projected to bounds or clamped to them.
 
     With ``batch``, each task's fit examples are shuffled once per epoch and dealt into batches whose sizes differ by
     at most one, none above ``batch``; a task with no more examples than that is always seen whole. An evaluation
@@ -64,7 +65,7 @@ class AdamDriver(Driver):
                 "Set budget.evaluations, or driver.schedule to 'constant'."
             )
         self.config = config
-        self._vector = variables.start
+        self._vector = variables.start  # with bound: clamp, not within bounds
         self._first = read_only(np.zeros(len(variables)))  # m, mean of the gradient
         self._second = read_only(np.zeros(len(variables)))  # v, mean of its square
         self._decay = (1.0, 1.0)  # beta1^t, beta2^t, by multiplication: the same on every machine
@@ -82,11 +83,12 @@ class AdamDriver(Driver):
 
     def info(self) -> dict[str, float]:
         """``lr``, the share of variables ``at_bounds``, and ``gradient_norm`` after the first step."""
-        at_bounds = (self._vector == self.variables.lower) | (self._vector == self.variables.upper)
+        vector = self.variables.project(self._vector)
+        at_bounds = (vector == self.variables.lower) | (vector == self.variables.upper)
         return {"lr": self.rate, "at_bounds": float(at_bounds.mean())} | self._info
 
     def _ask(self) -> list[Candidate]:
-        return [self.candidate(self._vector, needs=_NEEDS, examples=self._batches.current())]
+        return [self.candidate(self.variables.project(self._vector), needs=_NEEDS, examples=self._batches.current())]
 
     def _tell(self, evaluations: list[Evaluation]) -> None:
         for evaluation in evaluations:
@@ -99,12 +101,15 @@ class AdamDriver(Driver):
 
     def _step(self, gradient: Vector) -> None:
         config = self.config
+        if config.bound == "clamp":
+            gradient = np.where(self._vector == self.variables.project(self._vector), gradient, 0.0)
         self._decay = (self._decay[0] * config.beta1, self._decay[1] * config.beta2)
         self._first = read_only(config.beta1 * self._first + (1 - config.beta1) * gradient)
         self._second = read_only(config.beta2 * self._second + (1 - config.beta2) * gradient**2)
         first = self._first / (1 - self._decay[0])
         second = self._second / (1 - self._decay[1])
-        self._vector = self.variables.project(self._vector - self.rate * first / (np.sqrt(second) + config.eps))
+        moved = self._vector - self.rate * first / (np.sqrt(second) + config.eps)
+        self._vector = read_only(moved) if config.bound == "clamp" else self.variables.project(moved)
         self._info = {"gradient_norm": math.sqrt(math.fsum(gradient**2))}
 
     def _state(self) -> State:

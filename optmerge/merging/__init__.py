@@ -10,6 +10,7 @@ METHODS: dict[str, str] = {
     "ties": "trim, elect signs, average what agrees (Yadav et al. 2023)",
     "dare": "drop entries at random, rescale, add up (Yu et al. 2024)",
     "dare-ties": "drop entries at random and rescale, then TIES (Yu et al. 2024)",
+    "ties-split": "trim and elect signs, each expert's part kept apart (Yang et al. 2024, AdaMerging++)",
     "iso-c": "flat spectrum on the summed task vectors (Marczak et al. 2025)",
     "tsv-m": "leading singular vectors of every expert, whitened together (Gargiulo et al. 2025)",
     "regmean": "least squares on the inputs of every linear layer (Jin et al. 2023)",

@@ -55,6 +55,39 @@ def test_a_variable_leaves_its_bound_when_the_gradient_turns() -> None:
     assert driver.ask()[0].vector[0] < 1.0
 
 
+def test_clamp_agrees_with_a_clamp_in_the_graph() -> None:
+    box = Variables(("a", "b", "c"), np.zeros(3), np.ones(3), np.array([0.1, 0.5, 0.95]))
+    config = AdamConfig(lr=0.1, bound="clamp")
+    driver = adam(config, box=box, budget=60)
+    theirs = torch.nn.Parameter(torch.tensor(box.start))
+    optimiser = torch.optim.Adam([theirs], lr=config.lr)
+    stuck = torch.zeros(3, dtype=torch.bool)
+    for at in range(60):
+        target = torch.tensor([0.5 + np.sin(at / 6), 0.5 + np.cos(at / 7), 0.5 + np.sin(at / 5 + 1)])
+        optimiser.zero_grad()
+        clamped = theirs.clamp(0, 1)
+        ((clamped - target) ** 2).sum().backward()  # type: ignore[no-untyped-call]
+        stuck = theirs.detach() != clamped.detach()
+        (candidate,) = driver.ask()
+        np.testing.assert_allclose(candidate.vector, clamped.detach().numpy(), rtol=1e-12, atol=1e-14)
+        driver.tell([candidate], [Evaluation(1.0, gradient=2 * (candidate.vector - target.numpy()))])
+        optimiser.step()
+    assert stuck.any()  # outside, where it has no gradient any more
+
+
+def test_project_comes_back_where_clamp_is_stuck() -> None:
+    box = Variables(("a",), np.zeros(1), np.ones(1), np.array([0.95]))
+    ends = {}
+    for bound in ("project", "clamp"):
+        driver = adam(AdamConfig(lr=0.1, beta1=0.0, bound=bound), box=box)
+        step(driver, [-1.0])
+        for _ in range(3):
+            step(driver, [1.0])
+        ends[bound] = driver.ask()[0].vector[0]
+    assert ends["project"] < 0.9
+    assert ends["clamp"] == 1.0
+
+
 def test_cosine_ends_with_the_budget() -> None:
     driver = adam(AdamConfig(lr=0.4, schedule="cosine"), budget=4)
     rates = []

@@ -15,6 +15,7 @@ from optmerge.drivers.testing import CHECKS, Maker
 VARIANTS: dict[str, Strict] = {
     "adam": AdamConfig(lr=0.1),
     "adam-batches-cosine": AdamConfig(lr=0.1, batch=3, schedule="cosine"),
+    "adam-clamp": AdamConfig(lr=0.1, bound="clamp"),
     "cma": CmaConfig(sigma=0.2),
     "cma-diagonal": CmaConfig(sigma=0.2, diagonal=True, population=6),
     "optuna-tpe": OptunaConfig(startup=5),

@@ -21,6 +21,7 @@ from optmerge.config.methods import (
     MethodConfig,
     RegMeanConfig,
     TiesConfig,
+    TiesSplitConfig,
     TsvMConfig,
 )
 from optmerge.errors import RecipeError
@@ -36,7 +37,7 @@ from optmerge.models.family import Family, open_family
 from tests.tiny import make_model, save_family
 
 METHODS: list[MethodConfig] = [config() for config in METHOD_CONFIGS.values()]  # type: ignore[misc]
-PARTS: list[MethodConfig] = [DareConfig(drop=0.4, seed=3), TsvMConfig()]
+PARTS: list[MethodConfig] = [DareConfig(drop=0.4, seed=3), TiesSplitConfig(density=0.4), TsvMConfig()]
 
 
 class Grams:

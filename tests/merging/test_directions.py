@@ -13,6 +13,7 @@ from optmerge.config.methods import (
     MethodConfig,
     TaskArithmeticConfig,
     TiesConfig,
+    TiesSplitConfig,
     TsvMConfig,
 )
 from optmerge.errors import ConfigError
@@ -34,7 +35,7 @@ def test_experts_are_task_vectors(method: MethodConfig | None) -> None:
     assert found == (Direction("ties", "method", ties), Direction("a", "expert"), Direction("b", "expert"))
 
 
-@pytest.mark.parametrize("method", [DareConfig(drop=0.9), TsvMConfig()])
+@pytest.mark.parametrize("method", [DareConfig(drop=0.9), TiesSplitConfig(), TsvMConfig()])
 def test_experts_are_their_parts_of_a_method(method: MethodConfig) -> None:
     found = expand_directions(["experts"], EXPERTS, method)
     assert found == tuple(Direction(f"{method.name}:{name}", "part", method, name) for name in EXPERTS)

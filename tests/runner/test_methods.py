@@ -109,7 +109,7 @@ def test_without_its_file_the_recipe_says_so(four: Run, tmp_path: Path) -> None:
         api.merge(tmp_path / "recipe.yaml")
 
 
-@pytest.mark.parametrize("method", ["dare", {"name": "tsv-m", "others": "base"}])
+@pytest.mark.parametrize("method", ["dare", "ties-split", {"name": "tsv-m", "others": "base"}])
 def test_parts_of_a_method_are_searched(settings: Settings, tmp_path: Path, method: str | dict[str, str]) -> None:
     made = run(settings(method=method), tmp_path)
     name = method if isinstance(method, str) else method["name"]
@@ -325,7 +325,7 @@ def test_an_expert_without_inputs_is_named(settings: Settings, changes: dict[str
     [
         (
             {"method": "ties"},
-            r"method: ties is not a sum .*task_arithmetic, dare, tsv-m.*directions: \[experts, ties\]",
+            r"method: ties is not a sum .*task_arithmetic, dare, ties-split, tsv-m.*directions: \[experts, ties\]",
         ),
         ({"method": {"name": "dare", "weights": {"a": 1}}}, r"method: the weights of dare are what is searched"),
         (

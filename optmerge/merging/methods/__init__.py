@@ -21,6 +21,7 @@ from optmerge.config.methods import (
     SlerpConfig,
     TaskArithmeticConfig,
     TiesConfig,
+    TiesSplitConfig,
     TsvMConfig,
 )
 from optmerge.errors import ConfigError, did_you_mean
@@ -33,6 +34,7 @@ from optmerge.merging.methods.matrixwise import RegMean, Spectral
 from optmerge.merging.methods.reduce import DisjointMean
 from optmerge.merging.methods.slerp import Slerp
 from optmerge.merging.methods.spectrum import flatten_spectrum
+from optmerge.merging.methods.split import TiesSplit
 from optmerge.merging.methods.trim import Trimmed, rounded, truncated
 
 __all__ = ["Method", "Models", "Need", "TensorKind", "build_method"]
@@ -70,6 +72,12 @@ def build_method(config: MethodConfig, experts: Sequence[str]) -> Method:
             return _ties(config, experts)
         case DareConfig():
             return Elementwise(_weights(config.name, config.weights, experts), transforms=(_drop(config),))
+        case TiesSplitConfig():
+            return TiesSplit(
+                _weights(config.name, config.weights, experts),
+                transforms=(partial(Trimmed, density=config.density, scope=config.scope),),
+                by_rows=config.scope == "row",
+            )
         case IsoCConfig():
             return Spectral(
                 _weights(config.name, config.weights, experts),

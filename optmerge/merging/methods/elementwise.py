@@ -45,15 +45,15 @@ class Elementwise(Method):
 
     def prepare(self, models: Models, progress: Progress | None = None) -> None:
         """See `Method.prepare`."""
-        vectors = self._vectors(models)
+        vectors = self.vectors(models)
         if isinstance(vectors, Trimmed):
             vectors.prepare(progress)
 
     def delta(self, models: Models, name: str) -> torch.Tensor:
         """See `Method.delta`."""
-        vectors = self._vectors(models)
+        vectors = self.vectors(models)
         streams: list[Iterator[Chunk]] = [vectors.chunks(expert, name) for expert in models.experts]
-        merged, view = _result(vectors, name)
+        merged, view = empty_delta(vectors, name)
         for chunks in zip(*streams, strict=True):
             self.reducer([chunk.values for chunk in chunks], view[chunks[0].box])
         return merged
@@ -62,16 +62,17 @@ class Elementwise(Method):
         """See `Method.expert_deltas`."""
         if not self.linear:
             return super().expert_deltas(models, name)
-        vectors = self._vectors(models)
+        vectors = self.vectors(models)
         deltas = []
         for expert in models.experts:
-            delta, view = _result(vectors, name)
+            delta, view = empty_delta(vectors, name)
             for chunk in vectors.chunks(expert, name):
                 view[chunk.box] = chunk.values
             deltas.append(delta)
         return deltas
 
-    def _vectors(self, models: Models) -> TaskVectors:
+    def vectors(self, models: Models) -> TaskVectors:
+        """The transformed task vectors of some models; those of the last ones asked for are remembered."""
         if self._bound is None or self._bound[0] is not models:
             vectors: TaskVectors = RawVectors(models, by_rows=self.by_rows)
             for transform in self.transforms:
@@ -80,7 +81,7 @@ class Elementwise(Method):
         return self._bound[1]
 
 
-def _result(vectors: TaskVectors, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def empty_delta(vectors: TaskVectors, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """An empty delta, and the view of it in which the chunks' indices hold."""
     base = vectors.models.base(name)
     result = torch.empty(base.shape, dtype=working_dtype(base))

@@ -24,3 +24,14 @@ def elect(values: Sequence[torch.Tensor], out: torch.Tensor, *, zero_is_positive
         out += value
     out.sign_()
     return out.add_(0.5).sign_() if zero_is_positive else out
+
+
+def keep_agreeing(values: Sequence[torch.Tensor], sign: torch.Tensor) -> None:
+    """Set to zero, in place, what does not have the elected sign.
+
+    Args:
+        values: One tensor per expert, of one shape.
+        sign: [*shape], -1, 0 or 1: an entry that elected nobody keeps nothing.
+    """
+    for value in values:
+        value.mul_(sign).relu_().mul_(sign)

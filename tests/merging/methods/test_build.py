@@ -16,6 +16,7 @@ from optmerge.config.methods import (
     SlerpConfig,
     TaskArithmeticConfig,
     TiesConfig,
+    TiesSplitConfig,
     TsvMConfig,
 )
 from optmerge.errors import ConfigError
@@ -40,6 +41,7 @@ def test_every_configuration_has_a_method_and_a_line() -> None:
         DareConfig(weights={"medicin": 1.0}),
         DareTiesConfig(weights={"medicin": 1.0}),
         IsoCConfig(weights={"medicin": 1.0}),
+        TiesSplitConfig(weights={"medicin": 1.0}),
         TsvMConfig(weights={"medicin": 1.0}),
         RegMeanConfig(weights={"medicin": 1.0}),
     ],

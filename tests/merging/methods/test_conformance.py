@@ -22,12 +22,13 @@ SETTINGS: list[tuple[str, dict[str, object]]] = [
     ("dare", {"compat": "mergekit", "drop": 0.3}),
     ("dare-ties", {"compat": "mergekit"}),
     ("dare-ties", {"scope": "tensor", "drop": 0.2, "density": 0.8}),
+    ("ties-split", {"scope": "row", "density": 0.6}),
     ("iso-c", {"embeddings": "sum", "others": "base"}),
     ("tsv-m", {"embeddings": "mean", "others": "sum"}),
     ("regmean", {"others": "base"}),
 ]
 WEIGHTED = [(name, settings) for name, settings in SETTINGS if "weights" in METHOD_CONFIGS[name].model_fields]
-LINEAR = {"average", "linear", "task_arithmetic", "dare", "tsv-m"}
+LINEAR = {"average", "linear", "task_arithmetic", "dare", "ties-split", "tsv-m"}
 
 every_setting = pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=lambda value: str(value))
 
@@ -174,6 +175,7 @@ def test_the_order_of_experts_does_not_matter(name: str, settings: dict[str, obj
         ("ties", {"density": 1.0, "compat": "mergekit"}),
         ("dare", {"drop": 0.0}),
         ("dare-ties", {"drop": 0.0, "density": 1.0}),
+        ("ties-split", {"density": 1.0}),
         ("tsv-m", {}),
         ("regmean", {}),
     ],
