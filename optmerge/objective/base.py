@@ -55,7 +55,7 @@ class ModelTerm(ABC):
     higher_is_better: ClassVar[bool]
     unit: ClassVar[str]
     paper: ClassVar[str]
-    summary: ClassVar[bool] = False
+    summary: bool = False
 
     def __init__(self, config: Strict | None = None) -> None:
         self.config = config
@@ -124,15 +124,28 @@ def needed(teacher: TeacherBatch | None, term: str) -> TeacherBatch:
 
 
 def mean_per_example(values: Tensor, batch: Batch) -> Tensor:
-    """Rows' values [N] as examples' values [B]: themselves, or the mean over an example's scored tokens."""
+    """Rows' values [N, ...] as examples' [B, ...]: themselves, or the mean over an example's scored tokens."""
     if batch.scored is None or batch.rows is None:
         return values
-    spread = values.new_zeros(batch.scored.numel()).index_copy(0, batch.rows, values)
-    return spread.view(batch.scored.shape).sum(1) / batch.scored.sum(1).clamp(min=1)
+    rest = values.shape[1:]
+    spread = values.new_zeros(batch.scored.numel(), *rest).index_copy(0, batch.rows, values)
+    return spread.view(*batch.scored.shape, *rest).sum(1) / rows_per_example(batch, values).view(-1, *[1] * len(rest))
+
+
+def rows_per_example(batch: Batch, like: Tensor) -> Tensor:
+    """How many rows each example has, at least 1: [B], in the dtype of ``like`` and on its device."""
+    if batch.scored is None:
+        return like.new_ones(batch.size)
+    return batch.scored.sum(1).clamp(min=1).to(like.dtype)
+
+
+def rows_at_once(classes: int) -> int:
+    """How many rows of logits are converted to fp32 together."""
+    return max(1, CHUNK // max(1, classes))
 
 
 def by_rows(function: Callable[..., Tensor], logits: Tensor, *others: Tensor | None) -> Tensor:
-    """Apply ``function(logits, *others) -> [N]`` chunk by chunk of rows, with the logits in the working precision.
+    """Apply ``function(logits, *others) -> [N, ...]`` chunk by chunk of rows, with the logits in the working precision.
 
     Where there is more than one chunk and a gradient is wanted, a chunk is computed again in the backward pass rather
     than its intermediate values be kept.
@@ -142,15 +155,15 @@ def by_rows(function: Callable[..., Tensor], logits: Tensor, *others: Tensor | N
         logits: [N, C].
         others: [N, ...] each, or None.
     """
-    rows = max(1, CHUNK // max(1, logits.shape[-1]))
+    rows = rows_at_once(logits.shape[-1])
     if len(logits) <= rows:
-        return function(_precise(logits), *others)
+        return function(precise(logits), *others)
     pieces = []
     split = [[None] * -(-len(logits) // rows) if other is None else torch.split(other, rows) for other in others]
     again = torch.is_grad_enabled() and logits.requires_grad
 
     def on_chunk(chunk: Tensor, *rest: Tensor | None) -> Tensor:
-        return function(_precise(chunk), *rest)
+        return function(precise(chunk), *rest)
 
     for chunk, *rest in zip(torch.split(logits, rows), *split, strict=True):
         piece = (
@@ -162,5 +175,6 @@ def by_rows(function: Callable[..., Tensor], logits: Tensor, *others: Tensor | N
     return torch.cat(pieces)
 
 
-def _precise(logits: Tensor) -> Tensor:
+def precise(logits: Tensor) -> Tensor:
+    """The logits in the working precision: fp32, or fp64 where they are."""
     return logits if logits.dtype == torch.float64 else logits.float()
