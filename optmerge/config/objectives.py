@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from optmerge.config.base import Strict, named
 
@@ -45,6 +45,52 @@ class AccuracyConfig(Strict):
     """Share of right predictions (completion tokens for language models). Reads labels; higher is better."""
 
     name: Literal["accuracy"] = "accuracy"
+    weight: float = Field(1.0, description="factor in the weighted sum of terms")
+    normalise: Normaliser = Field("none", description="what a task's mean is divided by")
+
+class DocumentShares(Strict):
+    """How the documents of each lm-eval task are divided, by the hash of their content."""
+
+    fit: float = Field(0.5, gt=0, lt=1, description="share of the documents that the driver is told about")
+    select: float = Field(0.25, gt=0, lt=1, description="share that decides which iterate is best")
+    report: float = Field(0.25, gt=0, lt=1, description="share that the tables show")
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> Self:
+        total = self.fit + self.select + self.report
+        if total > 1 + 1e-9:
+            raise ValueError(f"fit, select and report are {total:g} together; expected shares of at most 1")
+        return self
+
+
+class LmEvalConfig(Strict):
+    """Tasks of EleutherAI's lm-evaluation-harness, scored on the merged causal language model. Reads their answers."""
+
+    name: Literal["lm-eval"] = "lm-eval"
+    weight: float = Field(1.0, description="factor in the weighted sum of terms")
+    normalise: Literal["base", "none"] = Field("none", description="what the value is divided by")
+    tasks: list[str] = Field(
+        min_length=1,
+        description="task YAML files, relative to the search file, or names of tasks that lm-eval ships; the value is "
+        "the mean over tasks",
+    )
+    metric: str = Field("acc,none", description="metric and filter, as lm-eval's results call them")
+    limit: int | None = Field(None, ge=1, description="most documents per task and split")
+    shares: DocumentShares = Field(DocumentShares(), description="how a task's documents are divided")
+    num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; null = the task's own number")
+    batch_size: int = Field(8, ge=1, description="requests in one forward pass")
+    chat_template: bool = Field(False, description="put the prompts into the tokenizer's chat template")
+    allow_public_tests: bool = Field(
+        False, description="optimise on test sets of public benchmarks all the same; say so with the results"
+    )
+
+
+class CustomConfig(Strict):
+    """A term of your own: a class in a Python file (docs/own-term.md). The file is run."""
+
+    name: Literal["custom"] = "custom"
+    path: str = Field(description="FILE.py:CLASS; the file is relative to the search file")
+    settings: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
     weight: float = Field(1.0, description="factor in the weighted sum of terms")
     normalise: Normaliser = Field("none", description="what a task's mean is divided by")
 
