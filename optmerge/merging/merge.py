@@ -162,7 +162,7 @@ def _row(segment: Segment) -> Segment:
     sources = tuple(
         Source(source.tensor[0], source.absolute) if isinstance(source, Source) else None for source in segment.sources
     )
-    return Segment(segment.index, segment.base[0], sources)
+    return replace(segment, base=segment.base[0], sources=sources)
 
 
 def _made_whole(segment: Segment, row: Sequence[float]) -> Segment:

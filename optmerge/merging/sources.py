@@ -9,7 +9,8 @@ Nothing here is ever written to: tensors are views of mapped files wherever the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,12 +76,14 @@ class Segment:
         base: The base's values.
         sources: One per direction, in their order, of the base's shape.
         temporary: Whether values were assembled for this segment rather than mapped, so that it is not to be kept.
+        offset: Which of the parameter's elements is the box's first, in row-major order; the others follow it.
     """
 
     index: tuple[slice, ...]
     base: torch.Tensor
     sources: tuple[AnySource, ...]
     temporary: bool = False
+    offset: int = 0
 
     def rows(self, lo: int, hi: int) -> Segment:
         """Rows ``lo`` to ``hi`` of the box's first dimension; ``index`` is then relative to the segment."""
@@ -89,4 +92,14 @@ class Segment:
             self.base[lo:hi],
             tuple(source.rows(lo, hi) if source is not None else None for source in self.sources),
             self.temporary,
+            self.offset + lo * math.prod(self.base.shape[1:]),
         )
+
+
+def first_element(box: tuple[slice, ...], shape: Sequence[int]) -> int:
+    """Which element of a parameter of this shape is a box's first, in row-major order.
+
+    >>> first_element((slice(2, 3), slice(0, 4)), (8, 5, 6))
+    60
+    """
+    return sum((part.start or 0) * math.prod(shape[axis + 1 :]) for axis, part in enumerate(box))

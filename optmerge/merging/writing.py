@@ -171,10 +171,10 @@ def _write_dense(
     for lo in range(0, flat_out.numel(), workspace.size):
         hi = min(lo + workspace.size, flat_out.numel())
         delta, total = workspace.delta[: hi - lo], workspace.total[: hi - lo]
-        theta = _precise(flat_base[lo:hi], workspace.base[: hi - lo], workspace)
+        theta = precise(flat_base[lo:hi], workspace.base[: hi - lo], workspace)
         for position, (tensor, absolute, c) in enumerate(flat):
             into = total if position == 0 else delta
-            _delta(tensor[lo:hi], theta if absolute else None, into, workspace)
+            read_delta(tensor[lo:hi], theta if absolute else None, into, workspace)
             into.mul_(c)
             if position:
                 total.add_(delta)
@@ -208,21 +208,21 @@ def _contract_dense(
     for lo in range(0, flat_gradient.numel(), workspace.size):
         hi = min(lo + workspace.size, flat_gradient.numel())
         delta = workspace.delta[: hi - lo]
-        slope = _precise(flat_gradient[lo:hi], workspace.total[: hi - lo], workspace)
-        theta = _precise(flat_base[lo:hi], workspace.base[: hi - lo], workspace)
+        slope = precise(flat_gradient[lo:hi], workspace.total[: hi - lo], workspace)
+        theta = precise(flat_base[lo:hi], workspace.base[: hi - lo], workspace)
         for column, tensor, absolute in flat:
-            _delta(tensor[lo:hi], theta if absolute else None, delta, workspace)
+            read_delta(tensor[lo:hi], theta if absolute else None, delta, workspace)
             into[column].add_(torch.dot(slope, delta))
 
 
-def _precise(chunk: torch.Tensor, buffer: torch.Tensor, workspace: Workspace) -> torch.Tensor:
+def precise(chunk: torch.Tensor, buffer: torch.Tensor, workspace: Workspace) -> torch.Tensor:
     """The chunk in the buffer's dtype and device: itself when it is so already, else copied into the buffer."""
     if chunk.dtype == buffer.dtype and chunk.device == buffer.device:
         return chunk
     return buffer.copy_(workspace.host.fetch(chunk))
 
 
-def _delta(chunk: torch.Tensor, theta: torch.Tensor | None, out: torch.Tensor, workspace: Workspace) -> None:
+def read_delta(chunk: torch.Tensor, theta: torch.Tensor | None, out: torch.Tensor, workspace: Workspace) -> None:
     """Out <- chunk - theta, or the chunk itself when it is a delta already."""
     here = workspace.host.fetch(chunk)
     if theta is not None and here.dtype == out.dtype:
