@@ -1,8 +1,14 @@
-"""Settings of the objective's terms, one model per name; the classes are in ``optmerge.objective``."""
+"""Settings of the objective's terms, one model per name; the classes are in ``optmerge.objective``.
+
+A term judges the merged model on calibration data (`ModelTermConfig`), or regularises its coefficients. What a search
+file's checks must know of a term's class without importing torch stands here as class variables, and a test holds both
+equal.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterable
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -11,20 +17,47 @@ from optmerge.config.base import Strict, named
 Normaliser = Literal["base", "log-classes", "none"]
 
 
-class EntropyConfig(Strict):
+class TermConfig(Strict):
+    """What every term has.
+
+    Attributes:
+        differentiable: Whether the term has a useful gradient.
+        labelled: Whether it reads labels.
+        about: What it judges: the merged model on calibration data, its coefficients, or the whole model on data of
+            the term's own.
+    """
+
+    differentiable: ClassVar[bool] = True
+    labelled: ClassVar[bool] = False
+    about: ClassVar[Literal["model", "coefficients", "whole-model"]] = "model"
+
+    name: str
+    weight: float = Field(1.0, description="factor in the weighted sum of terms")
+
+
+class ModelTermConfig(TermConfig):
+    """What every term has that judges the model on calibration data."""
+
+    normalise: Normaliser = Field("base", description="what a task's mean is divided by")
+
+
+class CoefficientTermConfig(TermConfig):
+    """What every term has that regularises the coefficients; its value is added once, not per task."""
+
+    about: ClassVar[Literal["model", "coefficients", "whole-model"]] = "coefficients"
+
+
+class EntropyConfig(ModelTermConfig):
     """Shannon entropy of the prediction, in nats (AdaMerging, Yang et al. 2024, equation 4)."""
 
     name: Literal["entropy"] = "entropy"
-    weight: float = Field(1.0, description="factor in the weighted sum of terms")
     normalise: Normaliser = Field("log-classes", description="what a task's mean is divided by")
 
 
-class ExpertKLConfig(Strict):
+class ExpertKLConfig(ModelTermConfig):
     """KL divergence from the task's expert to the merged model, in nats (Hinton et al. 2015 with unlabelled inputs)."""
 
     name: Literal["expert-kl"] = "expert-kl"
-    weight: float = Field(1.0, description="factor in the weighted sum of terms")
-    normalise: Normaliser = Field("base", description="what a task's mean is divided by")
     temperature: float = Field(
         1.0, gt=0, description="softmax temperature T of both sides; the value is times T squared"
     )
@@ -33,78 +66,51 @@ class ExpertKLConfig(Strict):
     )
 
 
-class CrossEntropyConfig(Strict):
+class CrossEntropyConfig(ModelTermConfig):
     """Cross-entropy with the labels (completion tokens for language models), in nats. Reads labels."""
 
+    labelled: ClassVar[bool] = True
+
     name: Literal["cross-entropy"] = "cross-entropy"
-    weight: float = Field(1.0, description="factor in the weighted sum of terms")
-    normalise: Normaliser = Field("base", description="what a task's mean is divided by")
 
 
-class AccuracyConfig(Strict):
+class AccuracyConfig(ModelTermConfig):
     """Share of right predictions (completion tokens for language models). Reads labels; higher is better."""
 
+    differentiable: ClassVar[bool] = False
+    labelled: ClassVar[bool] = True
+
     name: Literal["accuracy"] = "accuracy"
-    weight: float = Field(1.0, description="factor in the weighted sum of terms")
-    normalise: Normaliser = Field("none", description="what a task's mean is divided by")
-
-class DocumentShares(Strict):
-    """How the documents of each lm-eval task are divided, by the hash of their content."""
-
-    fit: float = Field(0.5, gt=0, lt=1, description="share of the documents that the driver is told about")
-    select: float = Field(0.25, gt=0, lt=1, description="share that decides which iterate is best")
-    report: float = Field(0.25, gt=0, lt=1, description="share that the tables show")
-
-    @model_validator(mode="after")
-    def _no_more_than_all(self) -> Self:
-        total = self.fit + self.select + self.report
-        if total > 1 + 1e-9:
-            raise ValueError(f"fit, select and report are {total:g} together; expected shares of at most 1")
-        return self
-
-
-class LmEvalConfig(Strict):
-    """Tasks of EleutherAI's lm-evaluation-harness, scored on the merged causal language model. Reads their answers."""
-
-    name: Literal["lm-eval"] = "lm-eval"
-    weight: float = Field(1.0, description="factor in the weighted sum of terms")
-    normalise: Literal["base", "none"] = Field("none", description="what the value is divided by")
-    tasks: list[str] = Field(
-        min_length=1,
-        description="task YAML files, relative to the search file, or names of tasks that lm-eval ships; the value is "
-        "the mean over tasks",
-    )
-    metric: str = Field("acc,none", description="metric and filter, as lm-eval's results call them")
-    limit: int | None = Field(None, ge=1, description="most documents per task and split")
-    shares: DocumentShares = Field(DocumentShares(), description="how a task's documents are divided")
-    num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; null = the task's own number")
-    batch_size: int = Field(8, ge=1, description="requests in one forward pass")
-    chat_template: bool = Field(False, description="put the prompts into the tokenizer's chat template")
-    allow_public_tests: bool = Field(
-        False, description="optimise on test sets of public benchmarks all the same; say so with the results"
-    )
-
-
-class CustomConfig(Strict):
-    """A term of your own: a class in a Python file (docs/own-term.md). The file is run."""
-
-    name: Literal["custom"] = "custom"
-    path: str = Field(description="FILE.py:CLASS; the file is relative to the search file")
-    settings: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
-    weight: float = Field(1.0, description="factor in the weighted sum of terms")
     normalise: Normaliser = Field("none", description="what a task's mean is divided by")
 
 
-TermConfig = Annotated[
-    EntropyConfig | ExpertKLConfig | CrossEntropyConfig | AccuracyConfig, Field(discriminator="name")
-]
-TERM_CONFIGS: dict[str, type[Strict]] = {
+ModelTerms = EntropyConfig | ExpertKLConfig | CrossEntropyConfig | AccuracyConfig
+AnyTerm = ModelTerms
+
+TERM_CONFIGS: dict[str, type[TermConfig]] = {
     "entropy": EntropyConfig,
     "expert-kl": ExpertKLConfig,
     "cross-entropy": CrossEntropyConfig,
     "accuracy": AccuracyConfig,
 }
-LABELLED_TERMS = frozenset({"cross-entropy", "accuracy"})  # these read labels
+LABELLED_TERMS = frozenset(name for name, config in TERM_CONFIGS.items() if config.labelled)
+
+
+def no_gradient(driver: str, terms: Iterable[str], *, drivers: Iterable[str]) -> str:
+    """What to tell somebody whose driver follows a gradient that some terms do not have.
+
+    Args:
+        driver: Its name.
+        terms: The terms that have none.
+        drivers: Drivers that need none.
+    """
+    named = list(terms)
+    able = [name for name, config in TERM_CONFIGS.items() if config.differentiable and config.about == "model"]
+    return (
+        f"driver is {driver}, which needs a gradient, and the objective's "
+        f"term{'s' if len(named) > 1 else ''} {' and '.join(named)} {'have' if len(named) > 1 else 'has'} none. "
+        f"Use a driver that needs none ({', '.join(drivers)}), or terms that have one ({', '.join(able)})."
+    )
 
 
 class MeanConfig(Strict):
@@ -133,7 +139,13 @@ AGGREGATE_CONFIGS: dict[str, type[Strict]] = {"mean": MeanConfig, "worst": Worst
 class ObjectiveConfig(Strict):
     """A weighted composition of terms; each task's mean is normalised before tasks are put together."""
 
-    terms: list[TermConfig] = Field(min_length=1, description="what is added up")
+    terms: list[Annotated[AnyTerm, Field(discriminator="name")]] = Field(min_length=1, description="what is added up")
+    select: list[Annotated[ModelTerms, Field(discriminator="name")]] | None = Field(
+        None,
+        min_length=1,
+        description="terms that choose the best iterate, on the select split; null = those of `terms` that judge the "
+        "model",
+    )
     task_weights: dict[str, float] = Field(
         default_factory=dict, description="weight of a task in the mean over tasks; 1 where not named"
     )
@@ -142,3 +154,13 @@ class ObjectiveConfig(Strict):
         description="how tasks become one value, a name or a mapping with a name; a gradient of any but mean takes one "
         "more forward pass, and a backward pass for the tasks that count only",
     )
+
+    @model_validator(mode="after")
+    def _judges_the_model(self) -> Self:
+        if all(term.about == "coefficients" for term in self.terms):
+            names = ", ".join(term.name for term in self.terms)
+            raise ValueError(
+                f"terms: {names} looks at the coefficients only, so that nothing says what a good merge is; add a term "
+                "that judges the model, such as expert-kl."
+            )
+        return self
