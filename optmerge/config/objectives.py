@@ -8,7 +8,7 @@ equal.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -81,6 +81,183 @@ class AccuracyConfig(ModelTermConfig):
     labelled: ClassVar[bool] = True
 
     name: Literal["accuracy"] = "accuracy"
+    normalise: Normaliser = Field("none", description="what a task's mean is divided by")
+
+
+class InformationMaximisationConfig(ModelTermConfig):
+    """Mean entropy of the predictions minus the entropy of their mean, in nats (SHOT, Liang et al. 2020, equation 3)."""
+
+    name: Literal["information-maximisation"] = "information-maximisation"
+    normalise: Literal["log-classes", "none"] = Field(
+        "log-classes", description="what a task's value is divided by; not the base's, which may be negative"
+    )
+    diversity: float = Field(1.0, ge=0, description="weight of the mean prediction's entropy")
+
+
+class JensenShannonConfig(ModelTermConfig):
+    """Jensen-Shannon divergence between the task's expert and the merged model, in nats, at most log 2 (Lin 1991)."""
+
+    name: Literal["jensen-shannon"] = "jensen-shannon"
+    top_k: int | None = Field(
+        128, ge=1, description="classes kept of the expert, the rest as one tail class; null or >= C = all"
+    )
+
+
+class PseudoLabelConfig(ModelTermConfig):
+    """Cross-entropy with the expert's own choice, in nats (SyMerge, arXiv 2412.19098)."""
+
+    name: Literal["pseudo-label"] = "pseudo-label"
+    filter: Literal["agreement", "none"] = Field(
+        "agreement",
+        description="what counts: predictions where both choose the same class or the expert is at least as confident "
+        "(a gradient takes one more forward pass), or all",
+    )
+
+
+class HiddenAlignmentConfig(ModelTermConfig):
+    """Mean squared error to the expert's hidden states (Expert Merging, ICLR 2026)."""
+
+    name: Literal["hidden-alignment"] = "hidden-alignment"
+    layers: Literal["middle"] | list[int | float] = Field(
+        "middle",
+        description="whose outputs are compared: layers by index from 0 (whole numbers), or by depth (0.5 = the one "
+        "that ends the first half, 1.0 = the last)",
+    )
+
+
+class PerplexityConfig(ModelTermConfig):
+    """Exponential of the mean cross-entropy over all scored tokens. Reads labels."""
+
+    labelled: ClassVar[bool] = True
+
+    name: Literal["perplexity"] = "perplexity"
+
+
+class F1Config(ModelTermConfig):
+    """Macro F1 over the classes, prediction by prediction. Reads labels; higher is better."""
+
+    differentiable: ClassVar[bool] = False
+    labelled: ClassVar[bool] = True
+
+    name: Literal["f1"] = "f1"
+    normalise: Normaliser = Field("none", description="what a task's value is divided by")
+
+
+class ExactMatchConfig(ModelTermConfig):
+    """Share of examples where every prediction is right. Reads labels; higher is better."""
+
+    differentiable: ClassVar[bool] = False
+    labelled: ClassVar[bool] = True
+
+    name: Literal["exact-match"] = "exact-match"
+    normalise: Normaliser = Field("none", description="what a task's mean is divided by")
+
+
+class AgreementConfig(ModelTermConfig):
+    """Share of predictions where merged model and expert choose the same class; higher is better."""
+
+    differentiable: ClassVar[bool] = False
+
+    name: Literal["agreement"] = "agreement"
+    normalise: Normaliser = Field("none", description="what a task's mean is divided by")
+
+
+Scale = Literal["none", "norms"]
+_SCALE = "how much a coefficient counts: all alike (none), or by the norm of the delta that it multiplies (norms)"
+
+
+class AnchorL1Config(CoefficientTermConfig):
+    """Mean absolute distance of the searched coefficients from their start (Expert Merging, ICLR 2026, R)."""
+
+    name: Literal["anchor-l1"] = "anchor-l1"
+    scale: Scale = Field("norms", description=_SCALE)
+
+
+class AnchorL2Config(CoefficientTermConfig):
+    """Mean squared distance of the searched coefficients from their start."""
+
+    name: Literal["anchor-l2"] = "anchor-l2"
+    scale: Scale = Field("norms", description=_SCALE)
+
+
+class L1Config(CoefficientTermConfig):
+    """Sum of the searched coefficients' absolute values (DAM, Arcee 2024)."""
+
+    name: Literal["l1"] = "l1"
+    weight: float = Field(1e-6, description="factor in the weighted sum of terms")
+
+
+class L2Config(CoefficientTermConfig):
+    """Euclidean norm of each direction's searched coefficients, summed over directions (DAM, Arcee 2024)."""
+
+    name: Literal["l2"] = "l2"
+    weight: float = Field(1e-6, description="factor in the weighted sum of terms")
+
+
+class SimilarityConfig(CoefficientTermConfig):
+    """Cosine similarity between two directions' coefficients, mean over pairs (DAM, Arcee 2024)."""
+
+    name: Literal["similarity"] = "similarity"
+    weight: float = Field(0.01, description="factor in the weighted sum of terms")
+
+
+class OverlapConfig(CoefficientTermConfig):
+    """Sum of min(|a|, |b|) over two directions' coefficients, mean over pairs (DAM, Arcee 2024)."""
+
+    name: Literal["overlap"] = "overlap"
+    weight: float = Field(1e-5, description="factor in the weighted sum of terms")
+
+
+class SmoothnessConfig(CoefficientTermConfig):
+    """Mean squared second difference of the coefficients across depth, per kind of tensor and direction."""
+
+    name: Literal["smoothness"] = "smoothness"
+
+
+class DocumentShares(Strict):
+    """How the documents of each lm-eval task are divided, by the hash of their content."""
+
+    fit: float = Field(0.5, gt=0, lt=1, description="share of the documents that the driver is told about")
+    select: float = Field(0.25, gt=0, lt=1, description="share that decides which iterate is best")
+    report: float = Field(0.25, gt=0, lt=1, description="share that the tables show")
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> Self:
+        total = self.fit + self.select + self.report
+        if total > 1 + 1e-9:
+            raise ValueError(f"fit, select and report are {total:g} together; expected shares of at most 1")
+        return self
+
+
+class LmEvalConfig(Strict):
+    """Tasks of EleutherAI's lm-evaluation-harness, scored on the merged causal language model. Reads their answers."""
+
+    name: Literal["lm-eval"] = "lm-eval"
+    weight: float = Field(1.0, description="factor in the weighted sum of terms")
+    normalise: Literal["base", "none"] = Field("none", description="what the value is divided by")
+    tasks: list[str] = Field(
+        min_length=1,
+        description="task YAML files, relative to the search file, or names of tasks that lm-eval ships; the value is "
+        "the mean over tasks",
+    )
+    metric: str = Field("acc,none", description="metric and filter, as lm-eval's results call them")
+    limit: int | None = Field(None, ge=1, description="most documents per task and split")
+    shares: DocumentShares = Field(DocumentShares(), description="how a task's documents are divided")
+    num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; null = the task's own number")
+    batch_size: int = Field(8, ge=1, description="requests in one forward pass")
+    chat_template: bool = Field(False, description="put the prompts into the tokenizer's chat template")
+    allow_public_tests: bool = Field(
+        False, description="optimise on test sets of public benchmarks all the same; say so with the results"
+    )
+
+
+class CustomConfig(Strict):
+    """A term of your own: a class in a Python file (docs/own-term.md). The file is run."""
+
+    name: Literal["custom"] = "custom"
+    path: str = Field(description="FILE.py:CLASS; the file is relative to the search file")
+    settings: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
+    weight: float = Field(1.0, description="factor in the weighted sum of terms")
     normalise: Normaliser = Field("none", description="what a task's mean is divided by")
 
 
