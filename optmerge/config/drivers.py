@@ -47,3 +47,5 @@ class OptunaConfig(Strict):
 
 DriverConfig = Annotated[AdamConfig | CmaConfig | OptunaConfig, Field(discriminator="name")]
 DRIVER_CONFIGS: dict[str, type[Strict]] = {"adam": AdamConfig, "cma": CmaConfig, "optuna": OptunaConfig}
+GRADIENT_DRIVERS = frozenset({"adam"})  # these follow the gradient of the objective
+NO_GRADIENT_DRIVERS = tuple(name for name in DRIVER_CONFIGS if name not in GRADIENT_DRIVERS)
