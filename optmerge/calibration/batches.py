@@ -1,47 +1,54 @@
-"""Tokenised examples, and the padded batches made of them.
+"""Encoded examples, and the batches made of them.
 
     for batch in split.batches(batch_tokens=4096):
         batch = batch.to(device)
         logits = model(**batch.inputs).logits
 
-Padding is always on the right: attention masks hide it, positions start at 0, and a causal model's earlier tokens
-cannot see it.
+What the inputs are (token ids, pixels) is known to a kind's `Examples` alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from optmerge.calibration.encode import EncodedText
 from optmerge.records import SplitName
+
+Positions = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some examples, padded to one length.
+    """Some examples, as a model takes them.
+
+    A *prediction* is a row of logits that counts: a classifier's for an example, or one of a language model's or token
+    classifier's many. N is their number, in the order of the flattened logits.
 
     Attributes:
-        inputs: What the model's forward takes: int64[B, T] each (``input_ids``, ``attention_mask``, ...).
+        inputs: What the model's forward takes (``input_ids``, ``attention_mask``, ...).
         positions: int64[B], each example's position in its split. Always on the CPU.
-        scored: bool[B, T] for language models: True at t where logits[:, t], the prediction of input_ids[:, t + 1],
-            counts. Never True at the last t.
-        labels: int64[B], classes of the head; None where labels may not be read or there are none.
-        rows: int64[N], where ``scored`` is True in the flattened [B * T], so that gathering them needs no
+        scored: bool[R, T], which of the logits [R, T, ...] count; None where there is one prediction per example. R = B
+            unless examples share rows.
+        targets: int64[N], the true class of every prediction: a classifier's label, a language model's next token, a
+            token's label. None where they may not be read or there are none.
+        rows: int64[N], where ``scored`` is True in the flattened [R * T], so that gathering them needs no
             synchronisation with the device. Made from ``scored``.
+        tokens: What the batch takes of ``batch_tokens``: padded tokens, or patches.
     """
 
     inputs: dict[str, Tensor]
     positions: Tensor
     scored: Tensor | None = None
-    labels: Tensor | None = None
+    targets: Tensor | None = None
     rows: Tensor | None = None
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.scored is not None and self.rows is None:
@@ -59,49 +66,68 @@ class Batch:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        return Batch(inputs, self.positions, move(self.scored), move(self.labels), move(self.rows))
+        return replace(self, inputs=inputs, scored=move(self.scored), targets=move(self.targets), rows=move(self.rows))
 
 
-@dataclass(frozen=True)
-class Padding:
-    """What fills the end of shorter examples."""
+class Examples(ABC):
+    """The encoded examples of one split, kept compactly.
 
-    token: int
-    segment: int = 0
+    Attributes:
+        lengths: int64[n, P], how long every example is in each of a model's P padded inputs: tokens, or patches.
+    """
+
+    lengths: Tensor
+
+    @abstractmethod
+    def collate(self, positions: Tensor) -> Batch:
+        """The batch of some examples, int64[B], in their order; ``tokens`` need not be set."""
+
+    @abstractmethod
+    def inputs(self) -> Iterable[Tensor]:
+        """Everything that a model is given, in order, but no truth: what is hashed."""
+
+    def truth(self) -> Tensor | None:
+        """The labels that are kept, int64; None where there are none, or where they are among the inputs."""
+        return None
+
+    def batches(self, positions: Positions, batch_tokens: int) -> list[Batch]:
+        """Batches of the examples at ``positions``, the longest first.
+
+        None has more than ``batch_tokens`` padded tokens, unless it is one example.
+        """
+        lengths = self.lengths.numpy()[positions]
+        order = np.lexsort((positions, -lengths.sum(1)))
+        ordered, lengths = positions[order], lengths[order]
+        batches, begin = [], 0
+        while begin < len(ordered):
+            widest, end = lengths[begin], begin + 1
+            while end < len(ordered):
+                wider = np.maximum(widest, lengths[end])
+                if int(wider.sum()) * (end - begin + 1) > batch_tokens:
+                    break
+                widest, end = wider, end + 1
+            batch = self.collate(torch.from_numpy(ordered[begin:end].copy()))
+            batches.append(replace(batch, tokens=int(widest.sum()) * (end - begin)))
+            begin = end
+        return batches
 
 
 class Split:
-    """One split of one task: n tokenised examples in the order of their content hashes.
+    """One split of one task: n encoded examples in the order of their content hashes.
 
     Attributes:
         name: fit, select or report.
         keys: Content hash of every example.
+        examples: What they are.
         has_labels: Whether terms that read labels can be computed: a classifier's labels are there, or a language
             model's own tokens may be used as the truth.
     """
 
-    def __init__(
-        self,
-        name: SplitName,
-        keys: Sequence[str],
-        encoded: Sequence[EncodedText],
-        *,
-        padding: Padding,
-        labels: Sequence[int] | None = None,
-        has_labels: bool = False,
-    ) -> None:
+    def __init__(self, name: SplitName, keys: Sequence[str], examples: Examples, *, has_labels: bool = False) -> None:
         self.name: SplitName = name
         self.keys = tuple(keys)
+        self.examples = examples
         self.has_labels = has_labels
-        self._padding = padding
-        self._lengths = torch.tensor([len(text.ids) for text in encoded], dtype=torch.int64)
-        self._starts = self._lengths.cumsum(0) - self._lengths
-        self._ids = _flat([text.ids for text in encoded], torch.int32)
-        segmented = bool(encoded) and encoded[0].types is not None
-        self._types = _flat([text.types or [] for text in encoded], torch.int32) if segmented else None
-        completed = bool(encoded) and encoded[0].completion is not None
-        self._completion = _flat([text.completion or [] for text in encoded], torch.bool) if completed else None
-        self._labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
         self._cached: dict[int, list[Batch]] = {}
 
     @property
@@ -111,67 +137,41 @@ class Split:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens, padding not counted."""
-        return len(self._ids)
+        """Number of tokens (or patches), padding not counted."""
+        return int(self.examples.lengths.sum())
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of what a model is given, in order: ids, segments and completion marks, but no labels."""
-        digest = hashlib.sha256(self._lengths.numpy().astype("<i8").tobytes())
-        for tensor in (self._ids, self._types, self._completion):
-            if tensor is not None:
-                digest.update(tensor.numpy().astype("<i4").tobytes())
+        """Hash of what a model is given, in order; labels are no part of it."""
+        digest = hashlib.sha256()
+        for tensor in self.examples.inputs():
+            digest.update(_bytes(tensor))
         return digest.hexdigest()
 
     @property
     def labels_sha256(self) -> str:
         """Hash of the labels that are kept (of nothing, if none are)."""
-        content = b"" if self._labels is None else self._labels.numpy().astype("<i8").tobytes()
-        return hashlib.sha256(content).hexdigest()
+        truth = self.examples.truth()
+        return hashlib.sha256(b"" if truth is None else _bytes(truth)).hexdigest()
 
     def batches(self, *, batch_tokens: int, positions: Sequence[int] | None = None) -> list[Batch]:
         """Padded batches, longest examples first; none has more than ``batch_tokens`` tokens unless it is one example.
 
         Args:
-            batch_tokens: Most padded tokens in a batch.
+            batch_tokens: Most padded tokens (or patches) in a batch.
             positions: Examples to take; None takes all and gives the same list of batches at every call.
         """
         if positions is None:
             if batch_tokens not in self._cached:
-                self._cached[batch_tokens] = self._make(np.arange(self.size), batch_tokens)
+                self._cached[batch_tokens] = self.examples.batches(np.arange(self.size), batch_tokens)
             return self._cached[batch_tokens]
-        return self._make(np.asarray(positions, dtype=np.int64), batch_tokens)
-
-    def _make(self, positions: np.ndarray[tuple[int], np.dtype[np.int64]], batch_tokens: int) -> list[Batch]:
-        if positions.size and (positions.min() < 0 or positions.max() >= self.size):
-            raise IndexError(f"positions reach from {positions.min()} to {positions.max()}; the split has {self.size}")
-        lengths = self._lengths.numpy()[positions]
-        order = np.lexsort((positions, -lengths))
-        ordered, longest = positions[order], lengths[order]
-        batches, begin = [], 0
-        while begin < len(ordered):
-            count = max(1, batch_tokens // max(1, int(longest[begin])))
-            batches.append(self._collate(torch.from_numpy(ordered[begin : begin + count].copy())))
-            begin += count
-        return batches
-
-    def _collate(self, positions: Tensor) -> Batch:
-        lengths = self._lengths[positions]
-        within = torch.arange(int(lengths.max()))
-        present = within < lengths[:, None]  # [B, T]
-        place = (self._starts[positions][:, None] + within).clamp_(max=len(self._ids) - 1)
-        inputs = {"input_ids": self._ids[place].long().masked_fill_(~present, self._padding.token)}
-        inputs["attention_mask"] = present.long()
-        if self._types is not None:
-            inputs["token_type_ids"] = self._types[place].long().masked_fill_(~present, self._padding.segment)
-        scored = None
-        if self._completion is not None:
-            completion = self._completion[place] & present
-            scored = torch.zeros_like(completion)
-            scored[:, :-1] = completion[:, 1:]  # the prediction of a token stands one place before it
-        labels = None if self._labels is None else self._labels[positions]
-        return Batch(inputs, positions, scored, labels)
+        chosen = np.asarray(positions, dtype=np.int64)
+        if chosen.size and (chosen.min() < 0 or chosen.max() >= self.size):
+            raise IndexError(f"positions reach from {chosen.min()} to {chosen.max()}; the split has {self.size}")
+        return self.examples.batches(chosen, batch_tokens)
 
 
-def _flat(lists: Sequence[Sequence[int | bool]], dtype: torch.dtype) -> Tensor:
-    return torch.tensor([value for values in lists for value in values], dtype=dtype)
+def _bytes(tensor: Tensor) -> bytes:
+    """A tensor's values in an order of bytes that does not depend on the machine."""
+    array = (tensor.int() if tensor.dtype == torch.bool else tensor).contiguous().numpy()
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

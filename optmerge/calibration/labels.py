@@ -1,15 +1,59 @@
 """Label values as they stand in the data, turned into indices of the expert's head.
 
     index = label_index("positive", {"positive": 1, "negative": 0}, None, classes=2)
+    index = HeadLabels(task).index("positive", [], "tasks.films: films.csv, row 3")
 
 Names are matched first; whole numbers that are no names are indices themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from optmerge.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from optmerge.calibration.reader import Task
+
+
+class HeadLabels:
+    """What the labels of a task's data mean to its expert's head.
+
+    Attributes:
+        head: The names of the expert's classes and their indices.
+        classes: Size of the head.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.head = {str(name): int(index) for name, index in (task.config.label2id or {}).items()}
+        self.classes = max(self.head.values(), default=-1) + 1
+        self._given = task.spec.labels
+        self._column = task.spec.label
+
+    def index(self, value: object, names: Sequence[str], where: str) -> int:
+        """The class that a value means.
+
+        Args:
+            value: As the data has it.
+            names: Names of the classes, where the data set stores numbers with names; a number's name counts where it
+                is known.
+            where: The row, for messages.
+
+        Raises:
+            DataError: There is no value, or it means no class.
+        """
+        known = self.head if self._given is None else self._given
+        if isinstance(value, int) and 0 <= value < len(names) and names[value] in known:
+            value = names[value]
+        if value is None or value == "":
+            raise DataError(
+                f"{where} has no value in the label column {self._column!r}. Fill it in, or remove the row."
+            )
+        try:
+            return label_index(value, self.head, self._given, classes=self.classes)
+        except DataError as problem:
+            raise DataError(f"{where}: {problem}") from None
 
 
 def label_index(value: object, head: Mapping[str, int], given: Mapping[str, int] | None, *, classes: int) -> int:

@@ -4,14 +4,14 @@ Examples are put in the order of their hashes. Report takes the first, select th
 splits which judge stay the same whatever the size of fit, and shuffling or appending to a file moves few examples.
 
     sizes = split_sizes(SplitsConfig(fit=0.5, select=0.2, report=0.3), 1000)
-    parts = allocate(order, sizes)           # {"report": [...], "select": [...], "fit": [...]}
+    parts = allocate(documents, sizes)       # {"report": [...], "select": [...], "fit": [...]}
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from optmerge.config.schema import SplitsConfig
@@ -42,11 +42,25 @@ def split_sizes(splits: SplitsConfig, count: int) -> dict[SplitName, int]:
     return {name: int(size if size >= 1 else size * count + 1e-9) for name, size in wanted.items()}
 
 
-def allocate(ordered: Sequence[Item], sizes: Mapping[SplitName, int]) -> dict[SplitName, list[Item]]:
-    """Cut ``ordered`` (by content hash) into consecutive parts: report, then select, then fit."""
-    parts: dict[SplitName, list[Item]] = {}
-    begin = 0
-    for name in ORDER:
-        parts[name] = list(ordered[begin : begin + sizes[name]])
-        begin += sizes[name]
+def allocate(documents: Iterable[Sequence[Item]], sizes: Mapping[SplitName, int]) -> dict[SplitName, list[Item]]:
+    """Fill report, then select, then fit, each with whole documents, until they have their sizes.
+
+    Documents are taken one by one, and no more than are needed. What the last document of a split has too much is left
+    out, so that no document is in two splits.
+
+    Args:
+        documents: The examples of every document, by content hash.
+        sizes: Examples of every split.
+
+    >>> allocate([["a"], ["b1", "b2"], ["c"]], {"report": 2, "select": 1, "fit": 1})
+    {'report': ['a', 'b1'], 'select': ['c'], 'fit': []}
+    """
+    parts: dict[SplitName, list[Item]] = {name: [] for name in ORDER}
+    waiting = iter(documents)
+    for name, part in parts.items():
+        while len(part) < sizes[name]:
+            document = next(waiting, None)
+            if document is None:
+                return parts
+            part.extend(document[: sizes[name] - len(part)])
     return parts

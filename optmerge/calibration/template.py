@@ -55,3 +55,32 @@ class Template:
     def fill(self, row: Mapping[str, str]) -> str:
         """The text for one row."""
         return "".join(literal + (row[column] if column is not None else "") for literal, column in self.pieces)
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A prompt's and a completion's template."""
+
+    prompt: Template
+    completion: Template
+
+    @classmethod
+    def parse(cls, prompt: str, completion: str, *, where: str) -> PromptTemplate:
+        """Read both; ``where`` is the task, for messages.
+
+        Raises:
+            ConfigError: See `Template.parse`.
+        """
+        return cls(
+            Template.parse(prompt, where=f"{where}.template.prompt"),
+            Template.parse(completion, where=f"{where}.template.completion"),
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that they need, each once."""
+        return tuple(dict.fromkeys(self.prompt.columns + self.completion.columns))
+
+    def fill(self, row: Mapping[str, str]) -> tuple[str, str]:
+        """Prompt and completion for one row."""
+        return self.prompt.fill(row), self.completion.fill(row)

@@ -103,13 +103,11 @@ def targets(batch: Batch, term: str) -> Tensor:
     """The true class of every row: int64[N].
 
     Raises:
-        ValueError: The batch has no labels (classifiers).
+        ValueError: The batch has none.
     """
-    if batch.rows is not None:
-        return batch.inputs["input_ids"].reshape(-1).index_select(0, batch.rows + 1)
-    if batch.labels is None:
+    if batch.targets is None:
         raise ValueError(f"term {term} needs labels, and this batch has none")
-    return batch.labels
+    return batch.targets
 
 
 def needed(teacher: TeacherBatch | None, term: str) -> TeacherBatch:

@@ -155,7 +155,7 @@ class Evaluator:
     def _largest_pass(self, split: SplitName, examples: Examples, batch_tokens: int) -> int:
         """Padded tokens of the largest batch."""
         return max(
-            batch.inputs["input_ids"].numel()
+            batch.tokens
             for task in self.problem.calibration.tasks
             for batch in self._batches(task, split, examples, batch_tokens)
         )

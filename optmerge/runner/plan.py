@@ -97,7 +97,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     names: tuple[SplitName, ...] = ("fit", "select", "report")
     tokens = {
         split: sum(
-            int(batch.inputs["input_ids"].numel())
+            batch.tokens
             for data in calibration.tasks.values()
             for batch in data.splits[split].batches(batch_tokens=config.batch_tokens)
         )

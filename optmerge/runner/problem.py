@@ -268,14 +268,8 @@ def load_tasks(
         config.splits,
         tokenizer=tokenizer,
         kind=family.kind,
-        label_maps={task: _label_map(family, spec.expert) for task, spec in config.tasks.items()},
+        configs={task: family.configs[spec.expert] for task, spec in config.tasks.items()},
         relative_to=Path(),
         keep_labels=frozenset({"fit", "select", "report"} if labelled else {"report"}),
         limit=config.limit,
     )
-
-
-def _label_map(family: Family, expert: str) -> dict[str, int]:
-    """The names of an expert's classes and their indices in its head."""
-    label2id = getattr(family.configs[expert], "label2id", None) or {}
-    return {str(label): int(index) for label, index in label2id.items()}

@@ -135,7 +135,7 @@ class Passes:
                 batch for name in splits for batch in data.splits[name].batches(batch_tokens=self.config.batch_tokens)
             ]
             if batches:
-                heaviest[task] = max(batches, key=lambda batch: batch.inputs["input_ids"].numel())
+                heaviest[task] = max(batches, key=lambda batch: batch.tokens)
 
         def work() -> None:
             for _ in range(2 if form else 1):  # the second pass finds the first one's gradients in place

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import BertConfig, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from optmerge.calibration import Calibration, load_calibration
 from optmerge.config.schema import SplitsConfig, TaskConfig
@@ -81,16 +81,17 @@ def load(tmp_path: Path, words: PreTrainedTokenizerBase) -> Loader:
     def loader(data: str = "films.jsonl", *, splits: SplitsConfig | None = None, **given: Any) -> Calibration:
         options = {
             name: given.pop(name)
-            for name in ("tokenizer", "kind", "label_maps", "keep_labels", "limit", "relative_to")
+            for name in ("tokenizer", "kind", "keep_labels", "limit", "relative_to")
             if name in given
         }
+        head = given.pop("head", {"no": 0, "yes": 1})
         return load_calibration(
             {"films": TaskConfig(expert="critic", data=data, **given)},
             splits or SplitsConfig(fit=20, select=10, report=15),
             **{
                 "tokenizer": words,
                 "kind": "sequence-classification",
-                "label_maps": {"films": {"no": 0, "yes": 1}},
+                "configs": {"films": BertConfig(label2id=head, id2label={i: name for name, i in head.items()})},
                 "relative_to": tmp_path,
                 **options,
             },

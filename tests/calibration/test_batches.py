@@ -1,25 +1,36 @@
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from optmerge.calibration.batches import Padding, Split
+from optmerge.calibration.batches import Split
 from optmerge.calibration.encode import EncodedText
+from optmerge.calibration.kinds.causal_lm import Completions
+from optmerge.calibration.kinds.sequence_classification import ClassifiedTexts
+from optmerge.calibration.ragged import Ragged
+from optmerge.calibration.tokens import Tokens
 
 LENGTHS = [3, 7, 5, 7, 2, 4]
 
 
-def make_split(*, completion: bool = False) -> Split:
-    encoded = [
-        EncodedText(
-            [10 * n + i for i in range(length)],
-            None,
-            [i >= 2 or i == length - 1 for i in range(length)] if completion else None,
-        )
-        for n, length in enumerate(LENGTHS, 1)
-    ]
-    keys = [str(n) for n in range(len(LENGTHS))]
-    return Split("fit", keys, encoded, padding=Padding(99), labels=None if completion else [0, 1, 0, 1, 0, 1])
+class Filling:
+    """As much of a tokenizer as batches need."""
+
+    pad_token_id = 99
+    eos_token_id = None
+
+
+def make_split(*, completion: bool = False, labelled: bool = True) -> Split:
+    encoded = [EncodedText([10 * n + i for i in range(length)]) for n, length in enumerate(LENGTHS, 1)]
+    tokens = Tokens(encoded, cast(PreTrainedTokenizerBase, Filling()))
+    if completion:
+        marks = [[i >= 2 or i == length - 1 for i in range(length)] for length in LENGTHS]
+        return Split("fit", list("012345"), Completions(tokens, Ragged(marks, torch.bool), labelled=labelled))
+    classes = torch.tensor([0, 1, 0, 1, 0, 1]) if labelled else None
+    return Split("fit", list("012345"), ClassifiedTexts(tokens, classes))
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 8, 14, 15, 10_000])
@@ -29,12 +40,13 @@ def test_batches_hold_every_example_once_within_the_limit(batch_tokens: int) -> 
     for batch in batches:
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
         assert batch.size == 1 or ids.numel() <= batch_tokens
+        assert batch.tokens == ids.numel()
         assert mask.sum(1).tolist() == [LENGTHS[p] for p in batch.positions]
         assert bool((ids[mask == 0] == 99).all())
         for row, position in enumerate(batch.positions.tolist()):
             assert ids[row, 0] == 10 * (position + 1)
-            assert batch.labels is not None
-            assert batch.labels[row] == position % 2
+            assert batch.targets is not None
+            assert batch.targets[row] == position % 2
     longest = [batch.inputs["input_ids"].shape[1] for batch in batches]
     assert longest == sorted(longest, reverse=True)
 
@@ -59,13 +71,13 @@ def test_scored_places_stand_one_before_the_completion() -> None:
             wanted = [10 * (position + 1) + i for i in range(length) if i >= 2 or i == length - 1]
             assert batch.inputs["input_ids"][row, 1:][batch.scored[row, :-1]].tolist() == wanted
         assert torch.equal(flat[batch.rows + 1], flat[1:][batch.scored.reshape(-1)[:-1]])
+        assert torch.equal(batch.targets, flat[batch.rows + 1])
         moved = batch.to("cpu")
         assert torch.equal(moved.rows, batch.rows)
 
 
 def test_hashes_of_inputs_ignore_labels() -> None:
-    one, other = make_split(), make_split()
-    other._labels = None
+    one, other = make_split(), make_split(labelled=False)
     assert one.sha256 == other.sha256
     assert one.labels_sha256 != other.labels_sha256
     assert one.sha256 != make_split(completion=True).sha256

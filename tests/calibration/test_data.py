@@ -73,18 +73,18 @@ def test_an_unlabelled_load_never_sees_labels(films: Path, load: Loader, change:
     assert contents(after) == contents(before)
     for split in after.tasks["films"].splits.values():
         assert not split.has_labels
-        assert all(batch.labels is None for batch in split.batches(batch_tokens=64))
+        assert all(batch.targets is None for batch in split.batches(batch_tokens=64))
 
 
 def test_labels_are_kept_for_the_report_alone(films: Path, load: Loader) -> None:
     calibration = load(label="label", keep_labels=frozenset({"report"}))
     splits = calibration.tasks["films"].splits
     assert [splits[name].has_labels for name in SPLITS] == [False, False, True]
-    assert splits["fit"].batches(batch_tokens=64)[0].labels is None
+    assert splits["fit"].batches(batch_tokens=64)[0].targets is None
     for batch in splits["report"].batches(batch_tokens=64):
-        assert batch.labels is not None
+        assert batch.targets is not None
         good = batch.inputs["input_ids"][:, 2] == 4  # the word "good"
-        assert torch.equal(batch.labels, good.long())
+        assert torch.equal(batch.targets, good.long())
     assert any("dropped from fit" in note for note in calibration.notes)
 
 
@@ -108,9 +108,9 @@ def test_labels_by_the_tasks_own_mapping_and_as_numbers(films: Path, load: Loade
     for row in numbered:
         row["label"] = int(row["label"] == "yes")
     write_lines(films, numbered)
-    counted = load(label="label", keep_labels=LABELLED, label_maps={"films": {"LABEL_0": 0, "LABEL_1": 1}})
+    counted = load(label="label", keep_labels=LABELLED, head={"LABEL_0": 0, "LABEL_1": 1})
     for split in SPLITS:
-        ours = [c.tasks["films"].splits[split].batches(batch_tokens=4096)[0].labels for c in (plain, mapped, counted)]
+        ours = [c.tasks["films"].splits[split].batches(batch_tokens=4096)[0].targets for c in (plain, mapped, counted)]
         assert torch.equal(ours[0], 1 - ours[1])
         assert torch.equal(ours[0], ours[2])
 
@@ -205,7 +205,7 @@ def test_unknown_label(films: Path, load: Loader) -> None:
     with refused("the label 'no' is not among labels: 'not', 'yes'. Did you mean 'not'?"):
         load(label="label", keep_labels=LABELLED, labels={"not": 0, "yes": 1})
     with refused("the label 'no' is not among the expert's head: 'nope', 'yes'"):
-        load(label="label", keep_labels=LABELLED, label_maps={"films": {"nope": 0, "yes": 1}})
+        load(label="label", keep_labels=LABELLED, head={"nope": 0, "yes": 1})
     with refused("the label 'yes' means class 5, and the expert's head has the classes 0 to 1"):
         load(label="label", keep_labels=LABELLED, labels={"no": 0, "yes": 5})
 
@@ -269,7 +269,7 @@ def test_completions_are_scored_and_prompts_are_not(
     assert task.num_labels is None
     assert [task.splits[name].has_labels for name in SPLITS] == [False, False, True]
     for batch in task.splits["fit"].batches(batch_tokens=4096):
-        assert batch.labels is None
+        assert batch.targets is None
         assert batch.scored is not None
         for ids, scored in zip(batch.inputs["input_ids"], batch.scored, strict=True):
             predicted = ids[1:][scored[:-1]]

@@ -41,7 +41,8 @@ class Case:
             ids[row, begin : begin + length] = torch.tensor(self.ids[p])
             scored[row, begin : begin + length - 1] = torch.tensor(self.completions[p][1:])
             logits[row, begin : begin + length] = self.logits[p]
-        return Batch({"input_ids": ids}, torch.tensor(positions), scored), Outputs(logits)
+        targets = ids[:, 1:][scored[:, :-1]]
+        return Batch({"input_ids": ids}, torch.tensor(positions), scored, targets), Outputs(logits)
 
     def everything(self) -> list[int]:
         return list(range(len(self.logits)))

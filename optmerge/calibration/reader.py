@@ -1,0 +1,143 @@
+"""What a kind of model knows about its data: which columns it wants, and how rows become encoded examples.
+
+    reader = READERS["causal-lm"](Task("chat", spec, config, tokenizer))      # see `optmerge.calibration.kinds`
+    raw = reader.raw({"text": "a good film"}, "films.jsonl, row 1")           # None: the row holds nothing
+    reader.encode([raw])                                                      # [[encoded]]
+    examples = reader.examples([encoded], None)
+
+The loader knows no kind, and a reader knows nothing of splits. Encoding sees a row's inputs and never its label.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+from optmerge.calibration.batches import Examples
+from optmerge.config.schema import TaskConfig
+from optmerge.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+Kind = Literal[
+    "causal-lm",
+    "seq2seq-lm",
+    "sequence-classification",
+    "token-classification",
+    "image-classification",
+    "zero-shot-image-classification",
+]
+
+Raw = TypeVar("Raw")
+Encoded = TypeVar("Encoded")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a reader is made for.
+
+    Attributes:
+        name: The task's name.
+        spec: Its settings.
+        config: Of the task's expert.
+        tokenizer: Of the search.
+    """
+
+    name: str
+    spec: TaskConfig
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+
+
+class Reader(ABC, Generic[Raw, Encoded]):
+    """Reads one task's rows; a subclass per kind of model.
+
+    Attributes:
+        truth_from: ``label``: the truth stands in the label column; ``inputs``: it is part of the inputs (a language
+            model's completion), and the label column is never read.
+        settings: The settings that choose the columns, as a message names them.
+        holding: What a row holds, as messages name it ("text").
+        unusable: What is wrong with examples that `encode` gives nothing for, after "n examples".
+        task: What it was made for.
+        columns: The columns of the inputs.
+        content: What must not be empty in a row, as a message names it.
+        classes: Size of the expert's head; None where the classes are a vocabulary.
+        divides: Whether a row may become several examples.
+    """
+
+    truth_from: ClassVar[Literal["label", "inputs"]]
+    settings: ClassVar[str]
+    holding: ClassVar[str] = "text"
+    unusable: ClassVar[str]
+
+    def __init__(self, task: Task, columns: Sequence[str], content: str, *, classes: int | None) -> None:
+        self.task = task
+        self.columns = tuple(dict.fromkeys(columns))
+        self.content = content
+        self.classes = classes
+        self.divides = False
+
+    @property
+    def where(self) -> str:
+        """The task, as messages about its settings begin."""
+        return f"tasks.{self.task.name}"
+
+    @abstractmethod
+    def raw(self, values: Mapping[str, Any], where: str) -> Raw | None:
+        """The inputs in a row, checked; None if there are none.
+
+        Args:
+            values: Column -> value, for `columns`.
+            where: The row, for messages.
+
+        Raises:
+            DataError: A value is of a type that cannot be read.
+        """
+
+    @abstractmethod
+    def key(self, raw: Raw) -> str:
+        """The hash of the content (`content_key`): equal for equal inputs, whatever their label or place."""
+
+    @abstractmethod
+    def encode(self, raws: Sequence[Raw]) -> list[list[Encoded]]:
+        """The examples that each row becomes: one, several (see `divides`), or none, if there is nothing to score."""
+
+    def label(self, value: Any, encoded: Encoded, names: Sequence[str], where: str) -> list[int]:
+        """The true classes of an example's predictions, by the value of its label column.
+
+        Args:
+            value: As the data has it.
+            encoded: The example.
+            names: Names of the classes, where the data set itself knows them.
+            where: The row, for messages.
+
+        Raises:
+            DataError: The value is missing, or means no class of the head.
+        """
+        raise NotImplementedError("this kind reads no label column")
+
+    @abstractmethod
+    def examples(self, encoded: Sequence[Encoded], labels: Sequence[list[int]] | None, *, labelled: bool) -> Examples:
+        """What a split keeps.
+
+        Args:
+            encoded: Its examples.
+            labels: The true classes of each example's predictions, where they come from a column and may be read.
+            labelled: Whether batches may have targets.
+        """
+
+
+def as_text(value: object, column: str, where: str) -> str:
+    """A cell as text; an empty one is ``""``.
+
+    Raises:
+        DataError: It is neither text nor a number.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise DataError(f"{where}: column {column!r} holds a {type(value).__name__}; expected text.")
