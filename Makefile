@@ -2,7 +2,7 @@
 #
 #   make demo         the whole way on real models: fine-tune four experts, search, compare, export (about 12 minutes)
 #   make test         format, lint, types, layers, tests
-#   make test-peers   exported configs run by mergekit, in an environment of its own
+#   make test-peers   mergekit and FusionBench beside ours, in environments of their own
 #   make test-triton  the kernels for CUDA devices, interpreted and compiled on the CPU, in an environment of its own
 #   make bench        every measurement of benchmarks/, beside the peers (34 GB of disk; --work DIR chooses which)
 #
@@ -15,7 +15,7 @@ FUSIONBENCH := .venv-fusionbench
 TRITON := .venv-triton
 BIN := $(VENV)/bin
 
-BENCHES := startup apply gradient memory merge large lora directions
+BENCHES := startup apply gradient memory merge large lora directions objectives
 
 .PHONY: help demo test lint test-peers test-triton bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
@@ -38,8 +38,8 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test-peers: $(VENV)/.installed $(PEERS)/.installed
-	OPTMERGE_PEERS=$(CURDIR)/$(PEERS) $(BIN)/pytest -m peers tests/peers
+test-peers: $(VENV)/.installed $(PEERS)/.installed $(FUSIONBENCH)/.installed
+	OPTMERGE_PEERS=$(CURDIR)/$(PEERS) OPTMERGE_FUSIONBENCH=$(CURDIR)/$(FUSIONBENCH) $(BIN)/pytest -m peers tests/peers
 
 # Nothing but torch and Triton is needed: the package is found in the folder, not installed.
 test-triton: $(TRITON)/.installed
@@ -51,7 +51,7 @@ bench: $(BENCHES:%=bench-%)
 
 bench-env: $(PEERS)/.installed $(FUSIONBENCH)/.installed
 
-bench-startup bench-apply bench-large bench-lora bench-directions: bench-%: $(VENV)/.installed
+bench-startup bench-apply bench-large bench-lora bench-directions bench-objectives: bench-%: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.$* $(BENCH)
 
 bench-gradient: $(VENV)/.installed $(FUSIONBENCH)/.installed
