@@ -1,4 +1,4 @@
-"""The peer environment: a folder with a virtual environment of its own, named by $OPTMERGE_PEERS."""
+"""The peers' environments: folders with virtual environments of their own, named by environment variables."""
 
 from __future__ import annotations
 
@@ -9,28 +9,39 @@ from pathlib import Path
 
 import pytest
 
-ENVIRONMENT = "OPTMERGE_PEERS"
+MERGEKIT = "OPTMERGE_PEERS"
+Peer = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
-def peer() -> Callable[..., str]:
-    """``peer("mergekit-yaml", config, folder)`` runs a program of the peer environment and gives its output."""
-    folder = os.environ.get(ENVIRONMENT)
-    if not folder:
-        pytest.skip(f"${ENVIRONMENT} does not name a peer environment; run `make test-peers`")
+def run_in() -> Callable[[str], Peer]:
+    """``run_in(variable)("python", "-c", code)`` runs a program of the environment that the variable names."""
 
-    def run(program: str, *arguments: str | Path) -> str:
-        ran = subprocess.run(
-            [str(Path(folder, "bin", program).absolute()), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        )
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        return ran.stdout
+    def choose(variable: str) -> Peer:
+        folder = os.environ.get(variable)
+        if not folder:
+            pytest.skip(f"${variable} does not name a peer environment; run `make test-peers`")
 
-    return run
+        def run(program: str, *arguments: str | Path) -> str:
+            ran = subprocess.run(
+                [str(Path(folder, "bin", program).absolute()), *map(str, arguments)],
+                capture_output=True,
+                text=True,
+                check=False,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+            )
+            assert ran.returncode == 0, ran.stdout + ran.stderr
+            return ran.stdout
+
+        return run
+
+    return choose
+
+
+@pytest.fixture(scope="session")
+def peer(run_in: Callable[[str], Peer]) -> Peer:
+    """``peer("mergekit-yaml", config, folder)`` runs a program of mergekit's environment and gives its output."""
+    return run_in(MERGEKIT)
 
 
 @pytest.fixture(autouse=True)
