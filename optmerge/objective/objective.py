@@ -4,11 +4,15 @@
     objective.set_normalisers("fit", base_means)
     value, per_task = objective.combine("fit", means)
 
-    value       = sum over tasks of weight[t] * per_task[t]; for the aggregate mean, weight[t] = w[t] / sum of w
-    per_task[t] = sum over terms of weight * cost / divisor[t]
-    cost        = the term's mean; 1 - mean where higher is better
+    value       = sum over tasks of weight[t] * per_task[t] + sum over other terms of weight * cost
+                  for the aggregate mean, weight[t] = w[t] / sum of w
+    per_task[t] = sum over model terms of weight * cost / divisor[t]
+    cost        = the term's value; 1 - value where higher is better
 
-The cost is the only place where a direction is turned round.
+The other terms look at the coefficients or at the whole model, once and not per task; what they give is called the
+value's parts. The cost is the only place where a direction is turned round.
+
+The select split may be judged by other terms than the driver is told about: ``objective.on("select")``.
 """
 
 from __future__ import annotations
@@ -17,16 +21,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from optmerge.calibration.data import Kind
-from optmerge.config.objectives import MeanConfig, ObjectiveConfig, TermConfig
+from optmerge.config.objectives import MeanConfig, Normaliser, ObjectiveConfig, TermConfig
 from optmerge.errors import ConfigError, RunFailed, did_you_mean
+from optmerge.merging.coefficients import Table
 from optmerge.objective.aggregate import task_weights
 from optmerge.objective.agreement import Agreement
 from optmerge.objective.base import ModelTerm, Need
+from optmerge.objective.coefficient import CoefficientTerm
+from optmerge.objective.geometry import Geometry
 from optmerge.objective.labelled import Accuracy, CrossEntropy
-from optmerge.objective.registry import TERMS
+from optmerge.objective.registry import AnyTerm, make_term
+from optmerge.objective.whole import WholeModelTerm
 from optmerge.records import SplitName
 
 _LEAST_SHARE = 1e-3  # a base cost below this share of the tasks' mean is raised to it: such a task has nothing to gain
@@ -38,10 +48,13 @@ class Objective:
     """A weighted composition of terms over tasks.
 
     Attributes:
-        terms: The terms, in the search file's order.
-        needs: What any of them needs.
-        labelled: Whether labels are read.
-        differentiable: Whether every term has a gradient.
+        configs: The settings of every term by the term's name, in the search file's order.
+        terms: The terms that judge the model on calibration data.
+        regularisers: The terms of the coefficients.
+        whole: The terms of the whole model.
+        needs: What any of the model's terms needs.
+        labelled: Whether labels are read, on the select split too.
+        without_gradient: Names of the terms that have none.
         shares: Each task's share of the mean over tasks; they sum to 1.
         needs_parts: Whether the tasks' weights depend on their parts, which must then be known before a backward pass.
     """
@@ -57,23 +70,49 @@ class Objective:
         Raises:
             ConfigError: A term is named twice, or task weights do not fit the tasks.
         """
-        self._configs: dict[str, TermConfig] = {}
-        for term in config.terms:
-            if term.name in self._configs:
+        self.configs: dict[str, TermConfig] = {}
+        self._by_name: dict[str, AnyTerm] = {}
+        for settings in config.terms:
+            term = make_term(settings)
+            if term.name in self.configs:
                 raise ConfigError(
                     f"objective.terms names {term.name!r} twice; give it once, with the weight that you want."
                 )
-            self._configs[term.name] = term
-        self.terms: list[ModelTerm] = [TERMS[name](term) for name, term in self._configs.items()]
-        self._by_name = {term.name: term for term in self.terms}
+            self.configs[term.name] = settings
+            self._by_name[term.name] = term
+        made = list(self._by_name.values())
+        self.terms = [term for term in made if isinstance(term, ModelTerm)]
+        self.regularisers = [term for term in made if isinstance(term, CoefficientTerm)]
+        self.whole = [term for term in made if isinstance(term, WholeModelTerm)]
+        self._selection: Objective = (
+            Objective(config.model_copy(update={"terms": config.select, "select": None}), tasks, num_labels)
+            if config.select is not None
+            else self
+        )
         self.needs: frozenset[Need] = frozenset().union(*(term.needs for term in self.terms))
-        self.labelled = "labels" in self.needs
-        self.differentiable = all(term.differentiable for term in self.terms)
+        self.labelled: bool = "labels" in self.needs or (self._selection is not self and self._selection.labelled)
+        self.without_gradient = tuple(
+            term.name for term in made if isinstance(term, WholeModelTerm) or not term.differentiable
+        )
         self._num_labels = dict(num_labels)
         self.shares: Mapping[str, float] = _shares(config.task_weights, tasks)
         self.needs_parts = not isinstance(config.aggregate, MeanConfig)
         self._aggregate = config.aggregate
         self._divisors: dict[SplitName, dict[str, dict[str, float]]] = {}
+
+    def on(self, split: SplitName) -> Objective:
+        """The composition that judges a split: this one, or the one that chooses the best iterate on select."""
+        return self._selection if split == "select" else self
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether every term has a gradient."""
+        return not self.without_gradient
+
+    @property
+    def two_passes(self) -> bool:
+        """Whether a gradient takes a pass without one first: the tasks' parts or the means of summaries are needed."""
+        return self.needs_parts or any(term.summary for term in self.terms)
 
     def layers(self, count: int) -> tuple[int, ...]:
         """The transformer layers, of ``count``, whose outputs any term reads; in order."""
@@ -82,7 +121,7 @@ class Objective:
     @property
     def needs_base(self) -> bool:
         """Whether `set_normalisers` must be called before values can be combined."""
-        return any(term.normalise == "base" for term in self._configs.values())
+        return any(self._normaliser(term.name) == "base" for term in self.terms)
 
     def set_normalisers(self, split: SplitName, base_means: Mapping[str, Mapping[str, float]]) -> None:
         """Fix what a split's means are divided by where ``normalise`` is ``base``.
@@ -95,8 +134,8 @@ class Objective:
             RunFailed: The base model's mean is not finite.
         """
         divisors: dict[str, dict[str, float]] = {task: {} for task in self.shares}
-        for name, config in self._configs.items():
-            if config.normalise != "base":
+        for name in (term.name for term in self.terms):
+            if self._normaliser(name) != "base":
                 continue
             costs = {task: self._cost(name, base_means[task][name]) for task in self.shares}
             for task, cost in costs.items():
@@ -111,19 +150,28 @@ class Objective:
                 divisors[task][name] = max(cost, least) or 1.0
         self._divisors[split] = divisors
 
-    def combine(self, split: SplitName, means: Mapping[str, Mapping[str, float]]) -> tuple[float, dict[str, float]]:
+    def combine(
+        self,
+        split: SplitName,
+        means: Mapping[str, Mapping[str, float]],
+        parts: Mapping[str, float] | None = None,
+    ) -> tuple[float, dict[str, float]]:
         """The objective's value and each task's part, before task weights.
 
         Args:
             split: The split that the means are of.
             means: Task -> term -> mean over examples, raw.
+            parts: Term of the coefficients or the whole model -> its value, raw; those that are not here do not count.
 
         Raises:
             ValueError: The split's normalisers are needed and not set.
         """
         per_task = self._parts(split, means)
         weights = task_weights(self._aggregate, per_task, self.shares)
-        return sum(weights[task] * part for task, part in per_task.items()), per_task
+        value = sum(weights[task] * part for task, part in per_task.items())
+        for name, part in (parts or {}).items():
+            value += self.configs[name].weight * self._cost(name, part)
+        return value, per_task
 
     def weigh(self, split: SplitName, means: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
         """Task -> the derivative of the value by the task's part, where the means are these.
@@ -133,10 +181,37 @@ class Objective:
         """
         return task_weights(self._aggregate, self._parts(split, means), self.shares)
 
+    def regularise(
+        self, coefficients: Table, geometry: Geometry, *, gradient: bool
+    ) -> tuple[dict[str, float], Table | None]:
+        """What the terms of the coefficients say: their raw values, and the slope of their weighted sum.
+
+        Args:
+            coefficients: float64[G, D] of the search space.
+            geometry: Of the table.
+            gradient: Whether the slope is wanted; every term must then be differentiable.
+
+        Returns:
+            Term -> value, and float64[G, D] (None where it is not wanted).
+        """
+        leaf = torch.tensor(coefficients, dtype=torch.float64, requires_grad=gradient)
+        with torch.set_grad_enabled(gradient):
+            values = {term.name: term.value(leaf, geometry) for term in self.regularisers}
+        slope = None
+        if gradient:
+            total = torch.stack([self.configs[name].weight * value for name, value in values.items()]).sum()
+            # A term may not depend on what is given: an anchor of frozen coefficients.
+            (found,) = torch.autograd.grad(total, leaf, allow_unused=True) if total.requires_grad else (None,)
+            slope = np.zeros_like(coefficients) if found is None else found.numpy()
+        return {name: float(value.detach()) for name, value in values.items()}, slope
+
     def loss(
         self, split: SplitName, task: str, per_example: Mapping[str, Tensor], count: int, *, weight: float
     ) -> Tensor:
-        """A batch's additive share of the value; over all batches and tasks the shares sum to it.
+        """A batch's additive share of the tasks' part of the value; over all batches and tasks the shares sum to it.
+
+        Where a summary term's statistics stand multiplied by the slope of its `finish`, the sum is not the value, but
+        has its gradient.
 
         Args:
             split: The split that is looked at.
@@ -153,8 +228,8 @@ class Objective:
         """
         shares = [
             self._cost(name, per_example[name]).sum()
-            * (weight * config.weight / self._divisor(split, task, name) / count)
-            for name, config in self._configs.items()
+            * (weight * self.configs[name].weight / self._divisor(split, task, name) / count)
+            for name in (term.name for term in self.terms)
         ]
         total = shares[0]
         for share in shares[1:]:
@@ -164,17 +239,22 @@ class Objective:
     def _parts(self, split: SplitName, means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         return {
             task: sum(
-                config.weight * self._cost(name, means[task][name]) / self._divisor(split, task, name)
-                for name, config in self._configs.items()
+                self.configs[name].weight * self._cost(name, means[task][name]) / self._divisor(split, task, name)
+                for name in (term.name for term in self.terms)
             )
             for task in self.shares
         }
 
     def _cost(self, name: str, value: Number) -> Number:
-        return 1.0 - value if self._by_name[name].higher_is_better else value
+        term = self._by_name[name]
+        return 1.0 - value if not isinstance(term, CoefficientTerm) and term.higher_is_better else value
+
+    def _normaliser(self, name: str) -> Normaliser:
+        normalise: Normaliser = getattr(self.configs[name], "normalise", "none")
+        return normalise
 
     def _divisor(self, split: SplitName, task: str, name: str) -> float:
-        normalise = self._configs[name].normalise
+        normalise = self._normaliser(name)
         if normalise == "none":
             return 1.0
         if normalise == "log-classes":

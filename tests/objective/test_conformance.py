@@ -8,11 +8,23 @@ import pytest
 import torch
 
 from optmerge.config.objectives import TERM_CONFIGS, ObjectiveConfig
-from optmerge.objective import TERMS, ModelTerm, Objective, Outputs, TeacherOutputs, base
-from optmerge.objective.registry import REPORT_ONLY
+from optmerge.objective import (
+    COEFFICIENT_TERMS,
+    TERMS,
+    CoefficientTerm,
+    ModelTerm,
+    Objective,
+    Outputs,
+    TeacherOutputs,
+    base,
+    term_class,
+)
+from optmerge.objective.registry import REPORT_ONLY, WHOLE_MODEL_TERMS
+from optmerge.objective.whole import WholeModelTerm
 
 from .cases import CLASSES, Case, make_case
 
+KIND_OF = {"model": ModelTerm, "coefficients": CoefficientTerm, "whole-model": WholeModelTerm}
 KINDS = ["classifier", "lm"]
 NAMES = list(TERMS)
 both = pytest.mark.parametrize("kind", KINDS)
@@ -20,7 +32,15 @@ every_term = pytest.mark.parametrize("name", NAMES)
 
 
 def make_term(name: str, **settings: object) -> ModelTerm:
-    return TERMS[name](TERM_CONFIGS[name](**settings) if name in TERM_CONFIGS else None)
+    made = model_term(name)(TERM_CONFIGS[name](**settings) if name in TERM_CONFIGS else None)
+    assert isinstance(made, ModelTerm)
+    return made
+
+
+def model_term(name: str) -> type[ModelTerm]:
+    found = term_class(name)
+    assert issubclass(found, ModelTerm)
+    return found
 
 
 def teacher_of(case: Case, k: int | None = None) -> TeacherOutputs:
@@ -35,13 +55,25 @@ def values(
 
 
 def test_the_registry_has_the_names_of_the_configuration() -> None:
-    assert set(TERMS) - set(REPORT_ONLY) == set(TERM_CONFIGS)
-    assert all(name == term.name for name, term in TERMS.items())
+    registered = {**TERMS, **COEFFICIENT_TERMS, **WHOLE_MODEL_TERMS}
+    assert set(registered) - set(REPORT_ONLY) == set(TERM_CONFIGS)
+    assert len(registered) == len(TERMS) + len(COEFFICIENT_TERMS) + len(WHOLE_MODEL_TERMS)
+    assert all(name == term_class(name).name for name in registered)
+
+
+@pytest.mark.parametrize("name", TERM_CONFIGS)
+def test_settings_and_class_say_the_same(name: str) -> None:
+    config, term = TERM_CONFIGS[name], term_class(name)
+    assert issubclass(term, KIND_OF[config.about])
+    if not issubclass(term, WholeModelTerm):
+        assert config.differentiable == term.differentiable
+    if issubclass(term, ModelTerm):
+        assert config.labelled == ("labels" in term.needs)
 
 
 @every_term
 def test_a_term_says_what_it_is(name: str) -> None:
-    term = TERMS[name]
+    term = model_term(name)
     assert term.unit in {"nats", "share"}
     assert term.paper
     assert term.__doc__
@@ -76,7 +108,7 @@ def test_values_are_fp32_whatever_the_logits_are(name: str, kind: str, dtype: to
     torch.testing.assert_close(got, values(make_term(name), precise, teacher, [0, 1, 2, 3]))
 
 
-DIFFERENTIABLE = [(name, {}) for name, term in TERMS.items() if term.differentiable] + [
+DIFFERENTIABLE = [(name, {}) for name in TERMS if model_term(name).differentiable] + [
     ("expert-kl", {"temperature": 2.0})
 ]
 
@@ -112,7 +144,7 @@ def test_impossible_classes_give_finite_values(name: str, kind: str) -> None:
     outputs.logits.requires_grad_()
     got = make_term(name).per_example(outputs, batch, teacher.batch(batch))
     assert bool(got.isfinite().all())
-    if TERMS[name].differentiable:
+    if model_term(name).differentiable:
         got.sum().backward()
         assert outputs.logits.grad is not None
         assert bool(outputs.logits.grad.isfinite().all())
@@ -140,7 +172,7 @@ def test_permuting_tasks_permutes_what_comes_out(name: str, normalise: str) -> N
 def test_what_is_needed_must_be_there(name: str) -> None:
     batch, outputs = make_case("classifier").batch([0, 1])
     bare = type(batch)(batch.inputs, batch.positions)
-    if not TERMS[name].needs:
+    if not model_term(name).needs:
         assert make_term(name).per_example(outputs, bare, None).shape == (2,)
         return
     with pytest.raises(ValueError, match=f"term {name} needs"):
