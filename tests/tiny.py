@@ -67,6 +67,13 @@ _GPT2 = {
     "eos_token_id": 5,
 }
 
+_LLAVA = {
+    "text_config": {"model_type": "llama", **_LLAMA, "tie_word_embeddings": False},
+    "vision_config": {"model_type": "clip_vision_model", **_VIT},
+    "image_token_index": 3,
+    "tie_word_embeddings": False,
+}
+
 # kind -> (config class, model class, config values)
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertConfig", "BertForSequenceClassification", _BERT),
@@ -81,6 +88,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "vit": ("ViTConfig", "ViTForImageClassification", {**_VIT, "num_labels": 3}),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", _GPT2),
+    "llava": ("LlavaConfig", "LlavaForConditionalGeneration", _LLAVA),
 }
 
 

@@ -16,7 +16,9 @@ class RuleConfig(Strict):
     """Overrides for the variables whose tensors (and direction) match; the last matching rule wins."""
 
     match: str = Field(
-        "*", description="glob over parameter names, or a role: embedding, attention, mlp, norm, head, other"
+        "*",
+        description="glob over parameter names, or a role: embedding, attention, mlp, norm, final-norm, head, other; "
+        "in a vision-language model also vision or connector",
     )
     direction: str = Field("*", description="glob over direction names")
     freeze: float | None = Field(None, description="keep these coefficients at this value; they are not searched")

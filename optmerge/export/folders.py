@@ -84,7 +84,7 @@ class FolderPlan:
 def plan_folders(recipe: Recipe, family: Family) -> list[FolderPlan]:
     """The folders of a recipe's checkpoint, in the order in which they are written."""
     dtype = torch_dtype(recipe.dtype)
-    if recipe.heads == "merged":
+    if recipe.heads != "own":
         return [plan_base(recipe, family)]
     bodies = {name: _body_specs(family, name, dtype) for name in family.experts}
     first = next(iter(bodies))
@@ -105,7 +105,7 @@ def plan_base(recipe: Recipe, family: Family) -> FolderPlan:
     """
     dtype = torch_dtype(recipe.dtype)
     body = _body_specs(family, "base", dtype)
-    own = _own_specs(family.base, body, dtype) if recipe.heads == "merged" else []
+    own = _own_specs(family.base, body, dtype) if recipe.heads != "own" else []
     return FolderPlan("", family.base, None, "base", dtype, body, own)
 
 

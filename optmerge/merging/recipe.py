@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 EVERYTHING = "*"  # in the place of tensors' names: all that no other group has
-HEADS = ("own", "merged", "auto")
+HEADS = ("own", "merged", "zero-shot", "auto")
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
 
@@ -107,7 +107,7 @@ class Recipe:
     groups: tuple[Group, ...]
     coefficient_fn: CoefficientFn
     method: str = "task_arithmetic"
-    heads: Literal["own", "merged", "auto"] = "merged"
+    heads: Literal["own", "merged", "zero-shot", "auto"] = "merged"
     dtype: str = "float32"
     tokenizer: str = "base"
     created: Mapping[str, Any] = field(default_factory=dict)

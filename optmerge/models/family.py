@@ -17,14 +17,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
 from optmerge.errors import ConfigError
 from optmerge.models.adapter import AdapterCheckpoint, DeltaForm, same_values
 from optmerge.models.ahead import read_ahead
-from optmerge.models.architecture import ModelKind, body_prefix, model_on_meta
+from optmerge.models.architecture import ModelKind, body_prefix, kind_of, model_on_meta
 from optmerge.models.checkpoint import Checkpoint, open_checkpoint
 from optmerge.models.layouts import Layout, Parameter, layout_key, recall_layout, remember_layout
 from optmerge.models.mapping import CheckpointMap, checkpoint_map
@@ -37,13 +37,14 @@ from optmerge.models.validation import (
     check_values_of,
     config_notes,
 )
+from optmerge.models.vision_tower import PROJECTION, check_clip, require_projection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 log = logging.getLogger(__name__)
 
-Heads = Literal["own", "merged"]
+Heads = Literal["own", "merged", "zero-shot"]
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,16 @@ class Family:
 
     Attributes:
         kind: What the experts are.
-        heads: ``own``: each expert keeps its head, only the body is merged; ``merged``: all of it is.
+        heads: ``own``: each expert keeps its head, only the body is merged; ``merged``: all of it is; ``zero-shot``:
+            CLIP's vision towers are merged (see `vision_tower`), and class names make the heads.
         base: The base's checkpoint.
         experts: The experts' checkpoints by name.
         parameters: The merged parameters in module order, tied ones once, under the names of the experts' class.
-        head_parameters: Parameters of the experts that are not merged; empty with merged heads.
+        head_parameters: Parameters of the experts that are not merged; empty unless they keep heads of their own.
         maps: ``"base"`` and every expert's name -> its checkpoint map.
         configs: ``"base"`` and every expert's name -> its config.
-        num_layers: How many transformer layers there are; 0 when none were found.
+        num_layers: How many transformer layers there are, without those of a vision tower beside a language model; 0
+            when none were found.
     """
 
     kind: ModelKind
@@ -160,7 +163,7 @@ def open_family(
     experts: Mapping[str, str],
     *,
     relative_to: Path,
-    heads: Literal["auto", "own", "merged"] = "auto",
+    heads: Literal["auto", "own", "merged", "zero-shot"] = "auto",
     allow_pickle: bool = False,
     check_values: bool = True,
 ) -> Family:
@@ -174,6 +177,7 @@ def open_family(
         experts: Name -> model reference.
         relative_to: What relative folders are relative to.
         heads: ``auto`` merges the heads when base and experts have the same ones, with the same labels.
+            ``zero-shot`` takes the vision towers of CLIP models, whole or not, and leaves the rest to the base.
         allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors.
         check_values: Look for NaN and Inf.
 
@@ -198,7 +202,8 @@ def open_family(
             check_values_of(checkpoints, layout.maps, list(layout.parameters), layout.head_parameters)
     for note in layout.notes:
         log.warning("%s", note)
-    layers = [parameter.role.layer for parameter in layout.parameters.values() if parameter.role.layer is not None]
+    found = [parameter.role for parameter in layout.parameters.values() if parameter.role.part is None]
+    layers = [role.layer for role in found if role.layer is not None]
     return Family(
         kind=layout.kind,
         heads=cast(Heads, layout.heads),
@@ -231,22 +236,31 @@ class Configs(Mapping[str, "PreTrainedConfig"]):
         return len(self._checkpoints)
 
 
-def _examine(checkpoints: Mapping[str, Checkpoint], heads: Literal["auto", "own", "merged"]) -> Layout:
+def _examine(checkpoints: Mapping[str, Checkpoint], heads: Literal["auto", "own", "merged", "zero-shot"]) -> Layout:
     """Find a family's layout with transformers' model classes, and check that its members fit."""
     configs = Configs(checkpoints)
-    check_same_architecture(checkpoints, configs)
     first = next(who for who in checkpoints if who != "base")
-    kind = kind_of(configs[first])
+    if heads == "zero-shot":
+        check_clip(checkpoints, configs)
+        kind: ModelKind = "zero-shot-image-classification"
+    else:
+        check_same_architecture(checkpoints, configs)
+        kind = kind_of(configs[first])
     architecture = next(iter(configs[first].architectures or ()), None) if kind == "other" else None
     members = {}
     for who, checkpoint in checkpoints.items():
         empty = model_on_meta(configs[who], kind, architecture=architecture)
-        members[who] = Member(who, checkpoint, configs[who], empty, checkpoint_map(empty, checkpoint))
+        described = configs[who] if kind != "zero-shot-image-classification" else cast(Any, empty).config
+        members[who] = Member(who, checkpoint, described, empty, checkpoint_map(empty, checkpoint))
     model = members[first].model
     check_ties(members)
     chosen = _choose_heads(heads, members, kind)
     prefix = body_prefix(model) if chosen == "own" else ""
     names = [name for name, _ in model.named_parameters()]
+    if chosen == "zero-shot":
+        require_projection(members["base"].map, checkpoints["base"].reference)
+        if any(PROJECTION in member.map.missing for member in members.values()):
+            names.remove(PROJECTION)  # it stays the base's
     merged = [name for name in names if name.startswith(prefix)]
     head = tuple(name for name in names if not name.startswith(prefix))
     check_family(members, merged, head)
@@ -256,24 +270,12 @@ def _examine(checkpoints: Mapping[str, Checkpoint], heads: Literal["auto", "own"
     return Layout(kind, chosen, parameters, head, {who: member.map for who, member in members.items()}, notes)
 
 
-def kind_of(config: PreTrainedConfig) -> ModelKind:
-    """What the class that a config names is, going by transformers' Auto classes."""
-    import transformers
-
-    named = next(iter(config.architectures or ()), None)
-    for kind, auto in (
-        ("causal-lm", transformers.AutoModelForCausalLM),
-        ("sequence-classification", transformers.AutoModelForSequenceClassification),
-    ):
-        known = auto._model_mapping.get(type(config), ())
-        classes = known if isinstance(known, tuple | list) else (known,)
-        if any(candidate.__name__ == named for candidate in classes):
-            return "causal-lm" if kind == "causal-lm" else "sequence-classification"
-    return "other"
-
-
-def _choose_heads(wanted: Literal["auto", "own", "merged"], members: Mapping[str, Member], kind: ModelKind) -> Heads:
+def _choose_heads(
+    wanted: Literal["auto", "own", "merged", "zero-shot"], members: Mapping[str, Member], kind: ModelKind
+) -> Heads:
     """Whether heads are merged; what is wanted must be possible."""
+    if wanted == "zero-shot":
+        return "zero-shot"
     trouble = _why_heads_differ(members, kind)
     if wanted == "own":
         if not body_prefix(members[next(name for name in members if name != "base")].model):

@@ -27,9 +27,10 @@ from optmerge.models.architecture import ModelKind
 from optmerge.models.cache import recall, remember
 from optmerge.models.checkpoint import Checkpoint, FolderCheckpoint, config_facts
 from optmerge.models.mapping import CheckpointMap, Piece
-from optmerge.models.roles import Role, RoleKind
+from optmerge.models.roles import Part, Role, RoleKind
 
-_CODE = ("architecture", "family", "layouts", "mapping", "roles", "tracing", "validation")  # what decides, beside data
+# What decides, beside data.
+_CODE = ("architecture", "family", "layouts", "mapping", "roles", "tracing", "validation", "vision_tower")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,10 @@ def recall_layout(key: str | None, checkpoints: Mapping[str, Checkpoint]) -> Lay
             tuple(shape),
             math.prod(shape),
             getattr(torch, dtype),
-            Role(cast(RoleKind, kind), layer),
+            Role(cast(RoleKind, kind), layer, cast(Part | None, part)),
             flipped,
         )
-        for name, shape, dtype, kind, layer, flipped in known["parameters"]
+        for name, shape, dtype, kind, layer, part, flipped in known["parameters"]
     }
     return Layout(
         known["kind"], known["heads"], parameters, tuple(known["head_parameters"]), maps, tuple(known["notes"])
@@ -116,7 +117,7 @@ def remember_layout(key: str | None, layout: Layout) -> None:
             written.append(facts)
         map_of.append(written.index(facts))
     parameters = [
-        [p.name, p.shape, str(p.dtype).removeprefix("torch."), p.role.kind, p.role.layer, p.input_first]
+        [p.name, p.shape, str(p.dtype).removeprefix("torch."), p.role.kind, p.role.layer, p.role.part, p.input_first]
         for p in layout.parameters.values()
     ]
     remember(

@@ -17,6 +17,7 @@ from torch import nn
 from optmerge.models.architecture import body_prefix
 
 RoleKind = Literal["embedding", "attention", "mlp", "norm", "final-norm", "head", "other"]
+Part = Literal["vision", "connector"]
 
 # A module mixes tokens when its class, or the attribute that holds it, is called one of these.
 _TOKEN_MIXERS = ("attention", "attn", "mixer", "mamba", "ssm", "deltanet", "shortconv")
@@ -30,11 +31,15 @@ class Role:
         kind: ``norm`` is a norm within a layer, ``final-norm`` the one after the last layer; ``other`` is what fits
             nowhere else, such as a pooler or a layer scale.
         layer: Index of the transformer layer, from 0; ``None`` outside the layers. Stacks are numbered on in the order
-            of the module tree, so an encoder's layers come before its decoder's.
+            of the module tree, so an encoder's layers come before its decoder's; those of a vision tower beside a
+            language model come last.
+        part: In a vision-language model ``vision`` is the tower that sees images and ``connector`` what hands them to
+            the language model; ``None`` is the language model, and any model without such parts.
     """
 
     kind: RoleKind
     layer: int | None
+    part: Part | None = None
 
 
 def roles(model: nn.Module) -> dict[str, Role]:
@@ -70,19 +75,27 @@ class _Tree:
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.position = {name: index for index, name in enumerate(self.modules)}
         self.layers, self.stages = _layers(model)
+        self.vision, self.language = _towers(model)
         self.body = body_prefix(model)
         self.inputs = _embedding_ids(model, "get_input_embeddings")
         self.outputs = _embedding_ids(model, "get_output_embeddings")
         self.final_norms = self._final_norms()
 
     def role(self, name: str, parameter: nn.Parameter) -> Role:
+        part = self._part(name, parameter)
         for path in _ancestors(name):
             if path in self.layers:
-                return Role(self._kind_within(path, name), self.layers[path])
+                return Role(self._kind_within(path, name), self.layers[path], part)
         for path in _ancestors(name):
             if path in self.stages:  # between the layers of a stage and those of the next
-                return Role(self._kind_within(path, name), self.stages[path])
-        return Role(self._kind_outside(name, parameter), None)
+                return Role(self._kind_within(path, name), self.stages[path], part)
+        return Role("other" if part == "connector" else self._kind_outside(name, parameter), None, part)
+
+    def _part(self, name: str, parameter: nn.Parameter) -> Part | None:
+        above = set(_ancestors(name))
+        if not self.vision or above & self.language or id(parameter) in self.outputs:
+            return None
+        return "vision" if above & self.vision else "connector"
 
     def _kind_within(self, layer: str, name: str) -> RoleKind:
         owner = name.rpartition(".")[0]
@@ -159,9 +172,29 @@ def _layers(model: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
             else:
                 layers[path] = 0
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
-    layers = {path: index for index, path in enumerate(sorted(layers, key=lambda path: order.get(path, 0)))}
+    vision, _ = _towers(model)
+    position = {path: (bool(vision.intersection(_ancestors(path))), order.get(path, 0)) for path in layers}
+    layers = {path: index for index, path in enumerate(sorted(layers, key=lambda path: position[path]))}
     last = {stage: max(index for path, index in layers.items() if path.startswith(f"{stage}.")) for stage in stages}
     return layers, last
+
+
+def _towers(model: nn.Module) -> tuple[frozenset[str], frozenset[str]]:
+    """Paths of a vision-language model's modules that see, and of those that speak; both empty for other models.
+
+    They are told by their configs, of which the model's own has one for each.
+    """
+    config = getattr(model, "config", None)
+    sees = getattr(config, "vision_config", None)
+    speaks = config.get_text_config() if config is not None and sees is not None else None
+    if speaks is None or speaks is config or not _embedding_ids(model, "get_output_embeddings"):
+        return frozenset(), frozenset()
+
+    def described_by(wanted: object) -> frozenset[str]:
+        modules = model.named_modules()
+        return frozenset(path for path, module in modules if isinstance(getattr(module, "config", None), type(wanted)))
+
+    return described_by(sees), described_by(speaks)
 
 
 def _is_layer(module: nn.Module) -> bool:

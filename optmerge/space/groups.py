@@ -24,6 +24,10 @@ class RoleLike(Protocol):
     def layer(self) -> int | None:
         """Index of the transformer layer, None outside the layers."""
 
+    @property
+    def part(self) -> str | None:
+        """Vision or connector in a vision-language model; None is the language model, and every other model."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorGroup:
@@ -40,7 +44,7 @@ def make_groups(roles: Mapping[str, RoleLike], granularity: str) -> tuple[Tensor
 
     model-wise and task-wise have one group; layer-wise one per layer, and one each for embeddings, final norm, head
     and what has no role; layer-kind-wise splits a layer into attention, mlp, norm and other; tensor-wise has one group
-    per parameter.
+    per parameter. In a vision-language model the vision tower and the connector have groups of their own.
     """
     members: dict[str, list[str]] = {}
     facts: dict[str, tuple[int | None, str]] = {}
@@ -56,8 +60,9 @@ def _group_of(parameter: str, role: RoleLike, granularity: str) -> tuple[str, in
         return "model", None, "model"
     if granularity == "tensor-wise":
         return parameter, role.layer, role.kind
+    where = "" if role.part is None else f"{role.part}."
     if role.layer is None:
-        return role.kind, None, role.kind
+        return f"{where}{role.kind}", None, role.kind
     if granularity == "layer-wise":
-        return f"layer.{role.layer}", role.layer, "layer"
-    return f"layer.{role.layer}.{role.kind}", role.layer, role.kind
+        return f"{where}layer.{role.layer}", role.layer, "layer"
+    return f"{where}layer.{role.layer}.{role.kind}", role.layer, role.kind

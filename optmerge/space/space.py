@@ -22,7 +22,7 @@ from optmerge.space.normalise import Kind, Table, normalised, variable_slope, va
 
 Vector = npt.NDArray[np.float64]
 
-ROLE_KINDS = ("embedding", "attention", "mlp", "norm", "final-norm", "head", "other")
+ROLE_KINDS = ("embedding", "attention", "mlp", "norm", "final-norm", "head", "other", "vision", "connector")
 DEFAULT_START = 0.3  # where task arithmetic is usually set, for a start that no baseline gives
 
 
@@ -245,7 +245,7 @@ def _matches(rule: RuleConfig, group: TensorGroup, roles: Mapping[str, RoleLike]
 
 
 def _matches_parameter(rule: RuleConfig, parameter: str, roles: Mapping[str, RoleLike]) -> bool:
-    return rule.match == roles[parameter].kind or fnmatch.fnmatchcase(parameter, rule.match)
+    return rule.match in (roles[parameter].kind, roles[parameter].part) or fnmatch.fnmatchcase(parameter, rule.match)
 
 
 def _split_by_rules(

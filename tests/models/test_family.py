@@ -75,7 +75,8 @@ def test_every_kind_opens_and_reads_its_models(tiny: Tiny, kind: str) -> None:
 def test_kinds(tiny: Tiny) -> None:
     assert opened(tiny("bert")).kind == "sequence-classification"
     assert opened(tiny("gpt2")).kind == "causal-lm"
-    assert opened(tiny("vit")).kind == "other"
+    assert opened(tiny("vit")).kind == "image-classification"
+    assert opened(tiny("llava")).kind == "causal-lm"
 
 
 def test_fingerprint_follows_content(tiny: Tiny) -> None:

@@ -52,6 +52,11 @@ _BART = {
 _SWIN = {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 2}
 _MAMBA = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2}
 _MODERN = {**_COMMON, "cls_token_id": 1, "sep_token_id": 2}
+_LLAVA = {
+    "text_config": {"model_type": "llama", **_LLAMA},
+    "vision_config": {"model_type": "clip_vision_model", **_VISION},
+    "image_token_index": 3,
+}
 _CONVNEXT = {"hidden_sizes": [4, 8], "depths": [1, 2], "num_stages": 2}
 
 
@@ -243,6 +248,22 @@ ARCHITECTURES: list[tuple[str, str, dict[str, Any], dict[str, Role]]] = [
             "dinov2.encoder.layer.1.layer_scale1.lambda1": Role("other", 1),
             "dinov2.encoder.layer.1.mlp.fc1.weight": Role("mlp", 1),
             "dinov2.layernorm.weight": Role("final-norm", None),
+        },
+    ),
+    (  # a language model that sees: its own layers come first
+        "LlavaForConditionalGeneration",
+        "LlavaConfig",
+        _LLAVA,
+        {
+            "model.vision_tower.embeddings.class_embedding": Role("embedding", None, "vision"),
+            "model.vision_tower.encoder.layers.0.self_attn.k_proj.weight": Role("attention", 2, "vision"),
+            "model.vision_tower.encoder.layers.1.layer_norm2.weight": Role("norm", 3, "vision"),
+            "model.vision_tower.post_layernorm.weight": Role("final-norm", None, "vision"),
+            "model.multi_modal_projector.linear_1.weight": Role("other", None, "connector"),
+            "model.language_model.embed_tokens.weight": Role("embedding", None),
+            "model.language_model.layers.0.self_attn.q_proj.weight": Role("attention", 0),
+            "model.language_model.norm.weight": Role("final-norm", None),
+            "lm_head.weight": Role("head", None),
         },
     ),
     (  # layers within stages, and a reduction after each stage

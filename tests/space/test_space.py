@@ -18,6 +18,7 @@ from optmerge.space.space import SearchSpace, build_space
 class Role:
     kind: str
     layer: int | None
+    part: str | None = None
 
 
 ROLES = {
