@@ -8,7 +8,7 @@ equal.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -85,7 +85,7 @@ class AccuracyConfig(ModelTermConfig):
 
 
 class InformationMaximisationConfig(ModelTermConfig):
-    """Mean entropy of the predictions minus the entropy of their mean, in nats (SHOT, Liang et al. 2020, equation 3)."""
+    """Mean entropy of the predictions minus the entropy of their mean, in nats (SHOT, Liang et al. 2020)."""
 
     name: Literal["information-maximisation"] = "information-maximisation"
     normalise: Literal["log-classes", "none"] = Field(
@@ -261,14 +261,27 @@ class CustomConfig(Strict):
     normalise: Normaliser = Field("none", description="what a task's mean is divided by")
 
 
-ModelTerms = EntropyConfig | ExpertKLConfig | CrossEntropyConfig | AccuracyConfig
-AnyTerm = ModelTerms
+ModelTerms = (
+    EntropyConfig
+    | InformationMaximisationConfig
+    | ExpertKLConfig
+    | JensenShannonConfig
+    | PseudoLabelConfig
+    | HiddenAlignmentConfig
+    | AgreementConfig
+    | CrossEntropyConfig
+    | PerplexityConfig
+    | AccuracyConfig
+    | F1Config
+    | ExactMatchConfig
+)
+CoefficientTerms = (
+    AnchorL1Config | AnchorL2Config | SmoothnessConfig | L1Config | L2Config | SimilarityConfig | OverlapConfig
+)
+AnyTerm = ModelTerms | CoefficientTerms
 
 TERM_CONFIGS: dict[str, type[TermConfig]] = {
-    "entropy": EntropyConfig,
-    "expert-kl": ExpertKLConfig,
-    "cross-entropy": CrossEntropyConfig,
-    "accuracy": AccuracyConfig,
+    config.model_fields["name"].default: config for config in (*get_args(ModelTerms), *get_args(CoefficientTerms))
 }
 LABELLED_TERMS = frozenset(name for name, config in TERM_CONFIGS.items() if config.labelled)
 

@@ -1,4 +1,4 @@
-"""The report-only term ``agreement``: how often the merged model and the task's expert choose the same class.
+"""The term ``agreement``: how often the merged model and the task's expert choose the same class.
 
     Agreement().per_example(outputs, batch, teacher)
 

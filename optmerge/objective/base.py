@@ -17,7 +17,7 @@ A *summary* term is no mean over examples but a function of such means: it gives
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -137,6 +137,13 @@ def rows_per_example(batch: Batch, like: Tensor) -> Tensor:
     return batch.scored.sum(1).clamp(min=1).to(like.dtype)
 
 
+def example_of_rows(batch: Batch, like: Tensor) -> Tensor:
+    """Which of the batch's examples each row belongs to: int64[N], on the device of ``like``."""
+    if batch.rows is None or batch.scored is None:
+        return torch.arange(batch.size, device=like.device)
+    return batch.rows // batch.scored.shape[1]
+
+
 def rows_at_once(classes: int) -> int:
     """How many rows of logits are converted to fp32 together."""
     return max(1, CHUNK // max(1, classes))
@@ -153,10 +160,16 @@ def by_rows(function: Callable[..., Tensor], logits: Tensor, *others: Tensor | N
         logits: [N, C].
         others: [N, ...] each, or None.
     """
+    pieces = list(pieces_by_rows(function, logits, *others))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def pieces_by_rows(function: Callable[..., Tensor], logits: Tensor, *others: Tensor | None) -> Iterator[Tensor]:
+    """What `by_rows` puts together, chunk by chunk of `rows_at_once` rows."""
     rows = rows_at_once(logits.shape[-1])
     if len(logits) <= rows:
-        return function(precise(logits), *others)
-    pieces = []
+        yield function(precise(logits), *others)
+        return
     split = [[None] * -(-len(logits) // rows) if other is None else torch.split(other, rows) for other in others]
     again = torch.is_grad_enabled() and logits.requires_grad
 
@@ -164,13 +177,10 @@ def by_rows(function: Callable[..., Tensor], logits: Tensor, *others: Tensor | N
         return function(precise(chunk), *rest)
 
     for chunk, *rest in zip(torch.split(logits, rows), *split, strict=True):
-        piece = (
-            checkpoint(on_chunk, chunk, *rest, use_reentrant=False, preserve_rng_state=False)
-            if again
-            else on_chunk(chunk, *rest)
-        )
-        pieces.append(piece)
-    return torch.cat(pieces)
+        if again:
+            yield checkpoint(on_chunk, chunk, *rest, use_reentrant=False, preserve_rng_state=False)
+        else:
+            yield on_chunk(chunk, *rest)
 
 
 def precise(logits: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""The terms that read the truth: ``cross-entropy`` and ``accuracy``.
+"""The terms that read the truth, prediction by prediction: ``cross-entropy``, ``accuracy`` and ``exact-match``.
 
     CrossEntropy().per_example(outputs, batch, None)
 
-A classifier's truth is ``batch.labels``; a language model's is its own next token, wherever the batch scores one.
+A classifier's truth is its label, a token classifier's the label of every word, a language model's its own next token.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ class CrossEntropy(ModelTerm):
 
     def per_example(self, outputs: Outputs, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
         """See `ModelTerm.per_example`."""
-        values = by_rows(_cross_entropy, scored_logits(outputs.logits, batch), targets(batch, self.name))
-        return mean_per_example(values, batch)
+        return mean_per_example(cross_entropy_by_rows(outputs.logits, batch, self.name), batch)
 
 
 class Accuracy(ModelTerm):
@@ -47,6 +46,41 @@ class Accuracy(ModelTerm):
     def per_example(self, outputs: Outputs, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
         """See `ModelTerm.per_example`."""
         return share_of_hits(outputs.logits, batch, targets(batch, self.name))
+
+
+class ExactMatch(ModelTerm):
+    """1 where every prediction of an example is right, else 0; for a classifier, the accuracy.
+
+    A language model is given the true tokens before each one that it predicts (teacher forcing). So this is whether
+    greedy decoding would have written the whole completion, no more tolerant and no less: any other good answer is
+    wrong.
+    """
+
+    name: ClassVar[str] = "exact-match"
+    needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
+    differentiable: ClassVar[bool] = False
+    higher_is_better: ClassVar[bool] = True
+    unit: ClassVar[str] = "share"
+    paper: ClassVar[str] = "Rajpurkar et al. 2016, SQuAD, section 6.1, without its normalisation of answers"
+
+    def per_example(self, outputs: Outputs, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
+        """See `ModelTerm.per_example`."""
+        share = share_of_hits(outputs.logits, batch, targets(batch, self.name))
+        return (share == 1.0).to(share.dtype)
+
+
+def cross_entropy_by_rows(logits: Tensor, batch: Batch, term: str) -> Tensor:
+    """Minus the log-probability of the truth of every row: [N].
+
+    Args:
+        logits: [B, C] or [B, T, V].
+        batch: What they are for.
+        term: Who asks.
+
+    Raises:
+        ValueError: The batch has no labels.
+    """
+    return by_rows(_cross_entropy, scored_logits(logits, batch), targets(batch, term))
 
 
 def share_of_hits(logits: Tensor, batch: Batch, wanted: Tensor) -> Tensor:
