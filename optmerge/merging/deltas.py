@@ -23,7 +23,7 @@ import torch
 from optmerge.merging.method_deltas import MethodDeltas
 from optmerge.merging.models_view import Statistics
 from optmerge.merging.recipe import Direction, Recipe
-from optmerge.merging.sources import AnySource, LowRank, Segment, Source, first_element
+from optmerge.merging.sources import AnySource, LowRank, Segment, Source, placed
 from optmerge.records import Progress
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ class Deltas:
                 for direction in self.directions
             ]
             temporary = not views or (bool(whole) and not self._methods.mapped)
-            first = first_element(box, family.parameters[parameter].shape)
-            segments.append(Segment(box, family.read_box("base", parameter, box), tuple(sources), temporary, first))
+            segment = Segment(box, family.read_box("base", parameter, box), tuple(sources), temporary)
+            segments.append(placed(segment, family.parameters[parameter].shape))
         return segments
 
     def _expert(self, expert: str, parameter: str, box: tuple[slice, ...]) -> AnySource:

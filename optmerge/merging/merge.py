@@ -162,7 +162,7 @@ def _row(segment: Segment) -> Segment:
     sources = tuple(
         Source(source.tensor[0], source.absolute) if isinstance(source, Source) else None for source in segment.sources
     )
-    return replace(segment, base=segment.base[0], sources=sources)
+    return replace(segment, base=segment.base[0], sources=sources, strides=segment.strides[1:])
 
 
 def _made_whole(segment: Segment, row: Sequence[float]) -> Segment:

@@ -9,9 +9,10 @@ Nothing here is ever written to: tensors are views of mapped files wherever the 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,7 +31,11 @@ class Source:
 
     def rows(self, lo: int, hi: int) -> Source:
         """Rows ``lo`` to ``hi`` of the first dimension."""
-        return Source(self.tensor[lo:hi], self.absolute)
+        return self.box((slice(lo, hi),))
+
+    def box(self, index: tuple[slice, ...]) -> Source:
+        """A box of the parameter."""
+        return Source(self.tensor[index], self.absolute)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,9 @@ class Segment:
         base: The base's values.
         sources: One per direction, in their order, of the base's shape.
         temporary: Whether values were assembled for this segment rather than mapped, so that it is not to be kept.
-        offset: Which of the parameter's elements is the box's first, in row-major order; the others follow it.
+        offset: Which of the parameter's elements is the box's first, in row-major order.
+        strides: How far apart in that order neighbours along each axis of the box are; () where the box's elements
+            follow one another in the parameter too.
     """
 
     index: tuple[slice, ...]
@@ -84,6 +91,7 @@ class Segment:
     sources: tuple[AnySource, ...]
     temporary: bool = False
     offset: int = 0
+    strides: tuple[int, ...] = ()
 
     def rows(self, lo: int, hi: int) -> Segment:
         """Rows ``lo`` to ``hi`` of the box's first dimension; ``index`` is then relative to the segment."""
@@ -92,14 +100,36 @@ class Segment:
             self.base[lo:hi],
             tuple(source.rows(lo, hi) if source is not None else None for source in self.sources),
             self.temporary,
-            self.offset + lo * math.prod(self.base.shape[1:]),
+            self.offset + lo * (self.strides[0] if self.strides else math.prod(self.base.shape[1:])),
+            self.strides,
         )
 
+    def runs(self) -> Iterator[Segment]:
+        """Boxes of the segment whose elements follow one another in the parameter; indices are relative to it."""
+        shape = self.base.shape
+        strides = self.strides or _row_major(shape)
+        whole = self.base.ndim  # axes from here on lie in the parameter as they do in the box
+        step = 1
+        while whole and (shape[whole - 1] == 1 or strides[whole - 1] == step):
+            whole -= 1
+            step *= shape[whole]
+        for corner in itertools.product(*map(range, shape[:whole])):
+            box = tuple(slice(at, at + 1) for at in corner)
+            yield Segment(
+                box,
+                self.base[box],
+                tuple(source.box(box) if source is not None else None for source in self.sources),
+                self.temporary,
+                self.offset + sum(at * stride for at, stride in zip(corner, strides, strict=False)),
+            )
 
-def first_element(box: tuple[slice, ...], shape: Sequence[int]) -> int:
-    """Which element of a parameter of this shape is a box's first, in row-major order.
 
-    >>> first_element((slice(2, 3), slice(0, 4)), (8, 5, 6))
-    60
-    """
-    return sum((part.start or 0) * math.prod(shape[axis + 1 :]) for axis, part in enumerate(box))
+def placed(segment: Segment, shape: Sequence[int]) -> Segment:
+    """The segment with ``offset`` and ``strides`` as its ``index`` has them in a parameter of this shape."""
+    strides = _row_major(shape)
+    first = sum((part.start or 0) * stride for part, stride in zip(segment.index, strides, strict=False))
+    return replace(segment, offset=first, strides=strides)
+
+
+def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
