@@ -12,17 +12,20 @@ once. See `writing` for the order of accumulation, which is part of the contract
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from optmerge.merging.batch import Batch
 from optmerge.merging.coefficients import Table
 from optmerge.merging.placement import Placement
+from optmerge.merging.sliced import contract_sliced, write_sliced
+from optmerge.merging.slices import Cut
 from optmerge.merging.sources import Segment
 from optmerge.merging.writing import Workspace, accumulation_dtype, contract, write_merge
 
@@ -35,11 +38,13 @@ class Engine:
     Args:
         parameters: The resident parameters by name; tied ones once.
         segments: Name -> the parameter's segments, each with the base's values and one source per direction.
-        group_of: Name -> row of the coefficient table.
+        group_of: Name -> row of the coefficient table; the first of its rows where a parameter is cut.
         form: How gradients are gathered: "accumulate" keeps one model-sized gradient and contracts it once;
             "hooks" contracts each parameter's gradient as soon as it is whole in every backward pass and drops it.
         placement: What is kept on the parameters' device; everything else is streamed to it. The factors of low-rank
             directions are always kept there. Without meaning on the CPU, which reads the mapped files in place.
+        cuts: Name -> how a parameter is cut into groups that follow one another; the others are one group each, or
+            share one.
     """
 
     def __init__(
@@ -50,9 +55,11 @@ class Engine:
         *,
         form: Form = "accumulate",
         placement: Placement | None = None,
+        cuts: Mapping[str, Cut] | None = None,
     ) -> None:
         self.parameters = dict(parameters)
         self.group_of = dict(group_of)
+        self.cuts = dict(cuts or {})
         self.form = form
         first = next(iter(self.parameters.values()))
         self.device = first.device
@@ -62,12 +69,14 @@ class Engine:
         self._placement = placement or Placement()
         self._kept: dict[str, list[Segment]] = {}
         self._batches: dict[tuple[int, ...] | None, Batch] = {}
-        self._resident: dict[str, tuple[float, ...]] = {}  # what each parameter currently holds
+        self._resident: Table | None = None  # what the parameters hold, but for those that are unknown
+        self._unknown: set[str] = set()
+        self._values: torch.Tensor | None = None  # the table on the device, for what is cut
 
     @property
     def num_groups(self) -> int:
         """Rows of the coefficient table."""
-        return max(self.group_of.values()) + 1
+        return max(self._rows(name).stop for name in self.parameters)
 
     @property
     def num_directions(self) -> int:
@@ -89,29 +98,65 @@ class Engine:
     def apply(self, table: Table) -> int:
         """Write coefficients [G, D] into the resident parameters; returns how many parameters were rewritten.
 
-        Parameters whose row is the one that they already hold are left alone.
+        Parameters whose rows are those that they already hold are left alone.
         """
-        rows = [tuple(float(c) for c in row) for row in table]
-        changed = [name for name in self.parameters if self._resident.get(name) != rows[self.group_of[name]]]
-        for name in changed:
-            self._resident.pop(name, None)  # an exception in the middle leaves the parameter unknown, not wrong
+        changed = self._changed(table)
+        self._unknown.update(changed)  # an exception in the middle leaves a parameter unknown, not wrong
+        sliced = self._unlike(table, changed)
         batch = self._batch()
-        batch.merge(table, {name: self.parameters[name].data for name in changed})
+        batch.merge(table, {name: self.parameters[name].data for name in changed if name not in sliced})
         for name in changed:
-            if name not in batch:
-                value, row = self.parameters[name].data, rows[self.group_of[name]]
+            if name not in batch and name not in sliced:
+                row = table[self.group_of[name]].tolist()
                 for segment in self.segments(name):
-                    write_merge(value[segment.index], segment, row, self.workspace)
-        self._resident.update((name, rows[self.group_of[name]]) for name in changed)
+                    write_merge(self.parameters[name].data[segment.index], segment, row, self.workspace)
+        if sliced:
+            self._apply_sliced(table, sliced)
+        self._resident = table.copy()
+        self._unknown.clear()
         return len(changed)
 
     def forget(self) -> None:
         """The resident values were changed from outside; the next `apply` rewrites everything."""
-        self._resident.clear()
+        self._resident = None
+
+    def _rows(self, name: str) -> slice:
+        """A parameter's rows of the coefficient table."""
+        first, cut = self.group_of[name], self.cuts.get(name)
+        return slice(first, first + (1 if cut is None else cut.count))
+
+    def _changed(self, table: Table) -> list[str]:
+        if self._resident is None or self._resident.shape != table.shape:
+            return list(self.parameters)
+        differ = _running((table != self._resident).any(axis=1))
+        rows = {name: self._rows(name) for name in self.parameters}
+        return [name for name, at in rows.items() if differ[at.stop] > differ[at.start] or name in self._unknown]
+
+    def _unlike(self, table: Table, names: Sequence[str]) -> set[str]:
+        """The parameters among ``names`` whose groups do not all have the same coefficients."""
+        if not self.cuts:
+            return set()
+        step = _running((table[1:] != table[:-1]).any(axis=1))  # rows that differ from the next one
+        rows = {name: self._rows(name) for name in names if name in self.cuts}
+        return {name for name, at in rows.items() if step[at.stop - 1] > step[at.start]}
+
+    def _apply_sliced(self, table: Table, names: Collection[str]) -> None:
+        """Write parameters with coefficients of their own for every slice; the table goes to the device once."""
+        if self._values is None or self._values.shape != table.T.shape:
+            self._values = torch.empty(*table.T.shape, dtype=self.accumulate, device=self.device)
+        self._values.copy_(torch.from_numpy(table.T), non_blocking=True)
+        for name in self.parameters:
+            if name in names:
+                rows = self._rows(name)
+                used = table[rows].any(axis=0)
+                values = [self._values[k, rows] if some else None for k, some in enumerate(used)]
+                for segment in self.segments(name):
+                    out = self.parameters[name].data[segment.index]
+                    write_sliced(out, segment, self.cuts[name], values, self.workspace)
 
     @contextmanager
     def gradient(
-        self, groups: Sequence[int] | None = None, columns: Sequence[int] | None = None
+        self, groups: npt.ArrayLike | None = None, columns: Sequence[int] | None = None
     ) -> Iterator[GradientGatherer]:
         """Gather dL/dW of every backward pass inside the block.
 
@@ -119,8 +164,11 @@ class Engine:
 
         The objective's total must be the sum of the losses that are back-propagated.
         """
-        wanted = set(range(self.num_groups)) if groups is None else set(groups)
-        watched = {name: p for name, p in self.parameters.items() if self.group_of[name] in wanted}
+        wanted = np.ones(self.num_groups, dtype=np.bool_)
+        if groups is not None:
+            wanted[:] = False
+            wanted[np.asarray(groups, dtype=np.int64)] = True
+        watched = {name: p for name, p in self.parameters.items() if wanted[self._rows(name)].any()}
         gatherer = GradientGatherer(self, watched, range(self.num_directions) if columns is None else columns)
         try:
             yield gatherer
@@ -132,9 +180,14 @@ class Engine:
     def contract_into(self, out: torch.Tensor, gradients: Mapping[str, torch.Tensor], columns: Sequence[int]) -> None:
         """Add the contributions of some parameters' gradients to ``out`` [G, D]."""
         batch = self._batch(tuple(columns))
-        batch.contract(gradients, out)
+        batch.contract({name: gradient for name, gradient in gradients.items() if name not in self.cuts}, out)
         for name, gradient in gradients.items():
-            if name not in batch:
+            cut = self.cuts.get(name)
+            if cut is not None:
+                into = out[self._rows(name)]
+                for segment in self.segments(name):
+                    contract_sliced(gradient[segment.index], segment, cut, columns, into, self.workspace)
+            elif name not in batch:
                 for segment in self.segments(name):
                     contract(gradient[segment.index], segment, columns, out[self.group_of[name]], self.workspace)
 
@@ -194,6 +247,11 @@ class GradientGatherer:
             parameter.grad = None
 
         return hook
+
+
+def _running(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """How many are true before each position, and before the end."""
+    return np.concatenate([[0], np.cumsum(flags)])
 
 
 def one_hot(num_groups: int, num_directions: int, direction: int) -> Table:

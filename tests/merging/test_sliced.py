@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optmerge.merging.slices import Chunks, Columns, Cut, Rows
 from optmerge.merging.sliced import contract_sliced, write_sliced
+from optmerge.merging.slices import Chunks, Columns, Cut, Rows
 from optmerge.merging.sources import LowRank, Segment, Source, placed
 from optmerge.merging.writing import Workspace
 
