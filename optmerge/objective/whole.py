@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
@@ -37,11 +38,13 @@ class Surroundings:
         kind: What the models are.
         heads: "merged" where one model judges every task, "own" where there is a head for each.
         tokenizer: Of the merged model.
+        base: Folder of the base model, where a generation_config.json may be.
     """
 
     kind: Kind
     heads: str
     tokenizer: PreTrainedTokenizerBase
+    base: Path
 
 
 class WholeModelTerm(ABC):
