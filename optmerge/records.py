@@ -110,6 +110,7 @@ class Record:
     gradient_norm: float | None = None
     signals: Mapping[str, float] = field(default_factory=dict)
     parts: Mapping[str, float] = field(default_factory=dict)
+    alarms: Mapping[str, str] = field(default_factory=dict)  # kind -> what its signals warn of, in a sentence
     error: str | None = None
     batch_tokens: int | None = None  # this evaluation ran out of memory; later ones have so many tokens in a pass
     info: Mapping[str, float] = field(default_factory=dict)  # what the driver says of itself: sigma, lr, ...

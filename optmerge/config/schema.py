@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from optmerge.config.alarms import AlarmsConfig
 from optmerge.config.amounts import amount_bytes
 from optmerge.config.base import Strict, named
-from optmerge.config.drivers import AdamConfig, DriverConfig
+from optmerge.config.drivers import GRADIENT_DRIVERS, NO_GRADIENT_DRIVERS, AdamConfig, DriverConfig
 from optmerge.config.methods import INPUT_METHODS, LINEAR_METHODS, MethodConfig, TaskArithmeticConfig
-from optmerge.config.objectives import ObjectiveConfig
+from optmerge.config.objectives import TERM_CONFIGS, ObjectiveConfig, no_gradient
 from optmerge.config.spaces import SpaceConfig
 from optmerge.errors import did_you_mean
 
@@ -36,12 +37,25 @@ class TaskConfig(Strict):
     expert: str = Field(description="name of the expert whose behaviour the merge should keep on this data")
     data: str = Field(description="jsonl, json, csv, parquet or text file, or a hub data set id[:split]")
     text: str = Field("text", description="column with the input")
+    image: str = Field(
+        "image", description="column with the image, for models of images: a path, the bytes of a file, or an array"
+    )
     text_pair: str | None = Field(None, description="column with the second input of a pair")
     label: str | None = Field(
         None, description="column with the label; read for the report, and by labelled objectives only"
     )
     labels: Annotated[dict[str, int] | None, BeforeValidator(_as_text)] = Field(
         None, description="label value -> index in the expert's head; null = the head's own"
+    )
+    classes: list[str] | dict[str, str] | None = Field(
+        None,
+        description="with zero-shot heads, the names of the classes in the order of their labels, or label value -> "
+        "name; null = the data set's own",
+    )
+    templates: list[str] = Field(
+        ["a photo of a {}."],
+        min_length=1,
+        description="with zero-shot heads, texts in which {} stands for a class's name; a class is the mean over them",
     )
     template: TemplateConfig | None = Field(None, description="prompt and completion, for language models")
     max_tokens: int = Field(128, ge=2, description="inputs are cut to this many tokens")
@@ -72,6 +86,9 @@ class BudgetConfig(Strict):
     target: float | None = Field(None, description="stop when the select value is at or below this")
     patience: int | None = Field(None, ge=1, description="stop after this many select scores without improvement")
     select_every: int = Field(1, ge=1, description="score select every this many generations or gradient steps")
+    finalists: int = Field(
+        3, ge=1, description="so many of the best iterates on select are scored on report; select's choice stays first"
+    )
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -146,8 +163,16 @@ class SearchConfig(Strict):
     directions: list[Direction] = Field(
         default_factory=_task_vectors, min_length=1, description="what gets coefficients"
     )
-    heads: Literal["auto", "own", "merged"] = Field(
-        "auto", description="own: each task keeps its expert's head; merged: the head is merged like any tensor"
+    heads: Literal["auto", "own", "merged", "zero-shot"] = Field(
+        "auto",
+        description="own: each task keeps its expert's head; merged: the head is merged like any tensor; zero-shot: "
+        "CLIP's vision towers are merged, and the names of a task's classes make its head; auto: merged where "
+        "possible, else own",
+    )
+    text_model: str = Field(
+        "base",
+        description="with zero-shot heads, whose text tower reads the names of classes: base, or the folder or hub id "
+        "of a CLIP model",
     )
     space: SpaceConfig = Field(SpaceConfig(), description="which coefficients: a preset's name, a path, or a mapping")
     objective: ObjectiveConfig = Field(description="what a good merge is: a preset's name, a path, or a mapping")
@@ -158,6 +183,7 @@ class SearchConfig(Strict):
     baselines: BaselinesConfig = Field(BaselinesConfig(), description="what is scored before the search")
     tokenizer: str = Field("base", description="whose tokenizer and chat template: base or an expert's name")
     budget: BudgetConfig = Field(BudgetConfig(), description="when the search stops")
+    alarms: AlarmsConfig = Field(AlarmsConfig(), description="when a search counts as collapsed, and what happens then")
     seed: int = Field(0, ge=0, description="every generator of the run is derived from it")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -223,11 +249,9 @@ def name_problems(data: Mapping[str, Any]) -> list[str]:
     raw_terms = objective.get("terms")
     terms = [_mapping(term).get("name") for term in raw_terms] if isinstance(raw_terms, list) else []
     driver_name = data.get("driver") if isinstance(data.get("driver"), str) else driver.get("name", "adam")
-    if driver_name == "adam" and "accuracy" in terms:
-        problems.append(
-            "driver is adam, which needs a gradient, and the objective's term accuracy has none. "
-            "Use the driver cma or optuna, or the term cross-entropy."
-        )
+    without = [name for name in map(str, terms) if name in TERM_CONFIGS and not TERM_CONFIGS[name].differentiable]
+    if driver_name in GRADIENT_DRIVERS and without:
+        problems.append(no_gradient(driver_name, without, drivers=NO_GRADIENT_DRIVERS))
     population, evaluations = driver.get("population"), budget.get("evaluations")
     if isinstance(population, int) and isinstance(evaluations, int) and population > evaluations:
         problems.append(

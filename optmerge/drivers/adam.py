@@ -27,6 +27,7 @@ from optmerge.records import Candidate, Evaluation, Need, Vector
 
 log = logging.getLogger(__name__)
 
+RESTART_SCALE = 0.1  # of the step size at every restart
 _NEEDS: frozenset[Need] = frozenset({"value", "gradient"})
 
 
@@ -68,6 +69,7 @@ class AdamDriver(Driver):
         self._vector = variables.start  # with bound: clamp, not within bounds
         self._first = read_only(np.zeros(len(variables)))  # m, mean of the gradient
         self._second = read_only(np.zeros(len(variables)))  # v, mean of its square
+        self._scale = 1.0  # of the step size, since the last restart
         self._decay = (1.0, 1.0)  # beta1^t, beta2^t, by multiplication: the same on every machine
         self._info: dict[str, float] = {}
         self._batches = _Batches(self.fit_sizes, config.batch, np.random.Generator(np.random.PCG64(seed)))
@@ -76,10 +78,12 @@ class AdamDriver(Driver):
     def rate(self) -> float:
         """The step size of this generation, in units of a coefficient."""
         if self.config.schedule == "constant":
-            return self.config.lr
+            return self.config.lr * self._scale
         assert self.budget is not None, "checked at the start"
         done = min(self.generation / self.budget, 1.0)
-        return self.config.lr * 0.5 * (1.0 + math.cos(math.pi * done))  # Loshchilov & Hutter 2017, equation 5
+        return (
+            self.config.lr * self._scale * 0.5 * (1.0 + math.cos(math.pi * done))
+        )  # Loshchilov & Hutter 2017, equation 5
 
     def info(self) -> dict[str, float]:
         """``lr``, the share of variables ``at_bounds``, and ``gradient_norm`` after the first step."""
@@ -112,9 +116,18 @@ class AdamDriver(Driver):
         self._vector = read_only(moved) if config.bound == "clamp" else self.variables.project(moved)
         self._info = {"gradient_norm": math.sqrt(math.fsum(gradient**2))}
 
+    def _restart(self, vector: Vector) -> bool:
+        self._vector = vector
+        self._first = self._second = read_only(np.zeros(len(self.variables)))
+        self._decay = (1.0, 1.0)
+        self._scale *= RESTART_SCALE
+        self._batches.advance()
+        return True
+
     def _state(self) -> State:
         return {
             "vector": self._vector,
+            "scale": self._scale,
             "first": self._first,
             "second": self._second,
             "decay": list(self._decay),
@@ -128,6 +141,7 @@ class AdamDriver(Driver):
         self._second = read_only(cast(Vector, state["second"]))
         decay = cast("list[float]", state["decay"])
         self._decay = (decay[0], decay[1])
+        self._scale = cast(float, state["scale"])
         self._info = dict(cast("dict[str, float]", state["info"]))
         self._batches.load(cast(State, state["batches"]))
 

@@ -157,6 +157,18 @@ class Driver(ABC):
         self._open = None
         self.generation += 1
 
+    def restart(self, vector: Vector) -> bool:
+        """Go on from ``vector`` with smaller steps, and close the generation that is open.
+
+        Returns:
+            Whether the driver can: one that follows a gradient. Any other is left as it was.
+        """
+        if not self._restart(self.variables.project(vector)):
+            return False
+        self._open = None
+        self.generation += 1
+        return True
+
     def stop(self) -> dict[str, str]:
         """The driver's own reasons to stop: word -> sentence. Empty: go on."""
         return {}
@@ -209,6 +221,10 @@ class Driver(ABC):
     @abstractmethod
     def _tell(self, evaluations: list[Evaluation]) -> None:
         """Learn from the first ``len(evaluations)`` candidates of the open generation (maybe none)."""
+
+    def _restart(self, vector: Vector) -> bool:
+        """Take over ``vector``, which is within bounds, and forget the way that led elsewhere; False: cannot."""
+        return False
 
     @abstractmethod
     def _state(self) -> State:

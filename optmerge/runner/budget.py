@@ -16,6 +16,8 @@ class Progress:
         best: Lowest select value so far, and the record that has it.
         stale: Select scores since the best one.
         seconds: Seconds of search, summed over resumes.
+        restored: Whether an alarm has made the driver go back to the best iterate.
+        ended: What an alarm said that ended the search.
     """
 
     evaluations: int = 0
@@ -25,10 +27,14 @@ class Progress:
     stale: int = 0
     failed_generations: int = 0
     seconds: float = 0.0
+    restored: bool = False
+    ended: str | None = None
 
 
 def exhausted(budget: BudgetConfig, progress: Progress) -> str | None:
     """The reason to stop now, or None."""
+    if progress.ended is not None:
+        return progress.ended
     if budget.evaluations is not None and progress.evaluations >= budget.evaluations:
         return f"the budget of {budget.evaluations} evaluations is used up"
     if budget.target is not None and progress.best is not None and progress.best <= budget.target:

@@ -18,15 +18,26 @@ import numpy as np
 
 from optmerge.errors import RunError
 from optmerge.records import Evaluation, Phase, Record, Sink, SplitName, Trajectory, Vector, vector_sha256
+from optmerge.runner.alarms import Alarms
 
 
 class Journal:
-    """Hands out recorded evaluations first, then makes new ones."""
+    """Hands out recorded evaluations first, then makes new ones.
 
-    def __init__(self, trajectory: Trajectory, sinks: Sequence[Sink] = ()) -> None:
+    Args:
+        trajectory: Opened for appending.
+        sinks: Shown every new record.
+        alarms: Look at every record, in order, before it is written; None looks at nothing.
+    """
+
+    def __init__(self, trajectory: Trajectory, sinks: Sequence[Sink] = (), alarms: Alarms | None = None) -> None:
         self.trajectory = trajectory
         self.sinks = tuple(sinks)
         self.cursor = 0
+        self._alarms = alarms
+        if alarms is not None:
+            for record in trajectory.records:
+                alarms.see(record)
         last = trajectory.records[-1].elapsed if trajectory.records else 0.0
         self._clock = time.perf_counter() - last
 
@@ -105,6 +116,8 @@ class Journal:
             vector=vector,
             gradient=gradient,
         )
+        if self._alarms is not None:
+            record = replace(record, alarms=self._alarms.see(record))
         self.trajectory.append(record)
         self.cursor += 1
         for sink in self.sinks:

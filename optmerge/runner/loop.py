@@ -13,12 +13,13 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from optmerge.config.schema import BudgetConfig
 from optmerge.drivers.base import Driver
 from optmerge.errors import RunFailed, RunInterrupted
-from optmerge.records import Candidate, Evaluation, Vector
+from optmerge.records import Candidate, Evaluation, Record, Vector
+from optmerge.runner.alarms import COLLAPSE
 from optmerge.runner.budget import Progress, exhausted, out_of_time, remaining
 from optmerge.runner.journal import Journal, substitute_failures
 from optmerge.runner.state import StateStore
@@ -56,8 +57,18 @@ def run_loop(
     store: StateStore,
     *,
     stop: Callable[[], str | None] = lambda: None,
+    collapse: Literal["stop", "restore", "warn"] = "stop",
 ) -> Outcome:
-    """Search until a limit, the driver or the user says stop.
+    """Search until a limit, the driver, an alarm or the user says stop.
+
+    Args:
+        driver: Asks, and is told.
+        judge: Evaluates.
+        journal: Records, and raises alarms.
+        budget: The limits.
+        store: Where states are saved.
+        stop: Asked before every evaluation; a reason interrupts the run.
+        collapse: What an iterate that has collapsed does. Unless it is ``warn``, such an iterate is never the best.
 
     Raises:
         RunInterrupted: ``stop`` gave a reason; state is saved.
@@ -83,6 +94,7 @@ def run_loop(
         left = remaining(budget, progress)
         candidates = candidates if left is None else candidates[:left]
         evaluations: list[Evaluation] = []
+        alarm: str | None = None
         for candidate in candidates:
             if not journal.replaying:
                 why = stop()
@@ -91,7 +103,7 @@ def run_loop(
                 reason = out_of_time(budget, progress)
                 if reason:
                     break
-            _, evaluation = journal.next(
+            record, evaluation = journal.next(
                 "search",
                 driver=driver.name,
                 split="fit",
@@ -102,6 +114,7 @@ def run_loop(
                 info=driver.info(),
             )
             evaluations.append(evaluation)
+            alarm = alarm or _collapse(record, collapse)
             progress.evaluations += 1
             progress.seconds = journal.trajectory.records[journal.cursor - 1].elapsed - begun
         told = substitute_failures(evaluations) if evaluations else None
@@ -118,13 +131,18 @@ def run_loop(
             progress.generation += 1
             continue
         progress.failed_generations = 0
-        if progress.generation % budget.select_every == 0 or reason or exhausted(budget, progress):
+        if alarm is None and (progress.generation % budget.select_every == 0 or reason or exhausted(budget, progress)):
             index = min(range(len(told)), key=lambda i: (evaluations[i].failed, told[i].value))
-            _score_select(judge, journal, driver, progress, candidates[index].vector)
+            record, evaluation = _score_select(judge, journal, driver, progress, candidates[index].vector)
+            alarm = _collapse(record, collapse)
+            _note_best(progress, record, evaluation, eligible=alarm is None)
             progress.seconds = journal.trajectory.records[journal.cursor - 1].elapsed - begun
+        if alarm is not None and not (collapse == "restore" and _restore(driver, journal, progress, alarm)):
+            reason = progress.ended = alarm
         if reason:
             break
-        driver.tell(candidates, told)
+        if alarm is None:
+            driver.tell(candidates, told)
         progress.generation += 1
         if time.perf_counter() - last_save > SAVE_SECONDS:
             save()
@@ -145,8 +163,10 @@ def examples_hash(candidate: Candidate) -> str:
     return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _score_select(judge: Judge, journal: Journal, driver: Driver, progress: Progress, vector: Vector) -> None:
-    record, evaluation = journal.next(
+def _score_select(
+    judge: Judge, journal: Journal, driver: Driver, progress: Progress, vector: Vector
+) -> tuple[Record, Evaluation]:
+    return journal.next(
         "select",
         driver=driver.name,
         split="select",
@@ -154,9 +174,30 @@ def _score_select(judge: Judge, journal: Journal, driver: Driver, progress: Prog
         make=lambda: judge.select(vector),
         generation=progress.generation,
     )
+
+
+def _note_best(progress: Progress, record: Record, evaluation: Evaluation, *, eligible: bool) -> None:
     progress.stale += 1
-    if not evaluation.failed and (progress.best is None or evaluation.value < progress.best):
+    if eligible and not evaluation.failed and (progress.best is None or evaluation.value < progress.best):
         progress.best, progress.best_record, progress.stale = evaluation.value, record.id, 0
+
+
+def _collapse(record: Record, action: str) -> str | None:
+    """What a record says of a collapse, where that has a consequence."""
+    return None if action == "warn" else record.alarms.get(COLLAPSE)
+
+
+def _restore(driver: Driver, journal: Journal, progress: Progress, alarm: str) -> bool:
+    """Go back to the best iterate with smaller steps: once in a search, and only with a driver that can."""
+    if progress.restored or progress.best_record is None:
+        return False
+    vector = journal.trajectory.records[progress.best_record].vector
+    assert vector is not None
+    if not driver.restart(vector):
+        return False
+    progress.restored = True
+    log.warning("%s. The search goes back to its best iterate, with smaller steps", alarm)
+    return True
 
 
 def _driver_stop(driver: Driver) -> str | None:

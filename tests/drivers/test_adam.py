@@ -155,3 +155,19 @@ def test_a_state_of_another_batch_is_refused() -> None:
     state = adam(AdamConfig(batch=5), sizes={"t": 20}).state_dict()
     with pytest.raises(RunError, match="does not fit"):
         adam(AdamConfig(batch=5), sizes={"t": 21}).load_state_dict(state)
+
+
+def test_a_restart_goes_on_from_the_vector_with_a_smaller_step_and_no_memory() -> None:
+    config = AdamConfig(lr=0.1)
+    driver, resumed = adam(config), adam(config)
+    for _ in range(3):
+        step(driver, [2.0, 2.0, 2.0])
+    driver.ask()
+    assert driver.restart(np.full(3, 99.0))
+    assert driver.generation == 4
+    assert driver.ask()[0].vector.tolist() == [9.0, 9.0, 9.0]
+    resumed.load_state_dict(driver.state_dict())
+    for one in (driver, resumed):
+        step(one, [3.0, 3.0, 3.0])
+        np.testing.assert_allclose(one.ask()[0].vector, np.full(3, 8.99), rtol=1e-7)
+        assert one.info()["lr"] == pytest.approx(0.01)

@@ -9,6 +9,7 @@ import pytest
 from optmerge.config.drivers import AdamConfig, CmaConfig, OptunaConfig
 from optmerge.drivers import Variables, driver_class, make_driver
 from optmerge.errors import ConfigError
+from optmerge.records import Evaluation
 
 SEED = np.random.SeedSequence(0)
 
@@ -65,3 +66,13 @@ def test_the_seed_is_not_consumed() -> None:
     for config in (AdamConfig(batch=2), CmaConfig(), OptunaConfig()):
         make_driver(config, box, seed=seed, fit_sizes={"t": 9}, budget=9).ask()
     assert seed.n_children_spawned == 0
+
+
+@pytest.mark.parametrize("config", [CmaConfig(), OptunaConfig()], ids=lambda config: config.name)
+def test_who_cannot_restart_is_left_as_it_was(config: CmaConfig | OptunaConfig) -> None:
+    variables = Variables(("a", "b"), np.zeros(2), np.ones(2), np.full(2, 0.5))
+    driver = make_driver(config, variables, seed=SEED, fit_sizes={}, budget=9)
+    candidates = driver.ask()
+    assert not driver.restart(np.zeros(2))
+    driver.tell(candidates, [Evaluation(float(c.vector.sum())) for c in candidates])
+    assert driver.generation == 1

@@ -1,0 +1,130 @@
+"""Alarms: what a search's recorded signals say is going wrong, each in one sentence.
+
+    alarms = Alarms(config.alarms)
+    found = alarms.see(record)        # {"collapse": "Task topic collapses: ..."}; {} for nearly every record
+
+An objective can fall while the model stops telling inputs apart: entropy is lowest where every input gets the same
+class. So each iterate is compared, task by task, with the expert and with the search's own start, none of which needs
+a label. It is called collapsed where its agreement with the expert fell, and
+
+- its most frequent class has a share of the predictions that exceeds the expert's by ``top_share``, agreement being
+  below ``agreement`` times the start's; or
+- its marginal entropy is below ``marginal_entropy`` times the expert's, where the start's was not.
+
+Everything is a function of the records in their order, so a resumed search raises what an uninterrupted one would.
+What counts is iterates: of a population's candidates only those that select scores, because the others are there to
+explore, and no mini-batch, because a few examples have no marginal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from optmerge.config.alarms import AlarmsConfig
+from optmerge.records import Record
+
+COLLAPSE, GRADIENT, BOUNDS = "collapse", "gradient", "at-bound"
+_REMEDY = "take smaller steps, or an objective that looks at the expert (expert-kl, entropy-guarded)"
+FIRST = 5  # gradients whose largest norm later ones are compared with
+
+
+class Alarms:
+    """Sees every record once, in order."""
+
+    def __init__(self, config: AlarmsConfig) -> None:
+        self.config = config
+        self._first: str | None = None  # hash of the search's first vector
+        self._starts: dict[str, Mapping[str, float]] = {}  # split -> its signals there
+        self._norms: list[float] = []
+        self._said: set[str] = set()
+
+    def see(self, record: Record) -> dict[str, str]:
+        """Kind of alarm -> sentence.
+
+        ``collapse`` is given for every iterate that shows it, ``gradient`` and ``at-bound`` once in a search.
+        """
+        if record.phase not in ("search", "select") or record.error is not None:
+            return {}
+        start = self._start(record)
+        found: dict[str, str] = {}
+        iterate = record.phase == "select" or (record.gradient_norm is not None and record.examples == "all")
+        if iterate and record.signals:
+            found |= self._collapse(record, start) | self._bounds(record, start)
+        if record.gradient_norm is not None:
+            found |= self._gradient(record)
+        return found
+
+    def _start(self, record: Record) -> Mapping[str, float]:
+        """The start's signals on the record's split, or on another where it was not scored there (of a population)."""
+        if not self._starts:
+            self._first = record.vector_sha256
+        if record.signals and record.vector_sha256 == self._first:
+            self._starts.setdefault(record.split, record.signals)
+        return self._starts.get(record.split) or next(iter(self._starts.values()), {})
+
+    def _collapse(self, record: Record, start: Mapping[str, float]) -> dict[str, str]:
+        """The sentence about the collapsed task whose agreement fell the most."""
+        worst: tuple[float, str] | None = None
+        for task, agreement in by_task(record.signals, "agreement").items():
+            before = start.get(f"agreement/{task}", math.nan)
+            if not agreement < before:
+                continue
+            shown = self._one_class(record, task, agreement / before) or self._few_classes(record, start, task)
+            if shown and (worst is None or agreement / before < worst[0]):
+                told = (
+                    f"task {task} collapses on {record.split}: {shown}, and {agreement:.0%} of its predictions are "
+                    f"the expert's (at the start: {before:.0%}); {_REMEDY}"
+                )
+                worst = (agreement / before, told)
+        return {} if worst is None else {COLLAPSE: worst[1]}
+
+    def _one_class(self, record: Record, task: str, kept: float) -> str:
+        """What shows that most predictions are one class, ``kept`` being what is left of the start's agreement."""
+        share, expert = (record.signals[f"{name}/{task}"] for name in ("top-share", "expert-top-share"))
+        if share <= expert + self.config.top_share or kept >= self.config.agreement:
+            return ""
+        return f"{share:.0%} of its predictions are one class (its expert's: {expert:.0%})"
+
+    def _few_classes(self, record: Record, start: Mapping[str, float], task: str) -> str:
+        """What shows that the mean prediction has lost its variety."""
+        name = f"marginal-entropy/{task}"
+        entropy, expert = record.signals[name], record.signals[f"expert-{name}"]
+        least = self.config.marginal_entropy * expert
+        if entropy >= least or start.get(name, math.nan) < least:
+            return ""
+        return f"its predictions have {entropy / expert:.0%} of its expert's variety of classes (marginal entropy)"
+
+    def _bounds(self, record: Record, start: Mapping[str, float]) -> dict[str, str]:
+        share = record.signals.get("at-bound", 0.0)
+        if BOUNDS in self._said or share < self.config.at_bound or share <= start.get("at-bound", 0.0):
+            return {}
+        self._said.add(BOUNDS)
+        return {
+            BOUNDS: f"{share:.0%} of the variables stand at one of their bounds after generation {record.generation}; "
+            "widen space.bounds, take smaller steps, or anchor the coefficients to their start"
+        }
+
+    def _gradient(self, record: Record) -> dict[str, str]:
+        norm = record.gradient_norm
+        assert norm is not None
+        if len(self._norms) < FIRST:
+            self._norms.append(norm)
+            return {}
+        largest = max(self._norms)
+        if GRADIENT in self._said or norm <= self.config.gradient * largest:
+            return {}
+        self._said.add(GRADIENT)
+        return {
+            GRADIENT: f"the gradient's norm is {norm:.3g} in generation {record.generation}, and was at most "
+            f"{largest:.3g} in the first {FIRST}; a collapse often begins so: take smaller steps (driver.lr)"
+        }
+
+
+def by_task(signals: Mapping[str, float], name: str) -> dict[str, float]:
+    """Task -> the signal called ``name``.
+
+    >>> by_task({"top-share/topic": 0.1, "expert-top-share/topic": 0.2}, "top-share")
+    {'topic': 0.1}
+    """
+    return {key.partition("/")[2]: value for key, value in signals.items() if key.partition("/")[0] == name}
