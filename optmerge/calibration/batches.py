@@ -34,12 +34,13 @@ class Batch:
     Attributes:
         inputs: What the model's forward takes (``input_ids``, ``attention_mask``, ...).
         positions: int64[B], each example's position in its split. Always on the CPU.
-        scored: bool[R, T], which of the logits [R, T, ...] count; None where there is one prediction per example. R = B
-            unless examples share rows.
+        scored: bool[B, T], which of the logits [B, T, ...] count; None where there is one prediction per example.
         targets: int64[N], the true class of every prediction: a classifier's label, a language model's next token, a
             token's label. None where they may not be read or there are none.
-        rows: int64[N], where ``scored`` is True in the flattened [R * T], so that gathering them needs no
+        rows: int64[N], where ``scored`` is True in the flattened [B * T], so that gathering them needs no
             synchronisation with the device. Made from ``scored``.
+        places: int64[B * T], where examples share rows of the inputs: the place of each of their tokens among all
+            tokens of the inputs, so that `unpacked` can take the model's outputs apart; None where they do not.
         tokens: What the batch takes of ``batch_tokens``: padded tokens, or patches.
     """
 
@@ -48,6 +49,7 @@ class Batch:
     scored: Tensor | None = None
     targets: Tensor | None = None
     rows: Tensor | None = None
+    places: Tensor | None = None
     tokens: int = 0
 
     def __post_init__(self) -> None:
@@ -66,7 +68,20 @@ class Batch:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        return replace(self, inputs=inputs, scored=move(self.scored), targets=move(self.targets), rows=move(self.rows))
+        return replace(
+            self,
+            inputs=inputs,
+            scored=move(self.scored),
+            targets=move(self.targets),
+            rows=move(self.rows),
+            places=move(self.places),
+        )
+
+    def unpacked(self, values: Tensor) -> Tensor:
+        """What a model gives for the inputs' rows, [R, W, ...], as one row per example, [B, T, ...]."""
+        if self.places is None:
+            return values
+        return values.flatten(0, 1).index_select(0, self.places).view(self.size, -1, *values.shape[2:])
 
 
 class Examples(ABC):
@@ -89,6 +104,10 @@ class Examples(ABC):
     def truth(self) -> Tensor | None:
         """The labels that are kept, int64; None where there are none, or where they are among the inputs."""
         return None
+
+    def unpacked(self) -> Examples:
+        """The same examples, none of which shares a row of the inputs with others."""
+        return self
 
     def batches(self, positions: Positions, batch_tokens: int) -> list[Batch]:
         """Batches of the examples at ``positions``, the longest first.
@@ -129,6 +148,11 @@ class Split:
         self.examples = examples
         self.has_labels = has_labels
         self._cached: dict[int, list[Batch]] = {}
+
+    def unpacked(self) -> Split:
+        """The same split, with a row of the inputs for every example."""
+        examples = self.examples.unpacked()
+        return self if examples is self.examples else Split(self.name, self.keys, examples, has_labels=self.has_labels)
 
     @property
     def size(self) -> int:

@@ -13,11 +13,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from optmerge.calibration.batches import Examples
 from optmerge.config.schema import TaskConfig
-from optmerge.errors import DataError
+from optmerge.errors import ConfigError, DataError
+from optmerge.models.image_processor import ImageProcessor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -31,6 +33,22 @@ Kind = Literal[
     "zero-shot-image-classification",
 ]
 
+_OPTIONAL = {
+    "text_pair": "sequence classifiers",
+    "template": "language models",
+    "stride": "causal language models",
+    "pack": "causal language models",
+    "classes": "image classifiers with zero-shot heads",
+}
+_CALLED: dict[Kind, str] = {
+    "causal-lm": "causal language models",
+    "seq2seq-lm": "sequence-to-sequence models",
+    "sequence-classification": "sequence classifiers",
+    "token-classification": "token classifiers",
+    "image-classification": "image classifiers",
+    "zero-shot-image-classification": "image classifiers with zero-shot heads",
+}
+
 Raw = TypeVar("Raw")
 Encoded = TypeVar("Encoded")
 
@@ -43,19 +61,35 @@ class Task:
         name: The task's name.
         spec: Its settings.
         config: Of the task's expert.
-        tokenizer: Of the search.
+        reads: The tokenizer of the search, or for models of images its image processor.
+        folder: Where relative paths in the data start.
     """
 
     name: str
     spec: TaskConfig
     config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
+    reads: PreTrainedTokenizerBase | ImageProcessor
+    folder: Path = Path()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, for kinds that read text."""
+        assert not isinstance(self.reads, ImageProcessor)
+        return self.reads
+
+    @property
+    def images(self) -> ImageProcessor:
+        """The image processor, for kinds that see images."""
+        assert isinstance(self.reads, ImageProcessor)
+        return self.reads
 
 
 class Reader(ABC, Generic[Raw, Encoded]):
     """Reads one task's rows; a subclass per kind of model.
 
     Attributes:
+        kind: What it reads for.
+        takes: The settings of a task that mean something to this kind, of those that do not to every one.
         truth_from: ``label``: the truth stands in the label column; ``inputs``: it is part of the inputs (a language
             model's completion), and the label column is never read.
         settings: The settings that choose the columns, as a message names them.
@@ -68,6 +102,8 @@ class Reader(ABC, Generic[Raw, Encoded]):
         divides: Whether a row may become several examples.
     """
 
+    kind: ClassVar[Kind]
+    takes: ClassVar[frozenset[str]] = frozenset()
     truth_from: ClassVar[Literal["label", "inputs"]]
     settings: ClassVar[str]
     holding: ClassVar[str] = "text"
@@ -79,6 +115,13 @@ class Reader(ABC, Generic[Raw, Encoded]):
         self.content = content
         self.classes = classes
         self.divides = False
+        for setting, owners in _OPTIONAL.items():
+            if setting not in self.takes and getattr(task.spec, setting):
+                raise ConfigError(
+                    f"{self.where}.{setting} is for {owners}, and the experts are {_CALLED[self.kind]}. Leave it out."
+                )
+        if self.truth_from == "label" and task.spec.label in self.columns:
+            raise ConfigError(f"{self.where}.label is {task.spec.label!r}, which is also a column of the input.")
 
     @property
     def where(self) -> str:

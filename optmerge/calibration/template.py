@@ -12,7 +12,9 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
+from optmerge.config.schema import TemplateConfig
 from optmerge.errors import ConfigError
 
 
@@ -65,15 +67,17 @@ class PromptTemplate:
     completion: Template
 
     @classmethod
-    def parse(cls, prompt: str, completion: str, *, where: str) -> PromptTemplate:
-        """Read both; ``where`` is the task, for messages.
+    def of(cls, config: TemplateConfig | Literal["chat"] | None, *, where: str) -> PromptTemplate | None:
+        """Read both; None where a task has none of its own. ``where`` is the task, for messages.
 
         Raises:
             ConfigError: See `Template.parse`.
         """
+        if config is None or config == "chat":
+            return None
         return cls(
-            Template.parse(prompt, where=f"{where}.template.prompt"),
-            Template.parse(completion, where=f"{where}.template.completion"),
+            Template.parse(config.prompt, where=f"{where}.template.prompt"),
+            Template.parse(config.completion, where=f"{where}.template.completion"),
         )
 
     @property

@@ -27,8 +27,11 @@ def _as_text(value: object) -> object:
 class TemplateConfig(Strict):
     """How a row becomes a language-model example; ``{column}`` is replaced by the row's value."""
 
-    prompt: str = Field("", description="context that is not scored")
+    prompt: str = Field("", description="context that is not scored; a sequence-to-sequence model's input")
     completion: str = Field("{text}", description="text whose tokens are scored")
+    chat: bool = Field(
+        False, description="the prompt is a user's turn and the completion the answer, in the tokenizer's chat template"
+    )
 
 
 class TaskConfig(Strict):
@@ -57,8 +60,26 @@ class TaskConfig(Strict):
         min_length=1,
         description="with zero-shot heads, texts in which {} stands for a class's name; a class is the mean over them",
     )
-    template: TemplateConfig | None = Field(None, description="prompt and completion, for language models")
+    template: TemplateConfig | Literal["chat"] | None = Field(
+        None,
+        description="prompt and completion, for language models; chat: conversations in the tokenizer's chat template, "
+        "of which the assistant's turns are scored",
+    )
+    messages: str = Field(
+        "messages", description="with `template: chat`, column with lists of {role: ..., content: ...}"
+    )
     max_tokens: int = Field(128, ge=2, description="inputs are cut to this many tokens")
+    stride: int | None = Field(
+        None,
+        ge=1,
+        description="long texts become windows of max_tokens that start every so many tokens, instead of being cut; "
+        "each token is scored once, and no text is in two splits (causal language models)",
+    )
+    pack: bool = Field(
+        False,
+        description="put short examples into common rows of max_tokens; none sees another, so values are the same "
+        "(causal language models)",
+    )
 
 
 def _sensible_size(size: int | float) -> int | float:

@@ -55,8 +55,9 @@ class Forward:
         """
         model = self.model(task)
         if not layers:
-            return Outputs(model(**batch.inputs, **self.options).logits)
+            return Outputs(batch.unpacked(model(**batch.inputs, **self.options).logits))
         if id(model) not in self._layers:
             self._layers[id(model)] = layer_modules(model)
         with layer_outputs(self._layers[id(model)], layers) as hidden:
-            return Outputs(model(**batch.inputs, **self.options).logits, hidden)
+            logits = batch.unpacked(model(**batch.inputs, **self.options).logits)
+        return Outputs(logits, {layer: batch.unpacked(value) for layer, value in hidden.items()})

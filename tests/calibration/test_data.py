@@ -236,7 +236,10 @@ def test_absent_label_column(films: Path, load: Loader) -> None:
     [
         ({"text": "label", "label": "label"}, "which is also a column of the input"),
         ({"template": TemplateConfig()}, "template is for language models"),
-        ({"kind": "causal-lm", "text_pair": "label"}, "text_pair is for classifiers"),
+        (
+            {"kind": "causal-lm", "text_pair": "label"},
+            "text_pair is for sequence classifiers, and the experts are causal language models",
+        ),
         ({"kind": "causal-lm", "label": "text"}, "which is also the column of the input"),
         (
             {"kind": "causal-lm", "label": "label", "template": TemplateConfig(completion="{label}")},

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from optmerge.calibration.encode import encode_completions, encode_texts
+from optmerge.calibration.encode import EncodedText, cut, encode_completions, encode_spans, encode_texts, windows
 
 
-def completion_of(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, *, max_tokens: int = 64) -> str:
-    (encoded,) = encode_completions(tokenizer, [prompt], [completion], max_tokens=max_tokens)
+def completion_of(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> str:
+    (encoded,) = encode_completions(tokenizer, [prompt], [completion])
     assert encoded.completion is not None
     return tokenizer.decode([i for i, scored in zip(encoded.ids, encoded.completion, strict=True) if scored])
 
@@ -26,7 +26,7 @@ def test_completion_tokens_are_the_completion(
 @pytest.mark.parametrize("name", ["pieces", "python_bytes"])
 def test_the_tokenizers_special_tokens_are_not_scored(name: str, request: pytest.FixtureRequest) -> None:
     tokenizer = request.getfixturevalue(name)
-    (encoded,) = encode_completions(tokenizer, ["a"], ["b"], max_tokens=8)
+    (encoded,) = encode_completions(tokenizer, ["a"], ["b"])
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     assert encoded.completion is not None
     assert sum(encoded.completion) == 1
@@ -39,11 +39,12 @@ def test_a_token_across_the_boundary_belongs_to_the_completion(pieces: PreTraine
 
 
 def test_long_examples_lose_their_end(pieces: PreTrainedTokenizerBase) -> None:
-    (encoded,) = encode_completions(pieces, ["x"], ["yzyzyz"], max_tokens=4)
-    assert len(encoded.ids) == 4
+    (whole,) = encode_completions(pieces, ["x"], ["yzyzyz"])
+    encoded = cut(whole, 4)
+    assert encoded.ids == whole.ids[:4]
     assert encoded.completion == [False, False, True, True]
-    (lost,) = encode_completions(pieces, ["xyzxyz"], ["y"], max_tokens=4)
-    assert not lost.usable
+    (lost,) = encode_completions(pieces, ["xyzxyz"], ["y"])
+    assert not cut(lost, 4).usable
 
 
 def test_classifiers_keep_their_last_special_token(words: PreTrainedTokenizerBase) -> None:
@@ -54,4 +55,29 @@ def test_classifiers_keep_their_last_special_token(words: PreTrainedTokenizerBas
 
 def test_nothing_in_nothing_out(words: PreTrainedTokenizerBase) -> None:
     assert encode_texts(words, [], [], max_tokens=4) == []
-    assert encode_completions(words, [], [], max_tokens=4) == []
+    assert encode_completions(words, [], []) == []
+
+
+@pytest.mark.parametrize("name", ["pieces", "python_bytes"])
+def test_several_spans_of_a_text(name: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(name)
+    text, spans = "q one q two q", [(2, 5), (8, 11)]
+    (encoded,) = encode_spans(tokenizer, [text], [spans], add_special_tokens=False)
+    assert encoded.completion is not None
+    marked = [i for i, scored in zip(encoded.ids, encoded.completion, strict=True) if scored]
+    assert tokenizer.decode(marked) == "onetwo"
+
+
+@pytest.mark.parametrize(("length", "size", "stride"), [(10, 4, 2), (10, 4, 3), (11, 5, 1), (4, 4, 2), (1, 4, 2)])
+def test_windows_score_every_token_once(length: int, size: int, stride: int) -> None:
+    text = EncodedText(list(range(length)), None, [False] + [True] * (length - 1))
+    made = windows(text, size=size, stride=stride)
+    scored = [i for window in made for i, mark in zip(window.ids, window.completion or [], strict=True) if mark]
+    assert scored == list(range(1, length))
+    assert all(len(window.ids) <= size and not (window.completion or [True])[0] for window in made)
+    assert all(window.ids[0] == place * stride for place, window in enumerate(made))
+
+
+def test_windows_without_a_token_to_score_are_left_out() -> None:
+    text = EncodedText(list(range(9)), None, [False] * 6 + [True] * 3)
+    assert [window.ids for window in windows(text, size=3, stride=2)] == [[4, 5, 6], [6, 7, 8]]

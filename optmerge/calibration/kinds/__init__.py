@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from optmerge.calibration.kinds.causal_lm import CausalLMReader
+from optmerge.calibration.kinds.causal_lm import causal_lm_reader
 from optmerge.calibration.kinds.sequence_classification import SequenceClassificationReader
 from optmerge.calibration.reader import Kind, Reader, Task
 
 READERS: dict[Kind, Callable[[Task], Reader[Any, Any]]] = {
-    "causal-lm": CausalLMReader,
+    "causal-lm": causal_lm_reader,
     "sequence-classification": SequenceClassificationReader,
 }
 

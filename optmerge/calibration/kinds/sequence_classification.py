@@ -14,10 +14,9 @@ from torch import Tensor
 from optmerge.calibration.batches import Batch, Examples
 from optmerge.calibration.encode import EncodedText, encode_texts
 from optmerge.calibration.labels import HeadLabels
-from optmerge.calibration.reader import Reader, Task, as_text
+from optmerge.calibration.reader import Kind, Reader, Task, as_text
 from optmerge.calibration.splits import content_key
 from optmerge.calibration.tokens import Tokens
-from optmerge.errors import ConfigError
 
 Pair = tuple[str, str | None]
 
@@ -25,6 +24,8 @@ Pair = tuple[str, str | None]
 class SequenceClassificationReader(Reader[Pair, EncodedText]):
     """Reads the columns ``text`` and ``text_pair``."""
 
+    kind: ClassVar[Kind] = "sequence-classification"
+    takes: ClassVar[frozenset[str]] = frozenset({"text_pair"})
     truth_from: ClassVar[Literal["label", "inputs"]] = "label"
     settings: ClassVar[str] = "`text` (or `text_pair`)"
     unusable: ClassVar[str] = "have no token"
@@ -34,12 +35,6 @@ class SequenceClassificationReader(Reader[Pair, EncodedText]):
         columns = [spec.text] if spec.text_pair is None else [spec.text, spec.text_pair]
         self._labels = HeadLabels(task)
         super().__init__(task, columns, f"text in column {spec.text!r}", classes=self._labels.classes)
-        if spec.template is not None:
-            raise ConfigError(
-                f"{self.where}.template is for language models; the experts are classifiers, so use text."
-            )
-        if spec.label in columns:
-            raise ConfigError(f"{self.where}.label is {spec.label!r}, which is also a column of the input.")
 
     def raw(self, values: Mapping[str, Any], where: str) -> Pair | None:
         """See `Reader.raw`."""
