@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from optmerge.calibration.data import Kind
-from optmerge.config.objectives import MeanConfig, Normaliser, ObjectiveConfig, TermConfig
+from optmerge.config.drivers import GRADIENT_DRIVERS, NO_GRADIENT_DRIVERS
+from optmerge.config.objectives import MeanConfig, Normaliser, ObjectiveConfig, TermConfig, no_gradient
 from optmerge.errors import ConfigError, RunFailed, did_you_mean
 from optmerge.merging.coefficients import Table
 from optmerge.objective.aggregate import task_weights
@@ -108,6 +109,15 @@ class Objective:
     def differentiable(self) -> bool:
         """Whether every term has a gradient."""
         return not self.without_gradient
+
+    def require_gradient(self, driver: str) -> None:
+        """Refuse a driver that follows a gradient where some term has none.
+
+        Raises:
+            ConfigError: It is so.
+        """
+        if driver in GRADIENT_DRIVERS and self.without_gradient:
+            raise ConfigError(no_gradient(driver, self.without_gradient, drivers=NO_GRADIENT_DRIVERS))
 
     @property
     def two_passes(self) -> bool:

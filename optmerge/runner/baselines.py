@@ -125,7 +125,7 @@ class CachedMeasurements:
             split,
             [_direction_key(problem, column) for column in used],
             rows,
-            [term.model_dump() for term in problem.config.objective.terms] if objective else None,
+            [settings.model_dump() for settings in problem.objective.on(split).configs.values()] if objective else None,
             metrics,
             self.evaluator.batch_tokens,
         ]
@@ -142,6 +142,7 @@ def _load(path: Path) -> Measurement | None:
     try:
         with np.load(path) as stored:
             means: dict[str, dict[str, float]] = json.loads(str(stored["means"]))
+            parts: dict[str, float] = json.loads(str(stored["parts"]))
             seconds: dict[str, float] = json.loads(str(stored["seconds"]))
             arrays: dict[str, dict[str, Vector]] = {}
             for key in stored.files:
@@ -153,7 +154,7 @@ def _load(path: Path) -> Measurement | None:
     except (ValueError, OSError, KeyError) as problem:
         log.warning("the cached measurement %s cannot be read (%s); it is made again", path, problem)
         return None
-    return Measurement(means, arrays, None, seconds | {"cached": 1.0})
+    return Measurement(means, arrays, None, parts, seconds | {"cached": 1.0})
 
 
 def _save(path: Path, measured: Measurement) -> None:
@@ -162,6 +163,7 @@ def _save(path: Path, measured: Measurement) -> None:
         f"{task}\t{name}": values for task, arrays in measured.per_example.items() for name, values in arrays.items()
     }
     entries["means"] = np.array(json.dumps(measured.means))
+    entries["parts"] = np.array(json.dumps(dict(measured.parts)))
     entries["seconds"] = np.array(json.dumps(dict(measured.seconds)))
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         np.savez(handle, allow_pickle=False, **entries)

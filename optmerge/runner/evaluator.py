@@ -4,8 +4,8 @@
     measurement = evaluator.measure(table, "select", objective=True)
     evaluation = evaluator.evaluate(vector, "fit", gradient=True)
 
-One synchronisation with the device per evaluation: all sums stay on it until the end. (Two for a gradient whose tasks'
-weights depend on the losses.) When memory runs out, the evaluation fails and later ones take smaller steps.
+One synchronisation with the device per evaluation: all sums stay on it until the end. (Two for a gradient that needs
+the losses first.) When memory runs out, the evaluation fails and later ones take smaller steps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,12 +34,15 @@ from optmerge.runner.teachers import Teachers
 if TYPE_CHECKING:
     from optmerge.calibration.data import Batch, Kind
     from optmerge.objective.base import ModelTerm
+    from optmerge.objective.geometry import Geometry
     from optmerge.runner.problem import Problem
 
 log = logging.getLogger(__name__)
 
 Examples = Mapping[str, Sequence[int]] | None
 """Task -> positions in a split; None is all of it."""
+Slopes = Mapping[str, Mapping[str, torch.Tensor]]
+"""Task -> summary term -> the derivative [m] of its value by its means."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,14 @@ class Measurement:
         means: Task -> term or metric name -> mean over examples, in the term's unit.
         per_example: Task -> name -> float64[n], when asked for.
         table_gradient: float64[G, D], d(objective)/d(coefficients), when asked for.
+        parts: Term of the whole model or of the coefficients -> its value, in the term's unit.
         seconds: ``merge`` and ``evaluate``.
     """
 
     means: Mapping[str, Mapping[str, float]]
     per_example: Mapping[str, Mapping[str, Vector]] = field(default_factory=dict)
     table_gradient: Table | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -75,6 +80,8 @@ class Evaluator:
     Attributes:
         batch_tokens: The most padded tokens in a forward pass. It is halved when memory runs out: values are means over
             examples, so only their last bits depend on it.
+        geometry: Of the searched coefficients, once the search knows where it starts; terms of the coefficients need it
+            on the fit split.
     """
 
     def __init__(self, problem: Problem, teachers: Teachers) -> None:
@@ -82,6 +89,8 @@ class Evaluator:
         self.teachers = teachers
         self.engine: Engine = problem.engine
         self.batch_tokens = problem.config.batch_tokens
+        self.geometry: Geometry | None = None
+        self._kind: Kind = next(iter(problem.calibration.tasks.values())).kind
 
     def evaluate(
         self,
@@ -104,7 +113,8 @@ class Evaluator:
 
         def work() -> Measurement:
             table = self.problem.expand(vector)
-            return self.measure(table, split, examples=examples, gradient=gradient, metrics=metrics)
+            measured = self.measure(table, split, examples=examples, gradient=gradient, metrics=metrics)
+            return self._regularised(measured, vector) if split == "fit" else measured
 
         measured = self.attempt(work, split, examples=examples)
         return measured if isinstance(measured, Evaluation) else self.judge(measured, split, vector)
@@ -162,15 +172,16 @@ class Evaluator:
 
     def judge(self, measured: Measurement, split: SplitName, vector: Vector | None = None) -> Evaluation:
         """The objective's value of a measurement; with ``vector``, which it was made at, also the gradient by it."""
-        value, per_task = self.problem.objective.combine(split, measured.means)
+        value, per_task = self.problem.objective.on(split).combine(split, measured.means, measured.parts)
         pulled = None
         if measured.table_gradient is not None:
             assert vector is not None, "a gradient is taken at a vector"
             pulled = self.problem.space.pull_back(measured.table_gradient[:, self.problem.columns], vector)
         error = None
         if not math.isfinite(value):
-            bad = [task for task, part in per_task.items() if not math.isfinite(part)]
-            error = f"the objective is {value} (task {', '.join(bad)})"
+            bad = [f"task {task}" for task, part in per_task.items() if not math.isfinite(part)]
+            bad += [name for name, part in measured.parts.items() if not math.isfinite(part)]
+            error = f"the objective is {value} ({', '.join(bad)})"
         elif pulled is not None and not np.isfinite(pulled).all():
             error = f"{int((~np.isfinite(pulled)).sum())} of {len(pulled)} entries of the gradient are not finite"
         return Evaluation(
@@ -181,7 +192,22 @@ class Evaluator:
             per_example=measured.per_example or None,
             error=error,
             seconds=measured.seconds,
+            parts=measured.parts,
         )
+
+    def _regularised(self, measured: Measurement, vector: Vector) -> Measurement:
+        """A measurement with what the terms of the coefficients add to value and gradient."""
+        problem = self.problem
+        if not problem.objective.regularisers:
+            return measured
+        assert self.geometry is not None, "terms of the coefficients need the geometry of the search"
+        coefficients = problem.space.decode(vector)
+        gradient = measured.table_gradient
+        parts, slope = problem.objective.regularise(coefficients, self.geometry, gradient=gradient is not None)
+        if gradient is not None and slope is not None:
+            gradient = gradient.copy()
+            gradient[:, problem.columns] += slope
+        return replace(measured, table_gradient=gradient, parts={**measured.parts, **parts})
 
     def measure(
         self,
@@ -196,56 +222,77 @@ class Evaluator:
     ) -> Measurement:
         """Measure one table; see `evaluate` for the arguments. Exceptions pass through.
 
-        A gradient costs a forward and a backward pass. Where the tasks' weights depend on their parts, it costs a
-        forward pass without gradients first, which gives the values, and then both passes for the tasks that count.
+        A gradient costs a forward and a backward pass. Where the tasks' weights depend on their parts, or a term is a
+        function of means, it costs a forward pass without gradients first, which gives the values and the slopes, and
+        then both passes for the tasks that count.
         """
         assert examples is None or not per_example, "per-example values are of whole splits"
         begun = time.perf_counter()
         self.engine.apply(table)
         merged = time.perf_counter()
-        tally = Tally(self.problem.device, per_example=per_example)
         look = _Look(split, examples, objective, metrics)
-        composed = self.problem.objective
+        tally = Tally(self.problem.device, self._terms(look), per_example=per_example)
+        composed = self.problem.objective.on(split)
         table_gradient = None
-        if gradient and not composed.needs_parts:
+        if gradient and not composed.two_passes:
             table_gradient = self._gradient(look, tally, composed.shares)
         else:
             self._pass(look, tally)
         means = tally.means()
-        if gradient and composed.needs_parts and math.isfinite(composed.combine(split, means)[0]):
+        if gradient and composed.two_passes and math.isfinite(composed.combine(split, means)[0]):
             look = _Look(split, examples, objective=True, metrics=False)
-            table_gradient = self._gradient(look, None, composed.weigh(split, means))
+            table_gradient = self._gradient(look, None, composed.weigh(split, means), tally.slopes())
         arrays = tally.arrays()
+        whole = composed.whole if objective else []
+        parts = {term.name: term.measure(self.problem.resident.model_for("base"), split) for term in whole}
         done = time.perf_counter()
-        return Measurement(means, arrays, table_gradient, {"merge": merged - begun, "evaluate": done - merged})
+        return Measurement(means, arrays, table_gradient, parts, {"merge": merged - begun, "evaluate": done - merged})
 
-    def _gradient(self, look: _Look, tally: Tally | None, weights: Mapping[str, float]) -> Table:
+    def _gradient(
+        self, look: _Look, tally: Tally | None, weights: Mapping[str, float], slopes: Slopes | None = None
+    ) -> Table:
         """The gradient by the coefficients, float64[G, D], of the tasks' parts in a weighted sum."""
         problem = self.problem
         gathering = self.engine.gradient(problem.space.searched_groups, problem.columns)
         with gathering as gatherer, problem.checkpointing or nullcontext():
-            self._pass(look, tally, weights)
+            self._pass(look, tally, weights, slopes or {})
         return gatherer.table()
 
-    def _pass(self, look: _Look, tally: Tally | None, weights: Mapping[str, float] | None = None) -> None:
+    def _pass(
+        self,
+        look: _Look,
+        tally: Tally | None,
+        weights: Mapping[str, float] | None = None,
+        slopes: Slopes | None = None,
+    ) -> None:
         """One pass over the examples; with ``weights``, every batch's share of the objective is back-propagated.
 
         A task of weight 0 is seen for the tally's sake only.
+
+        Args:
+            look: At what.
+            tally: Where values go; None where they are known.
+            weights: Task -> derivative of the objective by the task's part.
+            slopes: Of the summary terms by their means, where there are such terms.
         """
-        problem = self.problem
-        for task, data in problem.calibration.tasks.items():
+        composed = self.problem.objective.on(look.split)
+        for task, data in self.problem.calibration.tasks.items():
             weight = 0.0 if weights is None else weights[task]
             if weight == 0.0 and tally is None:
                 continue
             source = data.splits[look.split]
-            terms = self._terms(data.kind, source.has_labels, look)
+            terms = self._terms(look, labelled=source.has_labels)
             count = source.size if look.examples is None else len(look.examples[task])
             with torch.set_grad_enabled(weight != 0.0):
-                for batch in self._batches(task, look.split, look.examples, self.batch_tokens):
+                for batch in self._batches(task, look.split, look.examples, self.batch_tokens) if terms else ():
                     values = self._judge_batch(batch, terms, task, look.split)
                     if weight != 0.0:
-                        wanted = {term.name: values[term.name] for term in problem.objective.terms}
-                        loss = problem.objective.loss(look.split, task, wanted, count, weight=weight)
+                        steep = (slopes or {}).get(task, {})
+                        wanted = {
+                            name: values[name] @ steep[name].to(values[name].dtype) if name in steep else values[name]
+                            for name in (term.name for term in composed.terms)
+                        }
+                        loss = composed.loss(look.split, task, wanted, count, weight=weight)
                         loss.backward()  # type: ignore[no-untyped-call]
                     if tally is not None:
                         kept = {name: value.detach() for name, value in values.items()}
@@ -265,12 +312,12 @@ class Evaluator:
         outputs = problem.outputs(task, moved, layers)
         return {name: term.per_example(outputs, moved, teacher) for name, term in terms.items()}
 
-    def _terms(self, kind: Kind, labelled: bool, look: _Look) -> dict[str, ModelTerm]:
+    def _terms(self, look: _Look, *, labelled: bool = True) -> dict[str, ModelTerm]:
         """The terms to look at, by name; the objective's own stand before a metric of the same name."""
         chosen: dict[str, ModelTerm] = {}
         if look.objective:
-            chosen |= {term.name: term for term in self.problem.objective.terms}
+            chosen |= {term.name: term for term in self.problem.objective.on(look.split).terms}
         if look.metrics:
-            for term in report_metrics(kind, labelled):
+            for term in report_metrics(self._kind, labelled):
                 chosen.setdefault(term.name, term)
         return chosen

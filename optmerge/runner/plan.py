@@ -92,6 +92,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     space = build_space(config.space, roles, [direction.name for direction in directions])
     objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
+    objective.require_gradient(config.driver.name)
     tokenizer = tokenizer_for(family, config.tokenizer)
     calibration = load_tasks(config, family, tokenizer, labelled=objective.labelled)
     names: tuple[SplitName, ...] = ("fit", "select", "report")
@@ -113,7 +114,8 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     baselines = 2 + len(config.experts) + grids * len(config.baselines.grid)
     baselines += len(methods) * len(config.baselines.method_grid)
     memory = plan_memory(config, family, known, space, calibration, device, dtype)
-    seconds = _seconds(config, family, device, dtype, tokens, baselines, calibration.fit_sizes())
+    sizes = calibration.fit_sizes()
+    seconds = _seconds(config, family, device, dtype, tokens, baselines, sizes, two_passes=objective.two_passes)
     return Plan(
         dimension=space.dimension,
         groups=groups,
@@ -140,6 +142,8 @@ def _seconds(
     tokens: dict[SplitName, int],
     baselines: int,
     fit_sizes: dict[str, int],
+    *,
+    two_passes: bool,
 ) -> dict[str, float]:
     # Embeddings are looked up, not multiplied, unless they are also the language model's output.
     used = sum(
@@ -155,7 +159,7 @@ def _seconds(
         share = sum(min(batch, size) for size in fit_sizes.values()) / sum(fit_sizes.values())
     passes = 1.0
     if config.driver.name == "adam":  # a pass back costs two forward ones
-        passes += 2.0 + config.checkpointing + (config.objective.aggregate.name != "mean")
+        passes += 2.0 + config.checkpointing + two_passes
     evaluation = forward["fit"] * share * passes
     result = {
         "teachers": sum(forward.values()),

@@ -191,6 +191,7 @@ def open_problem(
         UserError: Anything about the models, the data or the combination of settings that cannot work.
     """
     objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
+    objective.require_gradient(config.driver.name)
     family = open_family(
         config.base, config.experts, relative_to=Path(), heads=config.heads, allow_pickle=config.allow_pickle
     )

@@ -24,6 +24,7 @@ from optmerge.records import Candidate, Evaluation, Phase, Progress, Record, Sin
 from optmerge.runner.baselines import Baseline, CachedMeasurements, make_baselines, representable
 from optmerge.runner.evaluator import Evaluator, Measurement
 from optmerge.runner.folder import RunFolder
+from optmerge.runner.geometry import make_geometry
 from optmerge.runner.journal import Journal, batch_tokens_after
 from optmerge.runner.loop import Outcome, run_loop
 from optmerge.runner.manifest import check_manifest, make_manifest
@@ -147,7 +148,9 @@ class _Session:
         config, problem = self.problem.config, self.problem
         baselines = make_baselines(problem)
         scored = self._score_baselines(baselines, stop)
-        driver = self._driver(self._start(baselines, scored))
+        start = self._start(baselines, scored)
+        self.evaluator.geometry = make_geometry(problem, start)
+        driver = self._driver(start)
         outcome = run_loop(
             driver,
             self,
@@ -223,7 +226,7 @@ class _Session:
             if isinstance(found, Evaluation):
                 return found
             if baseline.name == "base" and judged:
-                self.problem.objective.set_normalisers(split, found.means)
+                self.problem.objective.on(split).set_normalisers(split, found.means)
             return self.evaluator.judge(found, split) if judged else _metrics_only(found)
 
         record, evaluation = self._next(
@@ -233,7 +236,7 @@ class _Session:
             if record.error:
                 raise RunFailed(f"The base model itself cannot be judged on {split}: {record.error}.")
             if judged:
-                self.problem.objective.set_normalisers(split, record.metrics)
+                self.problem.objective.on(split).set_normalisers(split, record.metrics)
         return record, evaluation
 
     def _next(self, phase: Phase, **what: Any) -> tuple[Record, Evaluation]:

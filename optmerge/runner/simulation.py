@@ -116,8 +116,8 @@ class Passes:
         self.calibration = calibration
         classes = {name: data.num_labels for name, data in calibration.tasks.items()}
         self.objective = Objective(config.objective, list(config.tasks), classes)
-        ones = {name: {term.name: 0.5 for term in self.objective.terms} for name in config.tasks}
-        self.objective.set_normalisers("fit", ones)
+        halves = {name: {term.name: 0.5 for term in self.objective.terms} for name in config.tasks}
+        self.objective.set_normalisers("fit", halves)
         groups = [space.groups[row] for row in space.searched_groups]
         self.watched = [model.parameters[name] for group in groups for name in group.parameters]
         self.forward = Forward(family, model, {name: data.expert for name, data in calibration.tasks.items()})
@@ -157,13 +157,20 @@ class Passes:
         return peak
 
     def _pass(self, task: str, batch: Batch, *, backward: bool) -> None:
+        self._judge(self.objective, task, batch, backward=backward)
+        if not backward and self.objective.on("select") is not self.objective:
+            self._judge(self.objective.on("select"), task, batch, backward=False)
+
+    def _judge(self, composed: Objective, task: str, batch: Batch, *, backward: bool) -> None:
         moved = batch.to(META)
-        outputs = self.forward.outputs(task, moved, self.objective.layers(self.count))
+        outputs = self.forward.outputs(task, moved, composed.layers(self.count))
         rows = len(batch.rows) if batch.rows is not None else batch.size
         teacher = _teacher(rows, outputs.logits.shape[-1], kept_classes(self.config))
-        values = {term.name: term.per_example(outputs, moved, teacher) for term in self.objective.terms}
+        values = {term.name: term.per_example(outputs, moved, teacher) for term in composed.terms}
         if backward:
-            self.objective.loss("fit", task, values, batch.size, weight=1.0).backward()  # type: ignore[no-untyped-call]
+            # A summary's statistics [B, m] are multiplied by a slope each, and added up.
+            values = {name: value if value.ndim == 1 else value.sum(1) for name, value in values.items()}
+            composed.loss("fit", task, values, batch.size, weight=1.0).backward()  # type: ignore[no-untyped-call]
 
 
 def _drop(parameter: torch.Tensor) -> None:

@@ -21,6 +21,7 @@ from optmerge.objective.objective import Objective
 from optmerge.objective.outputs import Outputs
 from optmerge.records import Vector
 from optmerge.runner.evaluator import Evaluator
+from optmerge.runner.geometry import make_geometry
 from optmerge.runner.problem import Problem, open_problem
 from optmerge.runner.teachers import Teachers
 from optmerge.space.space import build_space
@@ -38,8 +39,18 @@ class Case:
     aggregate: str | dict[str, Any] = "mean"
     checkpointing: bool = False
     frozen: bool = False
+    terms: tuple[dict[str, Any], ...] = ({"name": "expert-kl"}, {"name": "entropy", "weight": 0.3, "normalise": "none"})
 
 
+SUMMARIES = (
+    {"name": "information-maximisation", "weight": 0.7, "normalise": "none"},
+    {"name": "pseudo-label", "filter": "agreement"},
+)
+COEFFICIENTS = (
+    {"name": "expert-kl"},
+    {"name": "anchor-l2", "weight": 0.4, "scale": "norms"},
+    {"name": "similarity", "weight": 0.2},
+)
 CASES = {
     "mean": Case("tensor-wise"),
     "model-wise": Case("model-wise", checkpointing=True),
@@ -49,6 +60,12 @@ CASES = {
         "layer-wise", "softmax", {"name": "cvar", "share": 0.4}, checkpointing=True, frozen=True
     ),
     "sum, worst, checkpointed": Case("tensor-wise", "sum", "worst", checkpointing=True, frozen=True),
+    "summaries": Case("tensor-wise", terms=SUMMARIES),
+    "summaries, worst, checkpointed": Case("layer-wise", "sum", "worst", checkpointing=True, terms=SUMMARIES),
+    "coefficients": Case("layer-kind-wise", terms=COEFFICIENTS, frozen=True),
+    "coefficients, softmax, cvar": Case(
+        "layer-wise", "softmax", {"name": "cvar", "share": 0.5}, terms=COEFFICIENTS, frozen=True
+    ),
 }
 
 
@@ -72,8 +89,7 @@ def prepare(problem: Problem, teachers: Teachers, case: Case) -> Evaluator:
     """The problem with the space, objective and checkpointing of a case."""
     rules = FREEZE if case.frozen else []
     space = {"granularity": case.granularity, "normalise": case.normalise, "rules": rules}
-    terms = [{"name": "expert-kl"}, {"name": "entropy", "weight": 0.3, "normalise": "none"}]
-    objective = {"terms": terms, "task_weights": {"a": 2.0}, "aggregate": case.aggregate}
+    objective = {"terms": list(case.terms), "task_weights": {"a": 2.0}, "aggregate": case.aggregate}
     config = problem.config.model_dump(mode="json") | {"space": space, "objective": objective}
     problem.config = build_config(config, root=Path())
     roles = {name: parameter.role for name, parameter in problem.family.parameters.items()}
@@ -111,10 +127,10 @@ def plain_value(evaluator: Evaluator, variables: torch.Tensor) -> torch.Tensor:
         base = family.read("base", name)
         row = table[problem.engine.group_of[name]]
         merged[name] = base + sum(c * (family.read(e, name) - base) for c, e in zip(row, family.experts, strict=True))
-    divisors = problem.objective._divisors["fit"]
+    composed, geometry = problem.objective, evaluator.geometry
     parts = []
     for task, data in problem.calibration.tasks.items():
-        sums = torch.zeros(2, dtype=torch.float64)
+        sums: dict[str, torch.Tensor] = {}
         for position in range(data.splits["fit"].size):
             (batch,) = data.splits["fit"].batches(batch_tokens=1, positions=[position])
             options = {**batch.inputs, **problem.forward.options}
@@ -122,20 +138,25 @@ def plain_value(evaluator: Evaluator, variables: torch.Tensor) -> torch.Tensor:
                 problem.resident.model_for(data.expert), merged, kwargs=options, tie_weights=True
             ).logits
             teacher = evaluator.teachers.batch(task, "fit", batch)
-            sums = sums + torch.stack(
-                [t.per_example(Outputs(logits), batch, teacher).sum() for t in problem.objective.terms]
-            )
-        means = sums / data.splits["fit"].size
-        parts.append(means[0] / divisors[task]["expert-kl"] + 0.3 * means[1])
+            for term in composed.terms:
+                found = term.per_example(Outputs(logits), batch, teacher).sum(0)
+                sums[term.name] = sums[term.name] + found if term.name in sums else found
+        count = data.splits["fit"].size
+        values = {term.name: term.finish(sums[term.name] / count) for term in composed.terms}
+        scales = {name: composed.configs[name].weight / composed._divisor("fit", task, name) for name in values}
+        parts.append(torch.stack([scales[name] * value for name, value in values.items()]).sum())
+    coefficients = torch.stack([torch.stack([torch.as_tensor(c, dtype=torch.float64) for c in row]) for row in table])
+    assert geometry is not None
+    added = sum(composed.configs[t.name].weight * t.value(coefficients, geometry) for t in composed.regularisers)
     x, p = torch.stack(parts), torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
     match problem.config.objective.aggregate.name:
         case "mean":
-            return (p * x).sum()
+            return (p * x).sum() + added
         case "worst":
-            return x.max()
+            return x.max() + added
         case _:
             tail = 2 / 3  # two of the three tasks, for shares of 0.4 and 0.5
-            return torch.stack([eta + (p * (x - eta).relu()).sum() / tail for eta in x]).min()
+            return torch.stack([eta + (p * (x - eta).relu()).sum() / tail for eta in x]).min() + added
 
 
 def a_vector(problem: Problem) -> Vector:
@@ -161,6 +182,7 @@ def test_value_and_gradient_equal_autograd(
     base = evaluator.measure(np.zeros(shape), "fit")
     problem.objective.set_normalisers("fit", base.means)
     vector = a_vector(problem)
+    evaluator.geometry = make_geometry(problem, problem.space.start)
     found = evaluator.evaluate(vector, "fit", gradient=True)
     assert found.error is None
     assert found.gradient is not None
