@@ -229,12 +229,13 @@ class DocumentShares(Strict):
         return self
 
 
-class LmEvalConfig(Strict):
+class LmEvalConfig(TermConfig):
     """Tasks of EleutherAI's lm-evaluation-harness, scored on the merged causal language model. Reads their answers."""
 
+    differentiable: ClassVar[bool] = False
+    about: ClassVar[Literal["model", "coefficients", "whole-model"]] = "whole-model"
+
     name: Literal["lm-eval"] = "lm-eval"
-    weight: float = Field(1.0, description="factor in the weighted sum of terms")
-    normalise: Literal["base", "none"] = Field("none", description="what the value is divided by")
     tasks: list[str] = Field(
         min_length=1,
         description="task YAML files, relative to the search file, or names of tasks that lm-eval ships; the value is "
@@ -251,14 +252,15 @@ class LmEvalConfig(Strict):
     )
 
 
-class CustomConfig(Strict):
-    """A term of your own: a class in a Python file (docs/own-term.md). The file is run."""
+class CustomConfig(ModelTermConfig):
+    """A term of your own: a class in a Python file (docs/own-term.md), which is run. The class says its name."""
 
     name: Literal["custom"] = "custom"
     path: str = Field(description="FILE.py:CLASS; the file is relative to the search file")
     settings: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
-    weight: float = Field(1.0, description="factor in the weighted sum of terms")
-    normalise: Normaliser = Field("none", description="what a task's mean is divided by")
+    normalise: Normaliser = Field(
+        "none", description="what a task's mean is divided by, where the class is a ModelTerm"
+    )
 
 
 ModelTerms = (
@@ -278,10 +280,11 @@ ModelTerms = (
 CoefficientTerms = (
     AnchorL1Config | AnchorL2Config | SmoothnessConfig | L1Config | L2Config | SimilarityConfig | OverlapConfig
 )
-AnyTerm = ModelTerms | CoefficientTerms
+JudgingTerms = ModelTerms | LmEvalConfig | CustomConfig
+AnyTerm = JudgingTerms | CoefficientTerms
 
-TERM_CONFIGS: dict[str, type[TermConfig]] = {
-    config.model_fields["name"].default: config for config in (*get_args(ModelTerms), *get_args(CoefficientTerms))
+TERM_CONFIGS: dict[str, type[TermConfig]] = {  # of the terms that come with optmerge
+    config.model_fields["name"].default: config for config in get_args(AnyTerm) if config is not CustomConfig
 }
 LABELLED_TERMS = frozenset(name for name, config in TERM_CONFIGS.items() if config.labelled)
 
@@ -330,7 +333,7 @@ class ObjectiveConfig(Strict):
     """A weighted composition of terms; each task's mean is normalised before tasks are put together."""
 
     terms: list[Annotated[AnyTerm, Field(discriminator="name")]] = Field(min_length=1, description="what is added up")
-    select: list[Annotated[ModelTerms, Field(discriminator="name")]] | None = Field(
+    select: list[Annotated[JudgingTerms, Field(discriminator="name")]] | None = Field(
         None,
         min_length=1,
         description="terms that choose the best iterate, on the select split; null = those of `terms` that judge the "

@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from optmerge.config.drivers import DRIVER_CONFIGS
 from optmerge.config.methods import METHOD_CONFIGS
-from optmerge.config.objectives import AGGREGATE_CONFIGS, TERM_CONFIGS, ObjectiveConfig
+from optmerge.config.objectives import AGGREGATE_CONFIGS, TERM_CONFIGS, CustomConfig, ObjectiveConfig
 from optmerge.config.schema import (
     BaselinesConfig,
     BudgetConfig,
@@ -69,7 +69,7 @@ def page() -> str:
     for title, text, model in SECTIONS:
         parts.append(_section(f"## {title}", text, model))
     for title, registry in (
-        ("objective.terms", TERM_CONFIGS),
+        ("objective.terms", {**TERM_CONFIGS, "custom": CustomConfig}),
         ("objective.aggregate", AGGREGATE_CONFIGS),
         ("driver", DRIVER_CONFIGS),
         ("method, directions", METHOD_CONFIGS),

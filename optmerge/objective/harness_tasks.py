@@ -220,7 +220,7 @@ def quiet_harness() -> Iterator[None]:
     import lm_eval.api.model
     import lm_eval.api.task
     import lm_eval.models.huggingface
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
     modules: list[Any] = [lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface]
     logger = logging.getLogger("lm_eval")

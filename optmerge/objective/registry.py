@@ -3,7 +3,7 @@
     term_class("entropy")                           # the class
     make_term(EntropyConfig())                      # a term with its settings
 
-The names are those of ``config.objectives.TERM_CONFIGS``.
+The names are those of ``config.objectives.TERM_CONFIGS``, save ``custom``: that class is in a file of the user's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from optmerge.config.objectives import TermConfig
+from optmerge.config.objectives import CustomConfig, TermConfig
 from optmerge.objective.base import ModelTerm
 from optmerge.objective.coefficient import CoefficientTerm
 from optmerge.objective.whole import WholeModelTerm
@@ -41,7 +41,9 @@ COEFFICIENT_TERMS: dict[str, str] = {  # they regularise the coefficients
     "similarity": "optmerge.objective.pairs:Similarity",
     "overlap": "optmerge.objective.pairs:Overlap",
 }
-WHOLE_MODEL_TERMS: dict[str, str] = {}  # they judge the model on data of their own
+WHOLE_MODEL_TERMS: dict[str, str] = {  # they judge the model on data of their own
+    "lm-eval": "optmerge.objective.harness:LmEval",
+}
 
 
 def term_class(name: str) -> type[AnyTerm]:
@@ -56,7 +58,15 @@ def term_class(name: str) -> type[AnyTerm]:
 
 
 def make_term(config: TermConfig) -> AnyTerm:
-    """The term that a search file describes."""
+    """The term that a search file describes.
+
+    Raises:
+        ConfigError: It is a user's own, and cannot be loaded.
+    """
+    if isinstance(config, CustomConfig):
+        from optmerge.objective.custom import load_term
+
+        return load_term(config)
     make: Any = term_class(config.name)
     made: AnyTerm = make(config)
     return made
