@@ -11,6 +11,7 @@ from optmerge.objective.objective import Objective, report_metrics
 from optmerge.objective.outputs import Outputs
 from optmerge.objective.registry import COEFFICIENT_TERMS, TERMS, make_term, term_class
 from optmerge.objective.teacher import TeacherBatch, TeacherOutputs
+from optmerge.objective.whole import WholeModelTerm
 
 __all__ = [
     "COEFFICIENT_TERMS",
@@ -27,6 +28,7 @@ __all__ = [
     "Outputs",
     "TeacherBatch",
     "TeacherOutputs",
+    "WholeModelTerm",
     "make_term",
     "report_metrics",
     "term_class",
