@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 
 class HeadLabels:
-    """What the labels of a task's data mean to its expert's head.
+    """What the labels of a task's data mean to its expert's head, or to another one that is given.
 
     Attributes:
         head: The names of the expert's classes and their indices.
         classes: Size of the head.
     """
 
-    def __init__(self, task: Task) -> None:
-        self.head = {str(name): int(index) for name, index in (task.config.label2id or {}).items()}
+    def __init__(self, task: Task, head: Mapping[str, int] | None = None) -> None:
+        known = (task.config.label2id or {}) if head is None else head
+        self.head = {str(name): int(index) for name, index in known.items()}
         self.classes = max(self.head.values(), default=-1) + 1
         self._given = task.spec.labels
         self._column = task.spec.label

@@ -122,6 +122,20 @@ class ResidentModel:
         return models
 
 
+def fill(model: nn.Module, read: _Read, device: torch.device) -> nn.Module:
+    """Give an empty model, of no family, its values: in evaluation mode, without gradients.
+
+    Args:
+        model: On the meta device.
+        read: Parameter -> its value.
+        device: Where it is to live.
+    """
+    _materialise(model, model.named_parameters(), read, device)
+    _initialise_buffers(model)
+    _move_buffers(model, device)
+    return model.requires_grad_(False).eval()
+
+
 @torch.no_grad()
 def _materialise(
     model: nn.Module, parameters: Iterable[tuple[str, nn.Parameter]], read: _Read, device: torch.device
