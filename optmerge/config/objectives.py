@@ -114,11 +114,14 @@ class PseudoLabelConfig(ModelTermConfig):
     )
 
 
+Layer = Annotated[int, Field(strict=True, ge=0)] | Annotated[float, Field(gt=0, le=1)]
+
+
 class HiddenAlignmentConfig(ModelTermConfig):
     """Mean squared error to the expert's hidden states (Expert Merging, ICLR 2026)."""
 
     name: Literal["hidden-alignment"] = "hidden-alignment"
-    layers: Literal["middle"] | list[int | float] = Field(
+    layers: Literal["middle"] | Annotated[list[Layer], Field(min_length=1)] = Field(
         "middle",
         description="whose outputs are compared: layers by index from 0 (whole numbers), or by depth (0.5 = the one "
         "that ends the first half, 1.0 = the last)",

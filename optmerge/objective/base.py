@@ -99,6 +99,19 @@ def scored_logits(logits: Tensor, batch: Batch) -> Tensor:
     return logits.reshape(-1, logits.shape[-1]).index_select(0, batch.rows)
 
 
+def attended(batch: Batch, states: Tensor) -> Tensor:
+    """Which places of hidden states [B, T, H] a model attends to: bool[B, T]; all of them, where nothing is padded."""
+    if batch.places is not None:  # examples share rows; padding is at place 0, as one example's first token is
+        packed = batch.places.view(states.shape[:2]) > 0
+        packed[:, 0] = True
+        return packed
+    for name in ("attention_mask", "decoder_attention_mask"):
+        mask = batch.inputs.get(name)
+        if mask is not None and mask.shape == states.shape[:2]:
+            return mask.bool()
+    return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+
+
 def targets(batch: Batch, term: str) -> Tensor:
     """The true class of every row: int64[N].
 

@@ -11,8 +11,8 @@ at temperature 1 and in fp32, and the likeliest class. With k >= C that is every
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -38,11 +38,14 @@ class TeacherBatch:
             probability of all others together.
         indices: int64[N, k], which classes are kept; None for all, in order.
         choice: int64[N], the expert's likeliest class.
+        hidden: Index of a layer -> [P, H], what it gave at the P places that the batch attends to (`base.attended`), in
+            their order; any floating dtype. Only layers that a term asked for.
     """
 
     log_probs: Tensor
     indices: Tensor | None
     choice: Tensor
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 def coarse_log_probs(logits: Tensor, kept: Tensor | None) -> Tensor:
@@ -61,7 +64,10 @@ def coarse_log_probs(logits: Tensor, kept: Tensor | None) -> Tensor:
     if kept is None:
         return logits.log_softmax(-1)
     total = logits.logsumexp(-1, keepdim=True)
-    others = logits.scatter(-1, kept, -float("inf")).logsumexp(-1, keepdim=True)
+    # Where no other class is possible, the slope of the logsumexp of nothing but -inf would be NaN.
+    least = torch.finfo(logits.dtype).min / 2
+    others = logits.scatter(-1, kept, least).clamp(min=least).logsumexp(-1, keepdim=True)
+    others = others.masked_fill(others <= least / 2, -float("inf"))
     return torch.cat([logits.gather(-1, kept), others], -1) - total
 
 

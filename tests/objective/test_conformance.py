@@ -1,12 +1,15 @@
-"""What every term must do, run over the whole registry and both kinds of model."""
+"""What every term must do: the whole registry, with settings that change a term, on both kinds of model."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch import Tensor
 
+from optmerge.calibration import Batch
 from optmerge.config.objectives import TERM_CONFIGS, ObjectiveConfig
 from optmerge.objective import (
     COEFFICIENT_TERMS,
@@ -15,26 +18,36 @@ from optmerge.objective import (
     ModelTerm,
     Objective,
     Outputs,
+    TeacherBatch,
     TeacherOutputs,
     base,
     term_class,
 )
-from optmerge.objective.registry import REPORT_ONLY, WHOLE_MODEL_TERMS
+from optmerge.objective import make_term as make_any_term
+from optmerge.objective.registry import WHOLE_MODEL_TERMS
 from optmerge.objective.whole import WholeModelTerm
 
-from .cases import CLASSES, Case, make_case
+from .cases import CLASSES, LAYERS, Case, make_case, make_geometry
+
+Settings = dict[str, object]
 
 KIND_OF = {"model": ModelTerm, "coefficients": CoefficientTerm, "whole-model": WholeModelTerm}
 KINDS = ["classifier", "lm"]
-NAMES = list(TERMS)
+UNITS = {"nats", "share", "classes", "activation squared", "coefficient", "coefficient squared", "cosine"}
+SETTINGS: dict[str, list[Settings]] = {
+    "expert-kl": [{"temperature": 2.0}],
+    "information-maximisation": [{"diversity": 0.3}],
+    "pseudo-label": [{"filter": "none"}],
+    "hidden-alignment": [{"layers": [0, 1.0]}],
+    "anchor-l1": [{"scale": "none"}],
+    "anchor-l2": [{"scale": "none"}],
+}
+VARIANTS = [(name, settings) for name in TERMS for settings in ({}, *SETTINGS.get(name, []))]
+REGULARISERS = [(name, settings) for name in COEFFICIENT_TERMS for settings in ({}, *SETTINGS.get(name, []))]
 both = pytest.mark.parametrize("kind", KINDS)
-every_term = pytest.mark.parametrize("name", NAMES)
-
-
-def make_term(name: str, **settings: object) -> ModelTerm:
-    made = model_term(name)(TERM_CONFIGS[name](**settings) if name in TERM_CONFIGS else None)
-    assert isinstance(made, ModelTerm)
-    return made
+every_term = pytest.mark.parametrize("name", list(TERMS))
+every_variant = pytest.mark.parametrize(("name", "settings"), VARIANTS)
+every_regulariser = pytest.mark.parametrize(("name", "settings"), REGULARISERS)
 
 
 def model_term(name: str) -> type[ModelTerm]:
@@ -43,20 +56,42 @@ def model_term(name: str) -> type[ModelTerm]:
     return found
 
 
-def teacher_of(case: Case, k: int | None = None) -> TeacherOutputs:
-    return TeacherOutputs.collect([case.batch(case.everything())], k)
+def make_term(name: str, settings: Settings) -> ModelTerm:
+    made = make_any_term(TERM_CONFIGS[name](**settings))
+    assert isinstance(made, ModelTerm)
+    return made
 
 
-def values(
-    term: ModelTerm, case: Case, teacher: TeacherOutputs, positions: list[int], **padding: object
-) -> torch.Tensor:
+def make_regulariser(name: str, settings: Settings) -> CoefficientTerm:
+    made = make_any_term(TERM_CONFIGS[name](**settings))
+    assert isinstance(made, CoefficientTerm)
+    return made
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """An expert and what is kept of it."""
+
+    case: Case
+    outputs: TeacherOutputs
+
+    def batch(self, batch: Batch) -> TeacherBatch:
+        hidden = {layer: torch.cat([self.case.hidden[p][layer] for p in batch.positions]) for layer in range(LAYERS)}
+        return replace(self.outputs.batch(batch), hidden=hidden)
+
+
+def teacher_of(case: Case, k: int | None = None) -> Teacher:
+    return Teacher(case, TeacherOutputs.collect([case.batch(case.everything())], k))
+
+
+def values(term: ModelTerm, case: Case, teacher: Teacher, positions: list[int], **padding: object) -> Tensor:
     batch, outputs = case.batch(positions, **padding)  # type: ignore[arg-type]
     return term.per_example(outputs, batch, teacher.batch(batch))
 
 
 def test_the_registry_has_the_names_of_the_configuration() -> None:
     registered = {**TERMS, **COEFFICIENT_TERMS, **WHOLE_MODEL_TERMS}
-    assert set(registered) - set(REPORT_ONLY) == set(TERM_CONFIGS)
+    assert set(registered) == set(TERM_CONFIGS)
     assert len(registered) == len(TERMS) + len(COEFFICIENT_TERMS) + len(WHOLE_MODEL_TERMS)
     assert all(name == term_class(name).name for name in registered)
 
@@ -71,91 +106,111 @@ def test_settings_and_class_say_the_same(name: str) -> None:
         assert config.labelled == ("labels" in term.needs)
 
 
-@every_term
+@pytest.mark.parametrize("name", [*TERMS, *COEFFICIENT_TERMS])
 def test_a_term_says_what_it_is(name: str) -> None:
-    term = model_term(name)
-    assert term.unit in {"nats", "share"}
+    term = term_class(name)
+    assert not issubclass(term, WholeModelTerm)
+    assert term.unit in UNITS
     assert term.paper
     assert term.__doc__
-    assert term.needs <= {"labels", "teacher", "hidden"}
-    assert term.higher_is_better == (term.unit == "share")
+    assert "_" not in term.name
+    if issubclass(term, ModelTerm):
+        assert term.needs <= {"labels", "teacher", "hidden"}
+        assert term.higher_is_better == (term.unit == "share")
 
 
-@every_term
+@every_variant
 @both
 @pytest.mark.parametrize("k", [None, 3])
-def test_batch_size_and_padding_change_nothing(name: str, kind: str, k: int | None) -> None:
+@pytest.mark.parametrize("rows_at_once", [1 << 20, 2])
+def test_batch_size_and_padding_change_nothing(
+    name: str, settings: Settings, kind: str, k: int | None, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case, teacher = make_case(kind), teacher_of(make_case(kind, seed=1), k)
-    term = make_term(name)
+    term = make_term(name, settings)
     whole = values(term, case, teacher, [0, 1, 2, 3])
-    assert whole.shape == (4,)
+    assert len(whole) == 4
+    assert whole.dim() == (2 if term.summary else 1)
+    monkeypatch.setattr(base, "CHUNK", rows_at_once * CLASSES)
     for padding in ({"left": True}, {"extra": 5}, {"left": True, "extra": 2}):
         torch.testing.assert_close(values(term, case, teacher, [0, 1, 2, 3], **padding), whole)
     alone = torch.cat([values(term, case, teacher, [p]) for p in range(4)])
     torch.testing.assert_close(alone, whole)
     torch.testing.assert_close(values(term, case, teacher, [3, 0]), whole[[3, 0]])
+    assert term.finish(whole.double().mean(0)).shape == ()
 
 
-@every_term
+@every_variant
 @both
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_values_are_fp32_whatever_the_logits_are(name: str, kind: str, dtype: torch.dtype) -> None:
+def test_values_are_fp32_whatever_the_outputs_are(name: str, settings: Settings, kind: str, dtype: torch.dtype) -> None:
     case = make_case(kind, dtype=dtype)
-    precise = Case(case.kind, [logits.float() for logits in case.logits], case.ids, case.completions)
+    precise = replace(case, logits=[z.float() for z in case.logits], hidden=[h.float() for h in case.hidden])
     teacher = teacher_of(make_case(kind, seed=1))
-    got = values(make_term(name), case, teacher, [0, 1, 2, 3])
+    got = values(make_term(name, settings), case, teacher, [0, 1, 2, 3])
     assert got.dtype == torch.float32
-    torch.testing.assert_close(got, values(make_term(name), precise, teacher, [0, 1, 2, 3]))
-
-
-DIFFERENTIABLE = [(name, {}) for name in TERMS if model_term(name).differentiable] + [
-    ("expert-kl", {"temperature": 2.0})
-]
+    torch.testing.assert_close(got, values(make_term(name, settings), precise, teacher, [0, 1, 2, 3]))
 
 
 @pytest.mark.parametrize("rows_at_once", [1 << 20, 2])
-@pytest.mark.parametrize(("name", "settings"), DIFFERENTIABLE)
+@pytest.mark.parametrize(("name", "settings"), [each for each in VARIANTS if TERM_CONFIGS[each[0]].differentiable])
 @both
 @pytest.mark.parametrize("k", [None, 3])
 def test_gradients_are_finite_differences(
-    name: str, settings: dict[str, float], kind: str, k: int | None, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+    name: str, settings: Settings, kind: str, k: int | None, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of the finished value over two batches, by logits and hidden states."""
     monkeypatch.setattr(base, "CHUNK", rows_at_once * CLASSES)
     case, teacher = make_case(kind, dtype=torch.float64), teacher_of(make_case(kind, seed=1), k)
-    batch, outputs = case.batch([0, 1, 2, 3])
-    logits = outputs.logits.clamp(-20, 20).requires_grad_()
-    term = make_term(name, **settings)
-    assert torch.autograd.gradcheck(
-        lambda z: term.per_example(Outputs(z), batch, teacher.batch(batch)), logits, fast_mode=True
-    )
+    batches = [case.batch([0, 1]), case.batch([2, 3])]
+    term = make_term(name, settings)
+
+    def value(*leaves: Tensor) -> Tensor:
+        examples = []
+        for number, (batch, _) in enumerate(batches):
+            logits, *hidden = leaves[number * (1 + LAYERS) : (number + 1) * (1 + LAYERS)]
+            outputs = Outputs(logits, dict(enumerate(hidden)))
+            examples.append(term.per_example(outputs, batch, teacher.batch(batch)))
+        return term.finish(torch.cat(examples).mean(0))
+
+    leaves = [leaf for _, outputs in batches for leaf in (outputs.logits, *outputs.hidden.values())]
+    leaves = [leaf.clamp(-20, 20).requires_grad_() for leaf in leaves]
+    assert torch.autograd.gradcheck(value, leaves, fast_mode=True)
+    slopes = torch.autograd.grad(value(*leaves), leaves, allow_unused=True)
+    assert any(slope is not None and bool((slope != 0).any()) for slope in slopes)
 
 
-@every_term
+@every_variant
 @both
-def test_impossible_classes_give_finite_values(name: str, kind: str) -> None:
+@pytest.mark.parametrize("k", [None, CLASSES - 1, 1])
+def test_impossible_classes_give_finite_values(name: str, settings: Settings, kind: str, k: int | None) -> None:
     def without_last(case: Case) -> Case:
         for logits in case.logits:
             logits[..., -1] = -math.inf
         ids = [[min(i, 5) for i in row] for row in case.ids]
-        return Case(case.kind, case.logits, ids, case.completions)
+        return replace(case, ids=ids)
 
-    case, teacher = without_last(make_case(kind)), teacher_of(without_last(make_case(kind, seed=1)))
+    case, teacher = without_last(make_case(kind)), teacher_of(without_last(make_case(kind, seed=1)), k)
     batch, outputs = case.batch([0, 1, 2, 3])
     outputs.logits.requires_grad_()
-    got = make_term(name).per_example(outputs, batch, teacher.batch(batch))
-    assert bool(got.isfinite().all())
-    if model_term(name).differentiable:
-        got.sum().backward()
+    term = make_term(name, settings)
+    got = term.finish(term.per_example(outputs, batch, teacher.batch(batch)).mean(0))
+    assert bool(got.isfinite())
+    if term.differentiable and "hidden" not in term.needs:
+        got.backward()
         assert outputs.logits.grad is not None
         assert bool(outputs.logits.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("name", list(TERM_CONFIGS))
+@pytest.mark.parametrize("name", list(TERMS))
 @pytest.mark.parametrize("normalise", ["none", "base", "log-classes"])
 def test_permuting_tasks_permutes_what_comes_out(name: str, normalise: str) -> None:
-    config = ObjectiveConfig.model_validate(
-        {"terms": [{"name": name, "normalise": normalise}], "task_weights": {"b": 2.0}}
-    )
+    term: Settings = {"name": name, "normalise": normalise}
+    if name == "information-maximisation" and normalise == "base":
+        with pytest.raises(ValueError, match="log-classes"):
+            ObjectiveConfig.model_validate({"terms": [term]})
+        return
+    config = ObjectiveConfig.model_validate({"terms": [term], "task_weights": {"b": 2.0}})
     base_means = {"a": {name: 0.9}, "b": {name: 0.4}, "c": {name: 0.7}}
     means = {"a": {name: 0.5}, "b": {name: 0.3}, "c": {name: 0.1}}
     results = []
@@ -171,9 +226,54 @@ def test_permuting_tasks_permutes_what_comes_out(name: str, normalise: str) -> N
 @every_term
 def test_what_is_needed_must_be_there(name: str) -> None:
     batch, outputs = make_case("classifier").batch([0, 1])
-    bare = type(batch)(batch.inputs, batch.positions)
-    if not model_term(name).needs:
-        assert make_term(name).per_example(outputs, bare, None).shape == (2,)
+    bare = replace(batch, targets=None)
+    term = make_term(name, {})
+    if not term.needs:
+        assert len(term.per_example(outputs, bare, None)) == 2
         return
     with pytest.raises(ValueError, match=f"term {name} needs"):
-        make_term(name).per_example(outputs, bare, None)
+        term.per_example(outputs, bare, None)
+
+
+@every_regulariser
+def test_a_regulariser_is_a_precise_number_with_a_finite_gradient(name: str, settings: Settings) -> None:
+    geometry, coefficients = make_geometry()
+    term = make_regulariser(name, settings)
+    value = term.value(coefficients.requires_grad_(), geometry)
+    assert value.shape == ()
+    assert value.dtype == torch.float64
+    for point in (geometry.start.clone(), torch.zeros_like(geometry.start)):  # where roots and absolute values bend
+        (slope,) = torch.autograd.grad(term.value(point.requires_grad_(), geometry), point)
+        assert bool(slope.isfinite().all())
+
+
+@every_regulariser
+def test_a_regularisers_gradient_is_finite_differences(name: str, settings: Settings) -> None:
+    geometry, coefficients = make_geometry()
+    term = make_regulariser(name, settings)
+    assert torch.autograd.gradcheck(lambda c: term.value(c, geometry), coefficients.requires_grad_())
+    (slope,) = torch.autograd.grad(term.value(coefficients, geometry), coefficients)
+    assert bool((slope[geometry.free] != 0).any())
+    assert not bool(slope[~geometry.free].any())
+
+
+@every_regulariser
+def test_permuting_directions_changes_no_regulariser(name: str, settings: Settings) -> None:
+    geometry, coefficients = make_geometry()
+    order = [2, 0, 1]
+    permuted, _ = make_geometry()
+    for part in ("start", "lower", "upper", "free"):
+        setattr(permuted, part, getattr(geometry, part)[:, order])
+    permuted.__dict__["norms"] = geometry.norms[:, order]
+    term = make_regulariser(name, settings)
+    value = term.value(coefficients, geometry)
+    torch.testing.assert_close(term.value(coefficients[:, order], permuted), value, rtol=1e-12, atol=0)
+
+
+@every_regulariser
+def test_a_frozen_coefficient_counts_for_nothing(name: str, settings: Settings) -> None:
+    geometry, coefficients = make_geometry()
+    term = make_regulariser(name, settings)
+    value = term.value(coefficients, geometry)
+    moved = torch.where(geometry.free, coefficients, 5.0)
+    torch.testing.assert_close(term.value(moved, geometry), value, rtol=0, atol=0)
