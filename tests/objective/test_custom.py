@@ -47,6 +47,7 @@ class Size(CoefficientTerm):
         return coefficients.abs().mean()
 """
 DEPTH = """
+from optmerge.objective import WholeModelTerm
 
 class Depth(WholeModelTerm):
     name = "depth"
