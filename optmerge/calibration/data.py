@@ -24,6 +24,7 @@ from optmerge.calibration.sources import Rows, read_rows
 from optmerge.calibration.splits import ORDER, allocate, content_key, split_sizes
 from optmerge.config.schema import SplitsConfig, TaskConfig
 from optmerge.errors import DataError, did_you_mean
+from optmerge.models.image_processor import ImageProcessor
 from optmerge.records import SplitName
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def load_calibration(
     tasks: Mapping[str, TaskConfig],
     splits: SplitsConfig,
     *,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ImageProcessor,
     kind: Kind,
     configs: Mapping[str, PreTrainedConfig],
     relative_to: Path,
@@ -112,7 +113,7 @@ def load_calibration(
     Args:
         tasks: Task -> its settings.
         splits: Sizes of the splits, the same for every task.
-        tokenizer: Tokenises all tasks.
+        tokenizer: Tokenises all tasks; for models of images, the image processor that prepares them.
         kind: What the experts are.
         configs: Task -> its expert's config.
         relative_to: Where relative paths start.
@@ -126,7 +127,7 @@ def load_calibration(
     loaded: dict[str, TaskData] = {}
     notes: list[str] = []
     for name, spec in tasks.items():
-        reader = READERS[kind](Task(name, spec, configs[name], tokenizer))
+        reader = READERS[kind](Task(name, spec, configs[name], tokenizer, relative_to))
         loader = _TaskLoader(reader, kind, keep_labels)
         loaded[name] = loader.load(splits, relative_to, limit)
         notes += loader.notes

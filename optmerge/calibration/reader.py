@@ -62,7 +62,7 @@ class Task:
         spec: Its settings.
         config: Of the task's expert.
         reads: The tokenizer of the search, or for models of images its image processor.
-        folder: Where relative paths in the data start.
+        folder: What the path of its data is relative to.
     """
 
     name: str

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from optmerge.calibration.images import image_files, is_image_folder
 from optmerge.errors import DataError, did_you_mean
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".parquet", ".txt")
@@ -55,7 +56,7 @@ def is_local(text: str, *, relative_to: Path) -> bool:
 
 
 def read_rows(text: str, wanted: Collection[str], *, relative_to: Path) -> Rows:
-    """Read the wanted columns of a file or of a hub data set ``id[@revision][:split]``.
+    """Read the wanted columns of a file, of a folder of images, or of a hub data set ``id[@revision][:split]``.
 
     Args:
         text: Path (relative to ``relative_to``) or hub id.
@@ -68,6 +69,8 @@ def read_rows(text: str, wanted: Collection[str], *, relative_to: Path) -> Rows:
     if not is_local(text, relative_to=relative_to):
         return _read_hub(text, wanted)
     path = relative_to / Path(text).expanduser()
+    if is_image_folder(path):
+        return _read_image_folder(path, wanted)
     if not path.is_file():
         raise DataError(_missing(path))
     suffix = path.suffix.lower()
@@ -219,6 +222,17 @@ def _read_text(path: Path, wanted: Collection[str]) -> Rows:
     return Rows(str(path), ("text",), columns, [number for number, _ in filled])
 
 
+def _read_image_folder(path: Path, wanted: Collection[str]) -> Rows:
+    """A folder of images, each of the class that its own folder is called after."""
+    files = image_files(path)
+    found: dict[str, list[Any]] = {
+        "image": [str(file.absolute()) for file, _ in files],
+        "label": [name for _, name in files],
+    }
+    columns = {name: values for name, values in found.items() if name in wanted}
+    return Rows(str(path), tuple(found), columns, range(1, len(files) + 1))
+
+
 def _read_hub(text: str, wanted: Collection[str]) -> Rows:
     import datasets
 
@@ -244,6 +258,9 @@ def _read_hub(text: str, wanted: Collection[str]) -> Rows:
     available = tuple(loaded.column_names)
     present = [column for column in wanted if column in available]
     kept = loaded.select_columns(present)
+    for column in present:
+        if isinstance(kept.features[column], datasets.Image):  # the file's bytes, to be decoded one at a time
+            kept = kept.cast_column(column, datasets.Image(decode=False))
     return Rows(
         text,
         available,

@@ -4,12 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 from optmerge.calibration.kinds.causal_lm import causal_lm_reader
+from optmerge.calibration.kinds.image_classification import ImageClassificationReader
 from optmerge.calibration.kinds.sequence_classification import SequenceClassificationReader
+from optmerge.calibration.kinds.zero_shot import ZeroShotReader
 from optmerge.calibration.reader import Kind, Reader, Task
 
 READERS: dict[Kind, Callable[[Task], Reader[Any, Any]]] = {
     "causal-lm": causal_lm_reader,
     "sequence-classification": SequenceClassificationReader,
+    "image-classification": ImageClassificationReader,
+    "zero-shot-image-classification": ZeroShotReader,
 }
 
 __all__ = ["READERS"]
