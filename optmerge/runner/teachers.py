@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from optmerge.atomic import atomic_path
-from optmerge.config.objectives import ExpertKLConfig
+from optmerge.config.objectives import ExpertKLConfig, JensenShannonConfig
 from optmerge.errors import RunFailed
 from optmerge.merging.engine import one_hot
 from optmerge.models.cache import cache_dir
@@ -111,7 +111,8 @@ def _outputs(problem: Problem, task: str, split: SplitName, batch_tokens: int) -
 
 def kept_classes(config: SearchConfig) -> int | None:
     """The most classes that any term wants to see; None (all) wins. Without such a term, what expert-kl would keep."""
-    wanted = [term.top_k for term in config.objective.terms if isinstance(term, ExpertKLConfig)]
+    terms = (*config.objective.terms, *(config.objective.select or ()))
+    wanted = [term.top_k for term in terms if isinstance(term, ExpertKLConfig | JensenShannonConfig)]
     wanted = wanted or [ExpertKLConfig().top_k]
     return None if None in wanted else max(k for k in wanted if k is not None)
 

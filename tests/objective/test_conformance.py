@@ -197,7 +197,7 @@ def test_impossible_classes_give_finite_values(name: str, settings: Settings, ki
     got = term.finish(term.per_example(outputs, batch, teacher.batch(batch)).mean(0))
     assert bool(got.isfinite())
     if term.differentiable and "hidden" not in term.needs:
-        got.backward()
+        got.backward()  # type: ignore[no-untyped-call]
         assert outputs.logits.grad is not None
         assert bool(outputs.logits.grad.isfinite().all())
 
