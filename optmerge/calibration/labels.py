@@ -23,12 +23,14 @@ class HeadLabels:
     Attributes:
         head: The names of the expert's classes and their indices.
         classes: Size of the head.
+        known: The values that have a meaning by name: those of the task's own ``labels``, else the head's.
     """
 
     def __init__(self, task: Task, head: Mapping[str, int] | None = None) -> None:
         known = (task.config.label2id or {}) if head is None else head
         self.head = {str(name): int(index) for name, index in known.items()}
         self.classes = max(self.head.values(), default=-1) + 1
+        self.known = self.head if task.spec.labels is None else task.spec.labels
         self._given = task.spec.labels
         self._column = task.spec.label
 
@@ -44,8 +46,7 @@ class HeadLabels:
         Raises:
             DataError: There is no value, or it means no class.
         """
-        known = self.head if self._given is None else self._given
-        if isinstance(value, int) and 0 <= value < len(names) and names[value] in known:
+        if isinstance(value, int) and 0 <= value < len(names) and names[value] in self.known:
             value = names[value]
         if value is None or value == "":
             raise DataError(

@@ -128,6 +128,20 @@ class Reader(ABC, Generic[Raw, Encoded]):
         """The task, as messages about its settings begin."""
         return f"tasks.{self.task.name}"
 
+    def refuse_label_in_template(self) -> None:
+        """A template may not show a model what is declared to be the label.
+
+        Raises:
+            ConfigError: It does.
+        """
+        label = self.task.spec.label
+        if label in self.columns:
+            raise ConfigError(
+                f"{self.where}.template uses the column {label!r}, which {self.where}.label declares to be the label. "
+                "A label is never shown to a model; leave `label` out if this column is text that the model should "
+                "complete."
+            )
+
     @abstractmethod
     def raw(self, values: Mapping[str, Any], where: str) -> Raw | None:
         """The inputs in a row, checked; None if there are none.

@@ -151,7 +151,8 @@ class AdapterCheckpoint:
             config.architectures = [named]
         saved = [self._file.tensors[key] for key in self._saved.values() if not key.endswith(".base_layer.weight")]
         heads = [info.shape[0] for info in saved if len(info.shape) == 2]
-        if adapted_kind(self._peft) == "sequence-classification" and heads and min(heads) != config.num_labels:
+        classifies = adapted_kind(self._peft) in ("sequence-classification", "token-classification")
+        if classifies and heads and min(heads) != config.num_labels:
             config.num_labels = min(heads)  # a head's last matrix has one row per label, its others more
         return config
 

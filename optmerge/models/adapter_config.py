@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal")  # of A and B only; the other schemes change the base's weights too
-_TASK_KINDS: dict[str, ModelKind] = {"CAUSAL_LM": "causal-lm", "SEQ_CLS": "sequence-classification"}
+_TASK_KINDS: dict[str, ModelKind] = {
+    "CAUSAL_LM": "causal-lm",
+    "SEQ_2_SEQ_LM": "seq2seq-lm",
+    "SEQ_CLS": "sequence-classification",
+    "TOKEN_CLS": "token-classification",
+}
 _COSMETIC = ("base_model_name_or_path", "peft_version", "revision")
 _VARIANTS = {  # config field -> what a person calls it; each changes what the factors mean
     "use_dora": "DoRA",
@@ -119,7 +124,9 @@ def adapted_class(peft: Any, config: PreTrainedConfig) -> str | None:
     named = (peft.auto_mapping or {}).get("base_model_class")
     tables = {
         "causal-lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "seq2seq-lm": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
         "sequence-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "token-classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     }
     known = tables.get(adapted_kind(peft), {}).get(config.model_type)
     return known if isinstance(known, str) else named

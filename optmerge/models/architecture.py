@@ -19,14 +19,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 ModelKind = Literal[
-    "causal-lm", "sequence-classification", "image-classification", "zero-shot-image-classification", "other"
+    "causal-lm",
+    "seq2seq-lm",
+    "sequence-classification",
+    "token-classification",
+    "image-classification",
+    "zero-shot-image-classification",
+    "other",
 ]
+GENERATIVE: frozenset[ModelKind] = frozenset({"causal-lm", "seq2seq-lm"})  # they predict tokens, and can write
 
 # Kind -> the Auto classes that make its models, the first that knows a config being taken. A vision-language model is
 # a language model that can also be shown images.
 AUTO_CLASSES: dict[ModelKind, tuple[str, ...]] = {
     "causal-lm": ("AutoModelForCausalLM", "AutoModelForImageTextToText"),
+    "seq2seq-lm": ("AutoModelForSeq2SeqLM",),
     "sequence-classification": ("AutoModelForSequenceClassification",),
+    "token-classification": ("AutoModelForTokenClassification",),
     "image-classification": ("AutoModelForImageClassification",),
 }
 

@@ -24,7 +24,7 @@ import torch
 from optmerge.errors import ConfigError
 from optmerge.models.adapter import AdapterCheckpoint, DeltaForm, same_values
 from optmerge.models.ahead import read_ahead
-from optmerge.models.architecture import ModelKind, body_prefix, kind_of, model_on_meta
+from optmerge.models.architecture import GENERATIVE, ModelKind, body_prefix, kind_of, model_on_meta
 from optmerge.models.checkpoint import Checkpoint, open_checkpoint
 from optmerge.models.layouts import Layout, Parameter, layout_key, recall_layout, remember_layout
 from optmerge.models.mapping import CheckpointMap, checkpoint_map
@@ -306,7 +306,7 @@ def _why_heads_differ(members: Mapping[str, Member], kind: ModelKind) -> str:
         if own != shapes:
             name = next(name for name in {**shapes, **own} if own.get(name) != shapes.get(name))
             return f"{name} differs between {expert.who} ({shapes.get(name)}) and {who} ({own.get(name)})"
-        if shapes and kind != "causal-lm" and getattr(member.config, "id2label", None) != labels:
+        if shapes and kind not in GENERATIVE and getattr(member.config, "id2label", None) != labels:
             return f"the labels of {expert.who} and {who} differ"
     return ""
 

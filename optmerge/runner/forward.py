@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from optmerge.models.architecture import GENERATIVE
 from optmerge.models.hidden import layer_outputs
 from optmerge.models.roles import layer_modules
 from optmerge.objective.outputs import Outputs
@@ -36,7 +37,7 @@ class Forward:
     """
 
     def __init__(self, family: Family, resident: ResidentModel, experts: Mapping[str, str]) -> None:
-        self.options: dict[str, Any] = {"use_cache": False} if family.kind == "causal-lm" else {}
+        self.options: dict[str, Any] = {"use_cache": False} if family.kind in GENERATIVE else {}
         self._resident = resident
         self._experts = dict(experts)
         self._layers: dict[int, tuple[nn.Module, ...]] = {}  # of each model

@@ -52,12 +52,8 @@ class CausalLMReader(Reader[Raw, EncodedText]):
                 f"{self.where}.stride is {spec.stride}; expected less than the {self.size} tokens of a window, because "
                 "a window's first token has nothing before it that could predict it. Half of a window is usual."
             )
-        if spec.label in self.columns and spec.template is not None:
-            raise ConfigError(
-                f"{self.where}.template uses the column {spec.label!r}, which {self.where}.label declares to be the "
-                "label. A label is never shown to a model; leave `label` out if this column is text that the model "
-                "should complete."
-            )
+        if spec.template is not None:
+            self.refuse_label_in_template()
         if spec.label in self.columns:
             raise ConfigError(f"{self.where}.label is {spec.label!r}, which is also the column of the input.")
 
