@@ -84,6 +84,7 @@ def _dimensions(config: SearchConfig, file: Path, names: list[str]) -> dict[str,
         config.experts,
         relative_to=file.parent,
         heads=config.heads,
+        vocabulary=config.vocabulary,
         allow_pickle=config.allow_pickle,
         check_values=False,
     )
@@ -92,7 +93,10 @@ def _dimensions(config: SearchConfig, file: Path, names: list[str]) -> dict[str,
     directions = [direction.name for direction in searched]
     return {
         name: build_space(
-            SpaceConfig.model_validate(read_mapping(find_preset("space", name))), roles, directions
+            SpaceConfig.model_validate(read_mapping(find_preset("space", name))),
+            roles,
+            directions,
+            shapes=family.parameters,
         ).dimension
         for name in names
     }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from optmerge.config.base import Strict
 
-Granularity = Literal["model-wise", "task-wise", "layer-wise", "layer-kind-wise", "tensor-wise"]
-GRANULARITIES: tuple[str, ...] = ("model-wise", "task-wise", "layer-wise", "layer-kind-wise", "tensor-wise")
+Granularity = Literal[
+    "model-wise", "task-wise", "layer-wise", "layer-kind-wise", "tensor-wise", "chunk-wise", "column-wise"
+]
+GRANULARITIES: tuple[str, ...] = get_args(Granularity)
 
 
 class RuleConfig(Strict):
@@ -26,6 +28,18 @@ class RuleConfig(Strict):
     start: float | None = Field(None, description="where the search starts")
 
 
+class ChunksConfig(Strict):
+    """How chunk-wise coefficients are shared out: a tensor's chunks follow from its task vectors' size."""
+
+    budget: float = Field(1.0, gt=0, description="chunks in all, as a multiple of the number of searched tensors")
+    power: float = Field(
+        0.5,
+        ge=0,
+        description="of importance (|coefficient| x mean |task vector| x elements, summed over directions) in a "
+        "tensor's share of the chunks: 0 is the same for all, 1 in proportion",
+    )
+
+
 class SpaceConfig(Strict):
     """A search space over coefficients."""
 
@@ -39,6 +53,9 @@ class SpaceConfig(Strict):
         description="within each group, coefficients are the variables divided by their sum, or the softmax of them; "
         "bounds and start are then those of the variables, and frozen coefficients take no part",
     )
+    chunks: ChunksConfig | None = Field(
+        None, description="of granularity chunk-wise; a tensor that gets no chunk keeps the coefficients of the start"
+    )
     rules: list[RuleConfig] = Field(default_factory=list, description="frozen groups and other bounds, by name")
 
     @model_validator(mode="after")
@@ -48,6 +65,12 @@ class SpaceConfig(Strict):
                 f"normalise is {self.normalise}, and granularity model-wise has one number for all directions, so "
                 "every coefficient would be fixed. Use granularity task-wise, or normalise: none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _only_chunk_wise(self) -> Self:
+        if self.chunks is not None and self.granularity != "chunk-wise":
+            raise ValueError(f"chunks are of granularity chunk-wise, and granularity is {self.granularity}")
         return self
 
     @model_validator(mode="after")

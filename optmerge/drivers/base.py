@@ -39,7 +39,7 @@ class Variables:
     """What is searched: named numbers with bounds and a start.
 
     Attributes:
-        names: One name per variable, all different.
+        names: One name per variable, all different; a tuple is checked for it, what makes them on demand is trusted.
         lower: float64[d], the lowest values.
         upper: float64[d], the highest values, each above its ``lower``.
         start: float64[d], where the search starts; within bounds.
@@ -48,26 +48,28 @@ class Variables:
         ConfigError: Bounds or start do not fit; the message names the variable.
     """
 
-    names: tuple[str, ...]
+    names: Sequence[str]
     lower: Vector
     upper: Vector
     start: Vector
 
     def __post_init__(self) -> None:
-        if len(set(self.names)) != len(self.names):
+        if isinstance(self.names, tuple) and len(set(self.names)) != len(self.names):
             raise ConfigError("Two variables of the search space have the same name.")
         for field in ("lower", "upper", "start"):
             values = read_only(getattr(self, field))
             if values.shape != (len(self.names),):
                 raise ConfigError(f"{field} has shape {values.shape}, expected ({len(self.names)},): one per variable.")
             object.__setattr__(self, field, values)
-        for name, low, high, at in zip(self.names, self.lower, self.upper, self.start, strict=True):
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        lower, upper, start = self.lower, self.upper, self.start
+        ordered = np.isfinite(lower) & np.isfinite(upper) & (lower < upper)
+        for bad in np.flatnonzero(~(ordered & (lower <= start) & (start <= upper)))[:1]:
+            name, low, high = self.names[bad], lower[bad], upper[bad]
+            if not ordered[bad]:
                 raise ConfigError(
                     f"The bounds of {name} are [{low}, {high}]; expected two finite numbers, low then high."
                 )
-            if not low <= at <= high:
-                raise ConfigError(f"The start of {name} is {at}, outside its bounds [{low}, {high}].")
+            raise ConfigError(f"The start of {name} is {start[bad]}, outside its bounds [{low}, {high}].")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import torch
 
+from optmerge.merging.magnitudes import task_vector_magnitudes
 from optmerge.merging.method_deltas import MethodDeltas
 from optmerge.merging.models_view import Statistics
 from optmerge.merging.recipe import Direction, Recipe
@@ -153,6 +154,16 @@ class Deltas:
             else everywhere
             if self._methods.keeps_base(direction)
             else frozenset()
+            for direction in self.directions
+        }
+
+    def magnitudes(self) -> dict[str, dict[str, float]]:
+        """Direction -> parameter -> mean |task vector|; of a whole method, the mean over the experts'."""
+        experts = task_vector_magnitudes(self.family)
+        return {
+            direction.name: experts[direction.expert]
+            if direction.kind != "method"
+            else {name: sum(of[name] for of in experts.values()) / len(experts) for name in self.family.parameters}
             for direction in self.directions
         }
 

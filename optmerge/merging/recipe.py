@@ -21,6 +21,7 @@ from optmerge.atomic import atomic_write
 from optmerge.config.methods import MethodConfig
 from optmerge.errors import RecipeError
 from optmerge.merging.coefficients import CoefficientFn, Table
+from optmerge.merging.slices import Cut
 
 if TYPE_CHECKING:
     from optmerge.models.family import Family
@@ -87,6 +88,8 @@ class Group:
         layer: Index of the transformer layer, None outside the layers or across them.
         kind: A role (attention, mlp, norm, embedding, final-norm, head, other), or "layer" or "model" when mixed.
     """
+        cut: How the one parameter that the tensors hold is cut into slices with coefficients of their own, each a row
+            of the recipe's coefficients.
 
     name: str
     tensors: tuple[str, ...]
@@ -95,6 +98,12 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+    cut: Cut | None = None
+
+    @property
+    def count(self) -> int:
+        """Rows of coefficients: 1, or one per slice."""
+        return 1 if self.cut is None else self.cut.count
 class Recipe:
     """A merge as data; see the module docstring. Values are frozen, ``coefficients`` is read-only.
 

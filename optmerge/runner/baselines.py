@@ -47,7 +47,7 @@ class Baseline:
 def make_baselines(problem: Problem) -> list[Baseline]:
     """The baselines of a problem, the base first."""
     experts = [problem.column(name) for name in problem.family.experts]
-    shape = (len(problem.space.groups), len(problem.directions))
+    shape = (problem.space.num_rows, len(problem.directions))
 
     def constant(columns: Sequence[int], value: float) -> Table:
         table = np.zeros(shape)
@@ -115,11 +115,13 @@ class CachedMeasurements:
         problem = self.evaluator.problem
         # Coefficients are keyed per parameter: the same merge under another grouping is the same measurement.
         used = np.flatnonzero(np.any(table != 0.0, axis=0)).tolist()
-        rows = {
-            parameter: table[row, used].tolist()
-            for row, group in enumerate(problem.space.groups)
-            for parameter in group.parameters
-        }
+        rows = {}
+        for group, at in zip(problem.space.groups, problem.space.rows, strict=True):
+            part = table[at][:, used]
+            alike = bool((part == part[0]).all())
+            rows |= dict.fromkeys(
+                group.parameters, part[0].tolist() if alike else hashlib.sha256(part.tobytes()).hexdigest()
+            )
         facts = [
             self._identities[split],
             split,

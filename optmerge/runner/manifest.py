@@ -48,7 +48,7 @@ def make_manifest(problem: Problem) -> dict[str, Any]:
         },
         "notes": list(problem.calibration.notes),
         "dimension": problem.space.dimension,
-        "variables": [variable.name for variable in problem.space.variables],
+        "variables": list(problem.space.names.compact),
         "report_examples": {
             name: _hash(data.splits["report"].keys) for name, data in problem.calibration.tasks.items()
         },

@@ -90,7 +90,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     device, dtype = pick_device(config.device), pick_dtype(config.dtype, family)
     directions = expand_directions(config.directions, list(family.experts), config.method)
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
-    space = build_space(config.space, roles, [direction.name for direction in directions])
+    space = build_space(config.space, roles, [direction.name for direction in directions], shapes=family.parameters)
     objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
     objective.require_gradient(config.driver.name)
     tokenizer = tokenizer_for(family, config.tokenizer)

@@ -80,7 +80,7 @@ class Problem:
 
     def expand(self, vector: Vector) -> Table:
         """The space's vector as coefficients [G, D] over all directions."""
-        table = np.zeros((len(self.space.groups), len(self.directions)))
+        table = np.zeros((self.space.num_rows, len(self.directions)))
         table[:, self.columns] = self.space.decode(vector)
         return table
 
@@ -118,6 +118,7 @@ class Problem:
             )
             for group in self.space.groups
         )
+                group.cut,
         return Recipe(
             base=entry("base"),
             experts={name: entry(name) for name in family.experts},
@@ -211,7 +212,14 @@ def open_problem(
     statistics = GramStatistics(config, family, calibration, device=device, dtype=dtype)
     deltas = Deltas(family, directions, cache=cache_dir() / "directions", statistics=statistics)
     names = [direction.name for direction in wanted]
-    space = build_space(config.space, roles, names, untouched=deltas.untouched())
+    space = build_space(
+        config.space,
+        roles,
+        names,
+        untouched=deltas.untouched(),
+        shapes=family.parameters,
+        magnitudes=deltas.magnitudes() if config.space.granularity == "chunk-wise" else None,
+    )
     memory = plan_memory(config, family, directions, space, calibration, device, dtype)
     for note in memory.notes:
         log.warning("%s", note)
@@ -220,13 +228,13 @@ def open_problem(
         statistics.collect(resident, progress)
     deltas.prepare(progress)
     columns = [direction.name for direction in directions]
-    group_of = {name: row for row, group in enumerate(space.groups) for name in group.parameters}
     if kept is None:
         kept = (*(["base"] if memory.base_resident else []), *memory.resident)
     engine = Engine(
         resident.parameters,
         deltas.segments,
-        group_of,
+        space.row_of,
+        cuts=space.cuts,
         form=form or memory.form or "accumulate",
         placement=Placement("base" in kept, frozenset(columns.index(name) for name in kept if name != "base")),
     )

@@ -257,11 +257,13 @@ class _Session:
             return problem.space.start
         best = min(able, key=lambda row: row.select.value if row.select.value is not None else np.inf)
         log.info("the search starts from the baseline %s", best.name)
-        return problem.space.encode(tables[best.name][:, problem.columns])
+        table = tables[best.name][:, problem.columns]
+        problem.space = problem.space.started_at(table)
+        return problem.space.encode(table)
 
     def _driver(self, start: Vector) -> Driver:
         config, space = self.problem.config, self.problem.space
-        variables = Variables(tuple(v.name for v in space.variables), space.lower, space.upper, start)
+        variables = Variables(space.names, space.lower, space.upper, start)
         return make_driver(
             config.driver,
             variables,

@@ -118,8 +118,7 @@ class Passes:
         self.objective = Objective(config.objective, list(config.tasks), classes)
         halves = {name: {term.name: 0.5 for term in self.objective.terms} for name in config.tasks}
         self.objective.set_normalisers("fit", halves)
-        groups = [space.groups[row] for row in space.searched_groups]
-        self.watched = [model.parameters[name] for group in groups for name in group.parameters]
+        self.watched = [model.parameters[name] for name in space.searched_parameters]
         self.forward = Forward(family, model, {name: data.expert for name, data in calibration.tasks.items()})
         self.count = family.num_layers
         self.checkpointing = (

@@ -69,7 +69,7 @@ class Teachers:
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
                     column = problem.column(data.expert)
-                    problem.engine.apply(one_hot(len(problem.space.groups), len(problem.directions), column))
+                    problem.engine.apply(one_hot(problem.space.num_rows, len(problem.directions), column))
                     made = _collect(problem, task, split)
                     with atomic_path(path) as temporary:
                         made.save(temporary)
@@ -123,6 +123,7 @@ def _key(problem: Problem, task: str, split: SplitName) -> str:
         problem.family.experts[data.expert].sha256(),
         problem.family.base.sha256(),
         problem.family.heads,
+        problem.forward.head_sha256(task),
         data.splits[split].sha256,
         kept_classes(problem.config),
         str(problem.dtype),

@@ -81,12 +81,8 @@ def variables_for(kind: Kind, table: Table, searched: Mask, lower: Table, upper:
         lower: float64[G, D], bounds of the variables where ``searched``.
         upper: float64[G, D].
     """
-    result = table.copy()
-    for row in np.flatnonzero(searched.any(axis=1)):
-        columns = searched[row]
-        match_row = _matching_scale if kind == "sum" else _matching_shift
-        result[row, columns] = match_row(table[row, columns], lower[row, columns], upper[row, columns])
-    return result
+    row_wise = _matching_scale if kind == "sum" else _matching_shift
+    return np.where(searched, row_wise(table, searched, lower, upper), table)
 
 
 def _weights(kind: Kind, variables: Table, searched: Mask) -> Table:
@@ -98,20 +94,25 @@ def _weights(kind: Kind, variables: Table, searched: Mask) -> Table:
     return weights
 
 
-def _matching_scale(row: Table, lower: Table, upper: Table) -> Table:
-    total = row.sum()
-    if abs(total) > _CANCELLED * np.abs(row).sum():
-        row = row / total
-    some = row != 0.0
-    if not some.any():
-        return row
-    ends = np.sort([lower[some] / row[some], upper[some] / row[some]], axis=0)
-    least, most = float(ends[0].max()), float(ends[1].min())
-    scale = min(max(1.0, least), most) if least <= most and most > 0.0 else 1.0
-    return row * scale
+def _matching_scale(table: Table, searched: Mask, lower: Table, upper: Table) -> Table:
+    part = np.where(searched, table, 0.0)
+    total = part.sum(axis=1, keepdims=True)
+    whole = np.abs(total) > _CANCELLED * np.abs(part).sum(axis=1, keepdims=True)
+    part = part / np.where(whole, total, 1.0)
+    some = part != 0.0
+    ends = [np.divide(bound, part, out=np.zeros_like(part), where=some) for bound in (lower, upper)]
+    least = np.where(some, np.minimum(*ends), -np.inf).max(axis=1)
+    most = np.where(some, np.maximum(*ends), np.inf).min(axis=1)
+    fits = some.any(axis=1) & (least <= most * (1.0 + _CANCELLED)) & (most > 0.0)
+    scale = np.where(fits, np.minimum(np.maximum(1.0, least), most), 1.0)
+    scaled: Table = part * scale[:, None]
+    return scaled
 
 
-def _matching_shift(row: Table, lower: Table, upper: Table) -> Table:
-    logits = np.log(np.maximum(row, _LEAST))
-    shifted: Table = logits + ((lower - logits).max() + (upper - logits).min()) / 2.0
+def _matching_shift(table: Table, searched: Mask, lower: Table, upper: Table) -> Table:
+    logits = np.log(np.maximum(table, _LEAST))
+    some = searched.any(axis=1, keepdims=True)
+    least = np.where(searched | ~some, lower - logits, -np.inf).max(axis=1, keepdims=True)
+    most = np.where(searched | ~some, upper - logits, np.inf).min(axis=1, keepdims=True)
+    shifted: Table = logits + (least + most) / 2.0
     return shifted

@@ -1,39 +1,35 @@
 """The search space: the only translator between a driver's flat vector and a table of coefficients [G, D].
 
-space = build_space(config, roles, direction_names)
+space = build_space(config, roles, direction_names, shapes=family.parameters)
 table = space.decode(vector)          # float64[d] -> float64[G, D]
 vector = space.encode(table)          # the nearest vector within bounds
 slope = space.pull_back(gradient, vector)     # dL/dtable -> dL/dvector
+
+A tensor whose slices have coefficients of their own is one `TensorGroup` and many rows of the table. Everything per row
+and per variable is an array, so that a million of them cost no more than their bytes.
 """
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from optmerge.config.spaces import RuleConfig, SpaceConfig
-from optmerge.errors import ConfigError, did_you_mean
-from optmerge.space.groups import RoleLike, TensorGroup, make_groups
-from optmerge.space.normalise import Kind, Table, normalised, variable_slope, variables_for
+from optmerge.config.spaces import ChunksConfig, SpaceConfig
+from optmerge.errors import ConfigError
+from optmerge.merging.slices import Cut, even_chunks
+from optmerge.space.chunks import chunk_counts
+from optmerge.space.groups import RoleLike, ShapeLike, TensorGroup, column_cuts, make_groups
+from optmerge.space.names import VariableNames, slices_name
+from optmerge.space.normalise import Kind, Mask, Table, normalised, variable_slope, variables_for
+from optmerge.space.rules import Settled, require_used, settle, split_by_rules
 
 Vector = npt.NDArray[np.float64]
 
-ROLE_KINDS = ("embedding", "attention", "mlp", "norm", "final-norm", "head", "other", "vision", "connector")
 DEFAULT_START = 0.3  # where task arithmetic is usually set, for a start that no baseline gives
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """One coordinate of the vector."""
-
-    name: str
-    lower: float
-    upper: float
-    start: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,46 +37,86 @@ class SearchSpace:
     """Groups, directions and variables.
 
     Attributes:
-        groups: G tensor groups.
+        groups: What the G rows of a table belong to, in order; one that is cut has as many rows as slices.
         directions: D direction names.
-        variables: d named bounded variables.
+        names: d names, of the vector's variables.
+        lower: float64[d].
+        upper: float64[d].
+        start: float64[d]; the configured start, before any baseline is known.
         index: int64[G, D]: which variable sets a coefficient, or -1 where it is frozen.
         frozen: float64[G, D]: the coefficients where ``index`` is -1.
+        held: bool[G, D]: which of these stay at the start, wherever it is (`started_at`).
         normalise: How a group's searched coefficients are made to sum to 1; None leaves them as the variables are.
     """
 
     groups: tuple[TensorGroup, ...]
     directions: tuple[str, ...]
-    variables: tuple[Variable, ...]
+    names: VariableNames
+    lower: Vector
+    upper: Vector
+    start: Vector
     index: npt.NDArray[np.int64]
     frozen: Table
+    held: Mask
     normalise: Kind | None = None
 
     @property
     def dimension(self) -> int:
         """How many variables are searched."""
-        return len(self.variables)
+        return len(self.names)
 
     @property
-    def lower(self) -> Vector:
-        """float64[d]."""
-        return np.array([variable.lower for variable in self.variables])
+    def num_rows(self) -> int:
+        """G, the rows of a table of coefficients."""
+        return int(self.index.shape[0])
+
+    @cached_property
+    def rows(self) -> tuple[slice, ...]:
+        """The rows of each of ``groups``."""
+        ends = np.cumsum([group.count for group in self.groups]).tolist()
+        return tuple(slice(end - group.count, end) for group, end in zip(self.groups, ends, strict=True))
 
     @property
-    def upper(self) -> Vector:
-        """float64[d]."""
-        return np.array([variable.upper for variable in self.variables])
+    def layers(self) -> tuple[int | None, ...]:
+        """Each row's transformer layer."""
+        return tuple(group.layer for group in self.groups for _ in range(group.count))
 
     @property
-    def start(self) -> Vector:
-        """float64[d]; the configured start, before any baseline is known."""
-        return np.array([variable.start for variable in self.variables])
+    def kinds(self) -> tuple[str, ...]:
+        """Each row's role."""
+        return tuple(group.kind for group in self.groups for _ in range(group.count))
 
     @property
-    def searched_groups(self) -> list[int]:
-        """Rows with at least one searched coefficient: the only parameters that need gradients."""
-        rows: list[int] = np.flatnonzero(self._searched.any(axis=1)).tolist()
-        return rows
+    def row_of(self) -> dict[str, int]:
+        """Parameter -> its row, or the first of them."""
+        return {name: at.start for group, at in zip(self.groups, self.rows, strict=True) for name in group.parameters}
+
+    @property
+    def cuts(self) -> dict[str, Cut]:
+        """Parameter -> how it is cut, for those that are."""
+        return {group.parameters[0]: group.cut for group in self.groups if group.cut is not None}
+
+    @property
+    def searched_groups(self) -> npt.NDArray[np.int64]:
+        """Rows with at least one searched coefficient."""
+        return np.flatnonzero(self._searched.any(axis=1))
+
+    @property
+    def searched_parameters(self) -> list[str]:
+        """The only parameters that need gradients: those with a searched coefficient."""
+        some = self._searched.any(axis=1)
+        return [
+            name
+            for group, at in zip(self.groups, self.rows, strict=True)
+            if some[at].any()
+            for name in group.parameters
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """What a search holds for its coefficients beside the driver: the space's arrays, and six tables [G, D]."""
+        own = (self.lower, self.upper, self.start, self.index, self.frozen, self.held)
+        return sum(array.nbytes for array in own) + 6 * self.frozen.nbytes
 
     def decode(self, vector: Vector) -> Table:
         """float64[d] -> coefficients float64[G, D].
@@ -89,7 +125,7 @@ class SearchSpace:
             ZeroDivisionError: ``normalise`` is ``sum``, and a group's variables sum to zero.
         """
         table = self._spread(vector)
-        return table if self.normalise is None else normalised(self.normalise, table, self._searched, self._names)
+        return table if self.normalise is None else normalised(self.normalise, table, self._searched, self._row_names)
 
     def encode(self, table: Table) -> Vector:
         """The vector whose coefficients are nearest to ``table`` (mean over what a variable sets), within bounds.
@@ -110,20 +146,24 @@ class SearchSpace:
             return False
         return np.allclose(nearest[self._searched], table[self._searched], rtol=0.0, atol=1e-9)
 
+    def started_at(self, table: Table) -> SearchSpace:
+        """The space of a search that starts from these coefficients: what is held stays at them."""
+        return replace(self, frozen=np.where(self.held, table, self.frozen)) if self.held.any() else self
+
     def pull_back(self, gradient: Table, vector: Vector) -> Vector:
         """DL/dvector from dL/dcoefficients [G, D]: the transposed Jacobian of `decode` at ``vector``."""
         if self.normalise is not None:
             variables = self._spread(vector)
-            gradient = variable_slope(self.normalise, gradient, variables, self._searched, self._names)
+            gradient = variable_slope(self.normalise, gradient, variables, self._searched, self._row_names)
         return self._gather(gradient)
 
-    @property
-    def _searched(self) -> npt.NDArray[np.bool_]:
+    @cached_property
+    def _searched(self) -> Mask:
         return self.index >= 0
 
     @property
-    def _names(self) -> list[str]:
-        return [group.name for group in self.groups]
+    def _row_names(self) -> Sequence[str]:
+        return VariableNames([slices_name(g.name, g.count) if g.cut is not None else g.name for g in self.groups])
 
     def _spread(self, vector: Vector) -> Table:
         return np.where(self._searched, np.append(vector, 0.0)[self.index], self.frozen)
@@ -145,6 +185,8 @@ def build_space(
     directions: Sequence[str],
     *,
     untouched: Mapping[str, Collection[str]] | None = None,
+    shapes: Mapping[str, ShapeLike] | None = None,
+    magnitudes: Mapping[str, Mapping[str, float]] | None = None,
 ) -> SearchSpace:
     """Build the space of a model.
 
@@ -154,52 +196,50 @@ def build_space(
         directions: Names of the directions that get coefficients.
         untouched: Direction -> parameters where its delta is zero. A coefficient that multiplies nothing but zeros is
             no variable (frozen embeddings, the layers that an adapter leaves alone); it is 0.
+        shapes: Parameter -> shape; for the granularities that cut parameters.
+        magnitudes: Direction -> parameter -> mean |task vector|, for chunk-wise; None takes all to be the same.
 
     Raises:
         ConfigError: A rule matches nothing, its start lies outside its bounds, or nothing is left to search.
     """
-    groups = make_groups(roles, config.granularity)
-    groups = _split_by_rules(groups, roles, config.rules)
     used = [False] * len(config.rules)
-    variables: list[Variable] = []
-    index = np.full((len(groups), len(directions)), -1, dtype=np.int64)
-    frozen = np.zeros((len(groups), len(directions)))
-    shared: dict[str, int] = {}
+    held: Collection[str] = ()
+    cuts: dict[str, Cut] = {}
+    if config.granularity in ("column-wise", "chunk-wise"):
+        assert shapes is not None, f"{config.granularity} coefficients need the parameters' shapes"
+        if config.granularity == "column-wise":
+            cuts = column_cuts(roles, shapes)
+        else:
+            cuts, held = _chunk_cuts(config, roles, directions, untouched or {}, shapes, magnitudes)
+    groups = split_by_rules(make_groups(roles, config.granularity, cuts), roles, config.rules)
+    building = _Building(groups, directions)
     normalise = None if config.normalise == "none" else config.normalise
-    for row, group in enumerate(groups):
-        searched: list[tuple[int, tuple[float, float], float | str]] = []
+    for number, group in enumerate(groups):
+        searched: list[tuple[int, Settled]] = []
         for column, direction in enumerate(directions):
-            freeze, bounds, start = _settle(config, group, direction, roles, used)
+            settled = settle(config, group, direction, roles, used)
             if untouched is not None and all(name in untouched.get(direction, ()) for name in group.parameters):
                 continue
-            if freeze is not None:
-                frozen[row, column] = freeze
+            if settled.freeze is not None:
+                building.freeze(number, column, settled.freeze)
+            elif group.name in held:
+                building.hold(number, column, _start_value(settled))
             else:
-                searched.append((column, bounds, start))
+                searched.append((column, settled))
         if normalise is not None and len(searched) == 1:
-            frozen[row, searched[0][0]] = 1.0  # what it would be normalised to, wherever the variable stood
+            building.freeze(number, searched[0][0], 1.0)  # what it would be normalised to, wherever the variable stood
             continue
-        for column, bounds, start in searched:
-            name = _variable_name(config.granularity, group, directions[column])
-            if name not in shared:
-                shared[name] = len(variables)
-                variables.append(_variable(name, bounds, start))
-            index[row, column] = shared[name]
-    for number, rule in enumerate(config.rules):
-        if not used[number]:
-            raise ConfigError(
-                f"space.rules.{number} matches nothing: match {rule.match!r}, direction {rule.direction!r}. "
-                f"Use a role ({', '.join(ROLE_KINDS)}) or a glob over parameter names such as {next(iter(roles))!r}; "
-                f"directions are {', '.join(directions)}."
-                + (did_you_mean(rule.match, [*ROLE_KINDS, *roles]) if "*" not in rule.match else "")
-            )
-    if not variables:
+        for column, settled in searched:
+            shared = group.name if config.granularity == "model-wise" else None
+            building.search(number, column, settled, shared)
+    require_used(config.rules, used, roles, directions)
+    space = building.done(normalise)
+    if not space.dimension:
         single = " (with normalise, a group's only coefficient is 1)" if normalise is not None else ""
         raise ConfigError(
             f"space: every coefficient is frozen{single}, so there is nothing to search. Remove a rule that freezes, "
             "or look whether the experts are equal to the base."
         )
-    space = SearchSpace(groups, tuple(directions), tuple(variables), index, frozen, normalise)
     try:
         space.decode(space.start)
     except ZeroDivisionError as problem:
@@ -207,64 +247,89 @@ def build_space(
     return space
 
 
-def _variable(name: str, bounds: tuple[float, float], start: float | str) -> Variable:
-    low, high = float(bounds[0]), float(bounds[1])
-    if isinstance(start, str):
-        return Variable(name, low, high, min(max(DEFAULT_START, low), high))
-    if not low <= start <= high:
-        raise ConfigError(f"space: {name} would start at {start}, outside its bounds {list(bounds)}.")
-    return Variable(name, low, high, float(start))
+class _Building:
+    """A space while its coefficients are settled one group and direction at a time."""
+
+    def __init__(self, groups: tuple[TensorGroup, ...], directions: Sequence[str]) -> None:
+        self.groups, self.directions = groups, tuple(directions)
+        ends = np.cumsum([group.count for group in groups])
+        self._rows = [slice(int(end) - group.count, int(end)) for group, end in zip(groups, ends, strict=True)]
+        shape = (int(ends[-1]), len(directions))
+        self._index = np.full(shape, -1, dtype=np.int64)
+        self._frozen = np.zeros(shape)
+        self._held = np.zeros(shape, dtype=np.bool_)
+        self._names: list[str] = []
+        self._stretches: list[tuple[int, float, float, float]] = []  # variables, lower, upper, start
+        self._dimension = 0
+        self._shared: dict[str, int] = {}
+
+    def freeze(self, group: int, column: int, value: float) -> None:
+        self._frozen[self._rows[group], column] = value
+
+    def hold(self, group: int, column: int, value: float) -> None:
+        self.freeze(group, column, value)
+        self._held[self._rows[group], column] = True
+
+    def search(self, group: int, column: int, settled: Settled, shared: str | None) -> None:
+        """Variables for a group's coefficients of one direction; ``shared``: one for several directions, so called."""
+        own = self.groups[group]
+        if shared in self._shared:
+            self._index[self._rows[group], column] = self._shared[shared]
+            return
+        group_name = own.name if own.cut is None else slices_name(own.name, own.count)
+        name = shared if shared is not None else f"{group_name}/{self.directions[column]}"
+        low, high = float(settled.bounds[0]), float(settled.bounds[1])
+        start = _start_value(settled)
+        if not low <= start <= high:
+            raise ConfigError(f"space: {name} would start at {start}, outside its bounds {list(settled.bounds)}.")
+        if shared is not None:
+            self._shared[shared] = self._dimension
+        self._index[self._rows[group], column] = self._dimension + np.arange(own.count)
+        self._names.append(name)
+        self._stretches.append((own.count, low, high, start))
+        self._dimension += own.count
+
+    def done(self, normalise: Kind | None) -> SearchSpace:
+        counts, *bounds = zip(*self._stretches, strict=True) if self._stretches else ((), (), (), ())
+        lower, upper, start = (np.repeat(np.array(values, dtype=np.float64), counts) for values in bounds)
+        names = VariableNames(self._names)
+        return SearchSpace(
+            self.groups, self.directions, names, lower, upper, start, self._index, self._frozen, self._held, normalise
+        )
 
 
-def _settle(
-    config: SpaceConfig, group: TensorGroup, direction: str, roles: Mapping[str, RoleLike], used: list[bool]
-) -> tuple[float | None, tuple[float, float], float | str]:
-    """What the rules make of one coefficient: frozen value or None, bounds, start. Marks the rules that match."""
-    freeze: float | None = None
-    bounds: tuple[float, float] = config.bounds
-    start: float | str = config.start
-    for number, rule in enumerate(config.rules):
-        if not (_matches(rule, group, roles) and fnmatch.fnmatchcase(direction, rule.direction)):
-            continue
-        used[number] = True
-        if rule.freeze is not None or rule.bounds is not None or rule.start is not None:
-            freeze = rule.freeze  # a later rule with bounds or a start makes a frozen coefficient a variable again
-        bounds = rule.bounds or bounds
-        start = rule.start if rule.start is not None else start
-    return freeze, bounds, start
+def _start_value(settled: Settled) -> float:
+    """The configured start; where a baseline gives it, a usual coefficient within the bounds until then."""
+    if isinstance(settled.start, str):
+        return min(max(DEFAULT_START, settled.bounds[0]), settled.bounds[1])
+    return float(settled.start)
 
 
-def _variable_name(granularity: str, group: TensorGroup, direction: str) -> str:
-    if granularity == "model-wise":
-        return "model" if group.name == "model" else group.name
-    return f"{group.name}/{direction}"
-
-
-def _matches(rule: RuleConfig, group: TensorGroup, roles: Mapping[str, RoleLike]) -> bool:
-    return _matches_parameter(rule, group.parameters[0], roles)  # a group never straddles a rule
-
-
-def _matches_parameter(rule: RuleConfig, parameter: str, roles: Mapping[str, RoleLike]) -> bool:
-    return rule.match in (roles[parameter].kind, roles[parameter].part) or fnmatch.fnmatchcase(parameter, rule.match)
-
-
-def _split_by_rules(
-    groups: tuple[TensorGroup, ...], roles: Mapping[str, RoleLike], rules: Sequence[RuleConfig]
-) -> tuple[TensorGroup, ...]:
-    """Split groups that a rule matches only in part, so that every group obeys exactly one set of rules."""
-    result: list[TensorGroup] = []
-    for group in groups:
-        parts: dict[tuple[bool, ...], list[str]] = {}
-        for parameter in group.parameters:
-            parts.setdefault(tuple(_matches_parameter(rule, parameter, roles) for rule in rules), []).append(parameter)
-        if len(parts) == 1:
-            result.append(group)
-            continue
-        for signature, parameters in parts.items():
-            hits = [rules[number].match for number, hit in enumerate(signature) if hit]
-            kinds = {roles[parameter].kind for parameter in parameters}
-            name = "+".join([group.name, *hits]) if hits else group.name
-            result.append(
-                TensorGroup(name, tuple(parameters), group.layer, kinds.pop() if len(kinds) == 1 else group.kind)
-            )
-    return tuple(result)
+def _chunk_cuts(
+    config: SpaceConfig,
+    roles: Mapping[str, RoleLike],
+    directions: Sequence[str],
+    untouched: Mapping[str, Collection[str]],
+    shapes: Mapping[str, ShapeLike],
+    magnitudes: Mapping[str, Mapping[str, float]] | None,
+) -> tuple[dict[str, Cut], set[str]]:
+    """How tensors are cut into chunks, and the tensors that get none and stay at the start."""
+    importance: dict[str, float] = {}
+    for group in make_groups(roles, "tensor-wise"):
+        total, searched = 0.0, False
+        for direction in directions:
+            settled = settle(config, group, direction, roles, [False] * len(config.rules))
+            coefficient = settled.freeze if settled.freeze is not None else _start_value(settled)
+            touched = group.name not in untouched.get(direction, ())
+            mean = 1.0 if magnitudes is None else magnitudes[direction][group.name]
+            total += abs(coefficient) * mean * shapes[group.name].numel * touched
+            searched |= touched and settled.freeze is None
+        if searched:
+            importance[group.name] = total
+    chunks = config.chunks or ChunksConfig()
+    counts = chunk_counts(importance, total=chunks.budget * len(importance), power=chunks.power)
+    cuts = {name: even_chunks(shapes[name].shape, count) for name, count in counts.items() if count > 1}
+    return (
+        {name: cut for name, cut in cuts.items() if cut is not None},
+        {name for name, count in counts.items() if count == 0},
+    )

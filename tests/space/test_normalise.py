@@ -127,4 +127,4 @@ def test_the_only_searched_coefficient_of_a_group_is_one_and_no_variable() -> No
     whole = build_space(config, ROLES, ("a", "b"), untouched=untouched)
     assert whole.decode(whole.start)[0].tolist() == [1.0, 0.0]
     assert 0 not in whole.searched_groups
-    assert not any(variable.name.startswith("embedding") for variable in whole.variables)
+    assert not any(name.startswith("embedding") for name in whole.names)

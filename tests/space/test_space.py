@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from optmerge.config.spaces import GRANULARITIES, SpaceConfig
 from optmerge.errors import ConfigError
+from optmerge.merging.slices import Columns, Rows
 from optmerge.space.space import SearchSpace, build_space
 
 
@@ -34,8 +36,23 @@ ROLES = {
 }
 
 
-def space(directions: tuple[str, ...] = ("a", "b"), **settings: object) -> SearchSpace:
-    return build_space(SpaceConfig.model_validate(settings), ROLES, directions)
+@dataclass(frozen=True)
+class Shape:
+    shape: tuple[int, ...]
+    input_first: bool = False
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+SHAPES = {name: Shape((4,)) if "norm" in name else Shape((6, 4), input_first="mlp" in name) for name in ROLES}
+
+
+def space(
+    directions: tuple[str, ...] = ("a", "b"), magnitudes: dict[str, dict[str, float]] | None = None, **settings: object
+) -> SearchSpace:
+    return build_space(SpaceConfig.model_validate(settings), ROLES, directions, shapes=SHAPES, magnitudes=magnitudes)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +63,13 @@ def space(directions: tuple[str, ...] = ("a", "b"), **settings: object) -> Searc
         ("layer-wise", 5, 10),
         ("layer-kind-wise", 9, 18),
         ("tensor-wise", 9, 18),
+        ("column-wise", 9, 2 * (4 * 4 + 2 * 6 + 3 * 4)),
     ],
 )
 def test_dimension(granularity: str, groups: int, dimension: int) -> None:
     made = space(granularity=granularity)
     assert (len(made.groups), made.dimension) == (groups, dimension)
+    assert made.num_rows == max(groups, dimension // 2)
     assert [name for group in made.groups for name in group.parameters] == list(ROLES) or granularity == "layer-wise"
 
 
@@ -79,7 +98,8 @@ def test_frozen_coefficients_stay_and_their_groups_need_no_gradient() -> None:
     made = space(granularity="layer-wise", rules=[{"match": "embedding", "freeze": 0.0}])
     table = made.decode(made.upper)
     assert table[0].tolist() == [0.0, 0.0]
-    assert made.searched_groups == [1, 2, 3, 4]
+    assert made.searched_groups.tolist() == [1, 2, 3, 4]
+    assert made.searched_parameters == list(ROLES)[1:]
 
 
 def test_a_rule_that_hits_part_of_a_group_splits_it() -> None:
@@ -125,7 +145,7 @@ def test_a_start_outside_a_rules_bounds() -> None:
 def test_a_coefficient_that_multiplies_only_zeros_is_no_variable() -> None:
     untouched = {"a": {"embed.weight", "norm.weight"}, "b": {"embed.weight"}}
     made = build_space(SpaceConfig(granularity="layer-wise"), ROLES, ("a", "b"), untouched=untouched)
-    assert [variable.name for variable in made.variables if not variable.name.startswith("layer")] == [
+    assert [name for name in made.names if not name.startswith("layer")] == [
         "final-norm/b",
         "head/a",
         "head/b",
@@ -133,3 +153,74 @@ def test_a_coefficient_that_multiplies_only_zeros_is_no_variable() -> None:
     assert 0 not in made.searched_groups
     with pytest.raises(ConfigError, match=r"experts are equal to the base"):
         build_space(SpaceConfig(), ROLES, ("a",), untouched={"a": set(ROLES)})
+
+
+def test_the_rows_and_variables_of_a_cut_tensor_stand_together() -> None:
+    made = space(granularity="column-wise", rules=[{"match": "head", "freeze": 0.5}])
+    attention = [group.name for group in made.groups].index("layers.0.attn.weight")
+    rows = made.rows[attention]
+    assert (rows.start, rows.stop) == (4, 8)
+    assert made.index[rows].T.tolist() == [[8, 9, 10, 11], [12, 13, 14, 15]]
+    assert made.names[13] == "layers.0.attn.weight[1]/b"
+    assert made.row_of["layers.0.attn.weight"] == 4
+    assert made.cuts["layers.0.attn.weight"] == Columns(1, 6, 4)
+    assert made.cuts["layers.0.mlp.weight"] == Rows(6, 4)
+    assert made.layers[4:8] == (0,) * 4
+    assert made.kinds[4:8] == ("attention",) * 4
+    assert made.decode(made.start)[-4:].tolist() == [[0.5, 0.5]] * 4
+    assert "lm_head.weight" not in made.searched_parameters
+
+
+def test_a_bias_has_one_coefficient() -> None:
+    roles, shapes = {"up.bias": Role("mlp", 0)}, {"up.bias": Shape((7,))}
+    assert build_space(SpaceConfig(granularity="column-wise"), roles, ("a",), shapes=shapes).dimension == 1
+
+
+def test_chunks_go_where_task_vectors_are_large() -> None:
+    large = {name: 9.0 if name == "layers.1.attn.weight" else 1.0 for name in ROLES}
+    sizes = {name: SHAPES[name].numel for name in ROLES}
+    made = space(granularity="chunk-wise", chunks={"power": 1.0, "budget": 2.0}, magnitudes={"a": large, "b": large})
+    importance = {name: large[name] * sizes[name] for name in ROLES}
+    expected = {name: math.floor(18 * value / sum(importance.values())) for name, value in importance.items()}
+    for group in made.groups:
+        assert group.count == max(1, min(expected[group.name], 6)), group.name
+    assert expected["layers.1.attn.weight"] > 6 > 1 > expected["norm.weight"] == 0
+
+
+def test_a_tensor_without_a_chunk_stays_where_the_search_starts() -> None:
+    made = space(granularity="chunk-wise", chunks={"power": 1.0})
+    norm = made.rows[[group.name for group in made.groups].index("norm.weight")]
+    assert made.held[norm].all()
+    assert made.index[norm].max() == -1
+    assert made.decode(made.start)[norm].tolist() == [[0.3, 0.3]]
+    table = np.random.default_rng(0).uniform(size=made.frozen.shape)
+    started = made.started_at(table)
+    np.testing.assert_array_equal(started.decode(made.start)[norm], table[norm])
+    np.testing.assert_array_equal(started.decode(made.start)[made.index >= 0], 0.3)
+    assert made.frozen[norm].tolist() == [[0.3, 0.3]]
+
+
+def test_chunks_of_frozen_tensors_go_to_the_others() -> None:
+    rules = [{"match": "embedding", "freeze": 0.0}, {"match": "head", "freeze": 0.0}]
+    counts = {group.name: group.count for group in space(granularity="chunk-wise", rules=rules).groups}
+    free = {group.name: group.count for group in space(granularity="chunk-wise").groups}
+    assert counts["embed.weight"] == counts["lm_head.weight"] == 1
+    assert all(counts[name] >= free[name] for name in ROLES if name not in ("embed.weight", "lm_head.weight"))
+    total = sum(space(granularity="chunk-wise", rules=rules, chunks={"budget": 3.0}).held.any(axis=1))
+    assert total == 0
+
+
+def test_chunks_are_of_chunk_wise_spaces() -> None:
+    with pytest.raises(ValueError, match=r"chunks are of granularity chunk-wise, and granularity is tensor-wise"):
+        SpaceConfig.model_validate({"chunks": {"budget": 1.2}})
+
+
+def test_a_million_columns_take_no_time_per_column() -> None:
+    roles = {f"layers.{layer}.weight": Role("mlp", layer) for layer in range(50)}
+    shapes = {name: Shape((1, 20_000)) for name in roles}
+    made = build_space(SpaceConfig(granularity="column-wise"), roles, ("a", "b"), shapes=shapes)
+    assert made.dimension == 2_000_000
+    assert len(made.names.compact) == 100
+    assert made.names[-1] == "layers.49.weight[19999]/b"
+    table = made.decode(made.start)
+    np.testing.assert_array_equal(made.encode(table), made.start)
