@@ -37,8 +37,8 @@ def make_geometry(problem: Problem, start: Vector) -> Geometry:
         upper=spread(space.upper),
         free=torch.from_numpy(free),
         sizes=torch.from_numpy(group_sizes(engine)),
-        layers=tuple(group.layer for group in space.groups),
-        kinds=tuple(group.kind for group in space.groups),
+        layers=space.layers,
+        kinds=space.kinds,
         norms=lambda: torch.from_numpy(delta_norms(engine, columns)),
         cosines=lambda: torch.from_numpy(delta_cosines(engine, columns)),
     )
