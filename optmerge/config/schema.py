@@ -24,6 +24,12 @@ def _as_text(value: object) -> object:
     return {str(key): index for key, index in value.items()} if isinstance(value, Mapping) else value
 
 
+def _with_place(template: str) -> str:
+    if "{}" not in template:
+        raise ValueError(f"{template!r} has no {{}}, where the name of a class goes")
+    return template
+
+
 class TemplateConfig(Strict):
     """How a row becomes a language-model example; ``{column}`` is replaced by the row's value."""
 
@@ -55,7 +61,7 @@ class TaskConfig(Strict):
         description="with zero-shot heads, the names of the classes in the order of their labels, or label value -> "
         "name; null = the data set's own",
     )
-    templates: list[str] = Field(
+    templates: list[Annotated[str, AfterValidator(_with_place)]] = Field(
         ["a photo of a {}."],
         min_length=1,
         description="with zero-shot heads, texts in which {} stands for a class's name; a class is the mean over them",
@@ -194,6 +200,12 @@ class SearchConfig(Strict):
         "base",
         description="with zero-shot heads, whose text tower reads the names of classes: base, or the folder or hub id "
         "of a CLIP model",
+    )
+    vocabulary: Literal["refuse", "base", "common"] = Field(
+        "refuse",
+        description="when tokenizers or numbers of embedding rows differ: refuse = say how and stop; base = merge rows by "
+        "number, ignoring those that the base has not; common = merge the rows of tokens that all models have, by token; "
+        "the merged model has the base's vocabulary",
     )
     space: SpaceConfig = Field(SpaceConfig(), description="which coefficients: a preset's name, a path, or a mapping")
     objective: ObjectiveConfig = Field(description="what a good merge is: a preset's name, a path, or a mapping")

@@ -39,6 +39,7 @@ from optmerge.export.verify import digest_of, verify
 from optmerge.merging.merge import Merge
 from optmerge.merging.recipe import Recipe
 from optmerge.models.mapped import SafetensorsFile
+from optmerge.models.vocabulary import check_numbering
 from optmerge.records import Progress
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class CheckpointExporter(Exporter):
         require_new_folder(to)
         require_expressible(self, recipe, family)
         assert family is not None, "needs_models"
+        check_numbering(family.checkpoint(recipe.tokenizer), recipe.tokenizer)
         merge = Merge(recipe, family)
         plans = plan_folders(recipe, family)
         total = sum(plan.written_bytes for plan in plans)

@@ -12,6 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from optmerge.errors import ModelError
+from optmerge.models.aligned import AlignedCheckpoint
 
 if TYPE_CHECKING:
     from optmerge.models.checkpoint import Checkpoint
@@ -64,6 +65,8 @@ def config_file(checkpoint: Checkpoint, *, dtype: str, architecture: str | None 
         File name -> content.
     """
     config = read_config(checkpoint)
+    if isinstance(checkpoint, AlignedCheckpoint):
+        config = checkpoint.described(config, read_config(checkpoint.base))
     for key in _NOT_OURS:
         config.pop(key, None)
     config["dtype"] = dtype

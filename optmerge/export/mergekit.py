@@ -24,6 +24,7 @@ from optmerge.export.companions import read_config
 from optmerge.export.mergekit_layouts import LAYOUTS
 from optmerge.export.references import OutsideReference, outside_reference
 from optmerge.merging.recipe import Recipe
+from optmerge.models.aligned import AlignedCheckpoint
 from optmerge.records import Progress
 
 if TYPE_CHECKING:
@@ -141,6 +142,11 @@ def _beyond_mergekit(recipe: Recipe, family: Family) -> str | None:
         return (
             "each expert keeps a head of its own over one merged body, and mergekit writes one model whose tensors all "
             "of its inputs have"
+        )
+    aligned = [name for name, checkpoint in family.experts.items() if isinstance(checkpoint, AlignedCheckpoint)]
+    if aligned:
+        return (
+            f"the vocabulary of {aligned[0]} is brought into the base's first, and mergekit has no rule that does that"
         )
     references = {name: outside_reference(checkpoint) for name, checkpoint in family.experts.items()}
     names = list(references)

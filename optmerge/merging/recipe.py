@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 EVERYTHING = "*"  # in the place of tensors' names: all that no other group has
 HEADS = ("own", "merged", "zero-shot", "auto")
+VOCABULARIES = ("refuse", "base", "common")
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
 
@@ -87,23 +88,23 @@ class Group:
         tensors: Names in the base's checkpoint on disk; ("*",) has all that no other group names.
         layer: Index of the transformer layer, None outside the layers or across them.
         kind: A role (attention, mlp, norm, embedding, final-norm, head, other), or "layer" or "model" when mixed.
-    """
         cut: How the one parameter that the tensors hold is cut into slices with coefficients of their own, each a row
             of the recipe's coefficients.
+    """
 
     name: str
     tensors: tuple[str, ...]
     layer: int | None = None
     kind: str = "other"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
     cut: Cut | None = None
 
     @property
     def count(self) -> int:
         """Rows of coefficients: 1, or one per slice."""
         return 1 if self.cut is None else self.cut.count
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
     """A merge as data; see the module docstring. Values are frozen, ``coefficients`` is read-only.
 
@@ -119,6 +120,7 @@ class Recipe:
     heads: Literal["own", "merged", "zero-shot", "auto"] = "merged"
     dtype: str = "float32"
     tokenizer: str = "base"
+    vocabulary: Literal["refuse", "base", "common"] = "refuse"
     created: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -145,6 +147,7 @@ class Recipe:
             "heads": self.heads,
             "dtype": self.dtype,
             "tokenizer": self.tokenizer,
+            "vocabulary": self.vocabulary,
             "created": dict(self.created),
             "groups": [
                 {
@@ -218,6 +221,7 @@ def open_recipe(
         {name: entry.reference for name, entry in recipe.experts.items()},
         relative_to=relative_to,
         heads=recipe.heads,
+        vocabulary=recipe.vocabulary,
         allow_pickle=allow_pickle,
     )
     if check_hashes:

@@ -10,9 +10,10 @@ The short form leaves out everything that has a usual value:
     coefficients: {math: 0.4, code: 0.3}      # for every merged tensor
 
 ``directions`` is then the experts' task vectors, ``heads`` and ``dtype`` are ``auto`` (heads are merged where they can
-be; the base's type), and ``tokenizer`` is the base's. ``directions: [experts, ties]`` adds a whole method with its
-usual settings, ``{name: ties, method: {name: ties, density: 0.5}}`` one with others. ``groups`` in the place of
-``coefficients`` gives different tensors different ones; a group of the tensors ``"*"`` has those that no other names.
+be; the base's type), ``tokenizer`` is the base's, and ``vocabulary`` is ``refuse`` (see `optmerge.models.vocabulary`).
+``directions: [experts, ties]`` adds a whole method with its usual settings, ``{name: ties, method: {name: ties,
+density: 0.5}}`` one with others. ``groups`` in the place of ``coefficients`` gives different tensors different ones; a
+group of the tensors ``"*"`` has those that no other names.
 """
 
 from __future__ import annotations
@@ -28,11 +29,21 @@ from pydantic import TypeAdapter, ValidationError
 from optmerge.config.methods import LINEAR_METHODS, METHOD_CONFIGS, MethodConfig
 from optmerge.errors import RecipeError, did_you_mean
 from optmerge.merging.coefficients import Static
-from optmerge.merging.recipe import DTYPES, EVERYTHING, FORMAT, HEADS, Direction, Group, ModelEntry, Recipe
+from optmerge.merging.recipe import (
+    DTYPES,
+    EVERYTHING,
+    FORMAT,
+    HEADS,
+    VOCABULARIES,
+    Direction,
+    Group,
+    ModelEntry,
+    Recipe,
+)
 
 KEYS = (
-    *("optmerge_recipe", "method", "base", "experts", "directions", "heads", "dtype", "tokenizer", "created"),
-    *("groups", "coefficients"),
+    *("optmerge_recipe", "method", "base", "experts", "directions", "heads", "dtype", "tokenizer", "vocabulary"),
+    *("created", "groups", "coefficients"),
 )
 _METHOD: TypeAdapter[MethodConfig] = TypeAdapter(MethodConfig)
 
@@ -90,6 +101,7 @@ def parse(body: object, path: Path | str) -> Recipe:
         heads=reader.choice(body.get("heads", "auto"), HEADS, "heads"),  # type: ignore[arg-type]
         dtype=reader.choice(body.get("dtype", "auto"), DTYPES, "dtype"),
         tokenizer=reader.choice(body.get("tokenizer", "base"), ("base", *experts), "tokenizer"),
+        vocabulary=reader.choice(body.get("vocabulary", "refuse"), VOCABULARIES, "vocabulary"),  # type: ignore[arg-type]
         created=reader.mapping(body.get("created") or {}, "created"),
     )
 

@@ -38,6 +38,7 @@ from optmerge.models.validation import (
     config_notes,
 )
 from optmerge.models.vision_tower import PROJECTION, check_clip, require_projection
+from optmerge.models.vocabulary import Policy, Tokens, align, compare_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -164,6 +165,7 @@ def open_family(
     *,
     relative_to: Path,
     heads: Literal["auto", "own", "merged", "zero-shot"] = "auto",
+    vocabulary: Policy = "refuse",
     allow_pickle: bool = False,
     check_values: bool = True,
 ) -> Family:
@@ -178,6 +180,7 @@ def open_family(
         relative_to: What relative folders are relative to.
         heads: ``auto`` merges the heads when base and experts have the same ones, with the same labels.
             ``zero-shot`` takes the vision towers of CLIP models, whole or not, and leaves the rest to the base.
+        vocabulary: What is done where the embeddings' rows do not stand for the same tokens (see `vocabulary`).
         allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors.
         check_values: Look for NaN and Inf.
 
@@ -193,10 +196,14 @@ def open_family(
     }
     key = layout_key(checkpoints, heads=heads)
     with read_ahead(checkpoints.values() if check_values else ()) as wait:
-        layout = recall_layout(key, checkpoints)
+        tokens = compare_tokens(checkpoints)
+        # A layout is remembered of models whose rows are taken as they are.
+        layout = recall_layout(key, checkpoints) if tokens.agree or vocabulary == "base" else None
         if layout is None:
-            layout = _examine(checkpoints, heads)
-            remember_layout(key, layout)
+            layout, aligned = _examine(checkpoints, heads, tokens, vocabulary)
+            checkpoints |= aligned
+            if not aligned:
+                remember_layout(key, layout)
         if check_values:
             wait()
             check_values_of(checkpoints, layout.maps, list(layout.parameters), layout.head_parameters)
@@ -236,8 +243,17 @@ class Configs(Mapping[str, "PreTrainedConfig"]):
         return len(self._checkpoints)
 
 
-def _examine(checkpoints: Mapping[str, Checkpoint], heads: Literal["auto", "own", "merged", "zero-shot"]) -> Layout:
-    """Find a family's layout with transformers' model classes, and check that its members fit."""
+def _examine(
+    checkpoints: Mapping[str, Checkpoint],
+    heads: Literal["auto", "own", "merged", "zero-shot"],
+    tokens: Tokens,
+    vocabulary: Policy,
+) -> tuple[Layout, Mapping[str, Checkpoint]]:
+    """Find a family's layout with transformers' model classes, and check that its members fit.
+
+    Returns:
+        The layout, and the experts that were brought into the base's vocabulary.
+    """
     configs = Configs(checkpoints)
     first = next(who for who in checkpoints if who != "base")
     if heads == "zero-shot":
@@ -247,13 +263,17 @@ def _examine(checkpoints: Mapping[str, Checkpoint], heads: Literal["auto", "own"
         check_same_architecture(checkpoints, configs)
         kind = kind_of(configs[first])
     architecture = next(iter(configs[first].architectures or ()), None) if kind == "other" else None
-    members = {}
-    for who, checkpoint in checkpoints.items():
-        empty = model_on_meta(configs[who], kind, architecture=architecture)
-        described = configs[who] if kind != "zero-shot-image-classification" else cast(Any, empty).config
-        members[who] = Member(who, checkpoint, described, empty, checkpoint_map(empty, checkpoint))
-    model = members[first].model
+
+    def member(who: str, checkpoint: Checkpoint, config: PreTrainedConfig) -> Member:
+        empty = model_on_meta(config, kind, architecture=architecture)
+        described = config if kind != "zero-shot-image-classification" else cast(Any, empty).config
+        return Member(who, checkpoint, described, empty, checkpoint_map(empty, checkpoint))
+
+    members = {who: member(who, checkpoint, configs[who]) for who, checkpoint in checkpoints.items()}
     check_ties(members)
+    aligned = align(members, tokens, vocabulary)
+    members |= {who: member(who, checkpoint, checkpoint.config()) for who, checkpoint in aligned.items()}
+    model = members[first].model
     chosen = _choose_heads(heads, members, kind)
     prefix = body_prefix(model) if chosen == "own" else ""
     names = [name for name, _ in model.named_parameters()]
@@ -267,7 +287,8 @@ def _examine(checkpoints: Mapping[str, Checkpoint], heads: Literal["auto", "own"
     found, flipped = roles(members["base"].model), input_first(members["base"].model)
     parameters = {name: _parameter(name, members["base"], found[name], name in flipped) for name in merged}
     notes = config_notes(members["base"], [members[who] for who in checkpoints if who != "base"])
-    return Layout(kind, chosen, parameters, head, {who: member.map for who, member in members.items()}, notes)
+    maps = {who: member.map for who, member in members.items()}
+    return Layout(kind, chosen, parameters, head, maps, notes), aligned
 
 
 def _choose_heads(

@@ -141,7 +141,7 @@ def _tied_output(model: nn.Module) -> str | None:
 
 
 def check_family(members: Mapping[str, Member], merged: Sequence[str], head: Sequence[str]) -> None:
-    """Check names, shapes, vocabulary and dtypes of all members; headers only.
+    """Check names, shapes and dtypes of all members; headers only.
 
     Raises:
         ModelError: Something does not fit; the first few tensors are named, and how many there are.
@@ -151,7 +151,6 @@ def check_family(members: Mapping[str, Member], merged: Sequence[str], head: Seq
     _check_extra(base, head)
     for who, expert in members.items():
         if who != "base":
-            _check_vocabulary(base, expert, merged)
             _check_layout(base, expert, merged)
             _check_whole(expert, [*merged, *head])
             _check_shapes(base, expert, merged)
@@ -175,31 +174,6 @@ def _check_whole(member: Member, parameters: Sequence[str]) -> None:
             f"{name} is {list(found)} on disk and {list(wanted)} by the config. Use the config.json that belongs to "
             "these weights."
         )
-
-
-def _check_vocabulary(base: Member, expert: Member, merged: Sequence[str]) -> None:
-    name = _vocabulary(base.model)
-    if name is None or name not in merged or name not in expert.shapes:
-        return
-    rows, wanted = expert.shapes[name][0], base.shapes[name][0]
-    if rows != wanted:
-        raise ModelError(
-            f"The vocabulary of {expert.title} has {rows} tokens and that of {base.title} {wanted} (tensor "
-            f"{(expert.disk_names([name]) or [name])[0]}). Tokens were added or padded: resize the smaller one with "
-            f"resize_token_embeddings({max(rows, wanted)}) and save it again, if its tokens are the first of the "
-            "other's."
-        )
-
-
-def _vocabulary(model: nn.Module) -> str | None:
-    """The parameter that holds the token embeddings, if the model has any."""
-    try:
-        module = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        return None
-    if not isinstance(module, nn.Embedding):
-        return None
-    return next((name for name, value in model.named_parameters() if value is module.weight), None)
 
 
 def _check_layout(base: Member, expert: Member, merged: Sequence[str]) -> None:

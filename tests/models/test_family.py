@@ -226,18 +226,6 @@ def test_settings_that_shapes_do_not_show(copied: Copied, tmp_path: Path, caplog
     assert "rms_norm_eps 0.125 (base 1e-06)" in caplog.text
 
 
-@pytest.mark.parametrize("stale_config", [False, True])
-def test_vocabulary(copied: Copied, tmp_path: Path, stale_config: bool) -> None:
-    made = copied("llama")
-    more = save_model("llama", tmp_path / "more", vocab_size=70)
-    if stale_config:
-        edit_config(more, vocab_size=64)
-    refused(
-        TinyFamily(made.base, {"more": more}),
-        r"vocabulary of the expert more .* has 70 tokens and that of the base .* 64 .*resize_token_embeddings\(70\)",
-    )
-
-
 def test_tied_by_one_config_only(tiny: Tiny) -> None:
     tied, untied = tiny("llama-tied"), tiny("llama")
     for made in (TinyFamily(tied.base, untied.experts), TinyFamily(untied.base, tied.experts)):
