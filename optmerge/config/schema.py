@@ -203,9 +203,9 @@ class SearchConfig(Strict):
     )
     vocabulary: Literal["refuse", "base", "common"] = Field(
         "refuse",
-        description="when tokenizers or numbers of embedding rows differ: refuse = say how and stop; base = merge rows by "
-        "number, ignoring those that the base has not; common = merge the rows of tokens that all models have, by token; "
-        "the merged model has the base's vocabulary",
+        description="when tokenizers or numbers of embedding rows differ: refuse = say how and stop; base = merge rows "
+        "by number, ignoring those that the base has not; common = merge the rows of tokens that all models have, by "
+        "token; the merged model has the base's vocabulary",
     )
     space: SpaceConfig = Field(SpaceConfig(), description="which coefficients: a preset's name, a path, or a mapping")
     objective: ObjectiveConfig = Field(description="what a good merge is: a preset's name, a path, or a mapping")
