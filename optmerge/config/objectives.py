@@ -126,6 +126,12 @@ class HiddenAlignmentConfig(ModelTermConfig):
         description="whose outputs are compared: layers by index from 0 (whole numbers), or by depth (0.5 = the one "
         "that ends the first half, 1.0 = the last)",
     )
+    project: int | None = Field(
+        None,
+        ge=1,
+        description="compare in so many dimensions, by a fixed random projection, so that less is kept of the experts; "
+        "null = in all of them",
+    )
 
 
 class PerplexityConfig(ModelTermConfig):

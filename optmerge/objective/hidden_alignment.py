@@ -21,6 +21,7 @@ from optmerge.config.objectives import HiddenAlignmentConfig
 from optmerge.errors import ConfigError
 from optmerge.objective.base import ModelTerm, Need, attended, needed, precise
 from optmerge.objective.outputs import Outputs
+from optmerge.objective.projection import projected
 from optmerge.objective.teacher import TeacherBatch
 
 
@@ -73,9 +74,9 @@ class HiddenAlignment(ModelTerm):
 
 
 def _distance(states: Tensor, expert: Tensor, batch: Batch) -> Tensor:
-    """[B, T, H] and the expert's attended places [P, H] -> [B]."""
+    """[B, T, H] and the expert's attended places [P, H], or [P, d] where they are projected -> [B]."""
     mask = attended(batch, states)
-    states = precise(states)
+    states = precise(projected(states, expert.shape[-1]))
     aligned = torch.zeros_like(states).masked_scatter(mask[..., None], expert.to(states.dtype))
     squares = torch.where(mask[..., None], states - aligned, 0.0).square().mean(-1)
     return squares.sum(1) / mask.sum(1)

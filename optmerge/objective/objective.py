@@ -27,7 +27,16 @@ from torch import Tensor
 
 from optmerge.calibration.data import Kind
 from optmerge.config.drivers import GRADIENT_DRIVERS, NO_GRADIENT_DRIVERS
-from optmerge.config.objectives import MeanConfig, Normaliser, ObjectiveConfig, TermConfig, no_gradient
+from optmerge.config.objectives import (
+    ExpertKLConfig,
+    HiddenAlignmentConfig,
+    JensenShannonConfig,
+    MeanConfig,
+    Normaliser,
+    ObjectiveConfig,
+    TermConfig,
+    no_gradient,
+)
 from optmerge.errors import ConfigError, RunFailed, did_you_mean
 from optmerge.merging.coefficients import Table
 from optmerge.objective.aggregate import task_weights
@@ -37,6 +46,7 @@ from optmerge.objective.coefficient import CoefficientTerm
 from optmerge.objective.geometry import Geometry
 from optmerge.objective.labelled import Accuracy, CrossEntropy
 from optmerge.objective.registry import AnyTerm, make_term
+from optmerge.objective.teacher import Keep
 from optmerge.objective.whole import WholeModelTerm
 from optmerge.records import SplitName
 
@@ -123,6 +133,24 @@ class Objective:
     def two_passes(self) -> bool:
         """Whether a gradient takes a pass without one first: the tasks' parts or the means of summaries are needed."""
         return self.needs_parts or any(term.summary for term in self.terms)
+
+    def keep(self, count: int) -> Keep:
+        """What must be kept of the experts' outputs for these terms, those of select, and the report's metrics.
+
+        Where terms differ, the most that any of them wants is kept: all classes, or all dimensions, if one wants so.
+
+        Args:
+            count: How many transformer layers there are.
+        """
+        both = [*self.configs.values(), *self.on("select").configs.values()]
+        wanted = [config.top_k for config in both if isinstance(config, ExpertKLConfig | JensenShannonConfig)]
+        classes = wanted or [ExpertKLConfig().top_k]
+        dimensions = [config.project for config in both if isinstance(config, HiddenAlignmentConfig)]
+        return Keep(
+            None if None in classes else max(k for k in classes if k is not None),
+            tuple(sorted({*self.layers(count), *self.on("select").layers(count)})),
+            None if None in dimensions else max((d for d in dimensions if d is not None), default=None),
+        )
 
     def layers(self, count: int) -> tuple[int, ...]:
         """The transformer layers, of ``count``, whose outputs any term reads; in order."""

@@ -6,12 +6,13 @@
     teacher = outputs.batch(batch)           # rows in the order of the batch's predictions
 
 Kept per row (an example, or a scored token): log-probabilities of the k likeliest classes and of all others together,
-at temperature 1 and in fp32, and the likeliest class. With k >= C that is every class, in order.
+at temperature 1 and in fp32, and the likeliest class. With k >= C that is every class, in order. Of layers that a term
+asks for, hidden states are kept at every place that the model attends to, in the model's dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,10 +24,34 @@ from torch import Tensor
 from optmerge.atomic import atomic_path
 from optmerge.calibration.batches import Batch
 from optmerge.errors import RunError
-from optmerge.objective.base import CHUNK, scored_logits
+from optmerge.objective.base import CHUNK, attended, scored_logits
 from optmerge.objective.outputs import Outputs
+from optmerge.objective.projection import projected
 
-_FORMAT = "optmerge teacher outputs 1"
+_FORMAT = "optmerge teacher outputs 2"
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is kept of an expert's outputs.
+
+    Attributes:
+        classes: How many of the likeliest classes; None is all.
+        layers: Of which transformer layers hidden states are kept.
+        project: Dimensions that they are projected to (`optmerge.objective.projection`); None keeps them as they are.
+    """
+
+    classes: int | None
+    layers: tuple[int, ...] = ()
+    project: int | None = None
+
+    def columns(self, classes: int) -> int:
+        """Log-probabilities per row of a head of so many classes."""
+        return classes if self.classes is None or self.classes >= classes else self.classes + 1
+
+    def width(self, width: int) -> int:
+        """Numbers per hidden state of a layer of so many."""
+        return width if self.project is None else min(width, self.project)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +96,42 @@ def coarse_log_probs(logits: Tensor, kept: Tensor | None) -> Tensor:
     return torch.cat([logits.gather(-1, kept), others], -1) - total
 
 
+@dataclass(frozen=True, eq=False)
+class Spans:
+    """Where every example's rows are in a tensor that holds all examples' rows one behind the other; on the CPU.
+
+    Attributes:
+        starts: int64[n].
+        lengths: int64[n].
+    """
+
+    starts: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, order: Tensor, counts: Sequence[Tensor]) -> Spans:
+        """The spans of n examples.
+
+        Args:
+            order: int64[n], the examples in the order of their rows.
+            counts: Together int64[n]: how many rows each of them has.
+        """
+        count = torch.cat(list(counts)) if counts else order
+        starts, lengths = torch.empty_like(order), torch.empty_like(order)
+        starts[order], lengths[order] = count.cumsum(0) - count, count
+        return cls(starts, lengths)
+
+    def locate(self, positions: Tensor) -> slice | Tensor:
+        """The rows of some examples, in their order: a slice where they stand one behind the other, else int64[N]."""
+        starts, lengths = self.starts[positions], self.lengths[positions]
+        ends = starts + lengths
+        if len(starts) and torch.equal(starts[1:], ends[:-1]):
+            return slice(int(starts[0]), int(ends[-1]))
+        first = lengths.cumsum(0) - lengths  # where each example's rows begin in the batch
+        within = torch.arange(int(lengths.sum())) - first.repeat_interleave(lengths)
+        return starts.repeat_interleave(lengths) + within
+
+
 class TeacherOutputs:
     """An expert's predictions for all n examples of a split.
 
@@ -83,22 +144,32 @@ class TeacherOutputs:
         log_probs: Tensor,
         indices: Tensor | None,
         choice: Tensor,
-        starts: Tensor,
-        lengths: Tensor,
+        spans: Spans,
+        hidden: Mapping[int, tuple[Tensor, Spans]],
         *,
         classes: int,
     ) -> None:
         self.classes = classes
         self._log_probs, self._indices, self._choice = log_probs, indices, choice
-        self._starts, self._lengths = starts, lengths  # of every example's rows; on the CPU
+        self._spans = spans  # of every example's rows
+        self._hidden = dict(hidden)  # layer -> states [places, H] and every example's places among them
 
     @classmethod
-    def collect(cls, outputs: Iterable[tuple[Batch, Outputs]], k: int | None) -> TeacherOutputs:
+    def collect(
+        cls,
+        outputs: Iterable[tuple[Batch, Outputs]],
+        k: int | None,
+        *,
+        layers: Sequence[int] = (),
+        project: int | None = None,
+    ) -> TeacherOutputs:
         """Keep what is needed of an expert's outputs over a whole split.
 
         Args:
             outputs: Batches and what the expert says about them; together they hold every example once.
             k: Classes to keep; None or at least C keeps all.
+            layers: Layers whose hidden states are kept; the outputs must have them.
+            project: Dimensions that hidden states are projected to; None keeps them as they are.
 
         Raises:
             ValueError: An example is missing or comes twice.
@@ -106,6 +177,8 @@ class TeacherOutputs:
         pieces: list[tuple[Tensor, Tensor | None, Tensor]] = []
         positions: list[Tensor] = []
         counts: list[Tensor] = []
+        states: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        places: dict[int, list[Tensor]] = {layer: [] for layer in layers}
         classes = 0
         for batch, said in outputs:
             classes = said.logits.shape[-1]
@@ -114,27 +187,30 @@ class TeacherOutputs:
             counts.append(torch.ones_like(batch.positions) if scored is None else scored.sum(1).cpu())
             rows = scored_logits(said.logits.detach(), batch)
             pieces += [_summary(chunk.float(), k) for chunk in torch.split(rows, max(1, CHUNK // classes))]
+            for layer in layers:
+                value = said.hidden[layer].detach()
+                mask = attended(batch, value)
+                states[layer].append(projected(value[mask], project or value.shape[-1]).to(value.dtype))
+                places[layer].append(mask.sum(1).cpu())
         order = torch.cat(positions) if positions else torch.empty(0, dtype=torch.int64)
         if not torch.equal(order.sort().values, torch.arange(len(order))):
             raise ValueError("teacher outputs must be collected over every example of a split, once each")
-        count = torch.cat(counts) if counts else order
-        starts, lengths = torch.empty_like(order), torch.empty_like(order)
-        starts[order], lengths[order] = count.cumsum(0) - count, count
         log_probs = torch.cat([piece[0] for piece in pieces]) if pieces else torch.empty(0, 0)
         indices = [piece[1] for piece in pieces if piece[1] is not None]
         choice = torch.cat([piece[2] for piece in pieces]) if pieces else order.int()
-        return cls(log_probs, torch.cat(indices) if indices else None, choice, starts, lengths, classes=classes)
+        hidden = {layer: (torch.cat(found), Spans.of(order, places[layer])) for layer, found in states.items() if found}
+        spans = Spans.of(order, counts)
+        return cls(log_probs, torch.cat(indices) if indices else None, choice, spans, hidden, classes=classes)
 
     @property
     def size(self) -> int:
         """Number of examples."""
-        return len(self._starts)
+        return len(self._spans.starts)
 
     @property
     def nbytes(self) -> int:
         """Memory taken, in bytes."""
-        tensors = (self._log_probs, self._indices, self._choice, self._starts, self._lengths)
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        return sum(tensor.nbytes for tensor in self._tensors().values())
 
     def batch(self, batch: Batch) -> TeacherBatch:
         """The rows of a batch's examples, in its order, on the device where the outputs are.
@@ -142,23 +218,26 @@ class TeacherOutputs:
         No synchronisation with the device. The batches that the outputs were collected from are views, others are
         gathered.
         """
-        starts, lengths = self._starts[batch.positions], self._lengths[batch.positions]
-        ends = starts + lengths
-        if len(starts) and torch.equal(starts[1:], ends[:-1]):
-            rows = slice(int(starts[0]), int(ends[-1]))
-            return TeacherBatch(
-                self._log_probs[rows],
-                None if self._indices is None else self._indices[rows].long(),
-                self._choice[rows].long(),
-            )
-        first = lengths.cumsum(0) - lengths  # where each example's rows begin in the batch
-        within = torch.arange(int(lengths.sum())) - first.repeat_interleave(lengths)
-        place = (starts.repeat_interleave(lengths) + within).to(self._log_probs.device, non_blocking=True)
+        rows = self._spans.locate(batch.positions)
+        hidden = {
+            layer: _take(states, spans.locate(batch.positions)) for layer, (states, spans) in self._hidden.items()
+        }
         return TeacherBatch(
-            self._log_probs.index_select(0, place),
-            None if self._indices is None else self._indices.index_select(0, place).long(),
-            self._choice.index_select(0, place).long(),
+            _take(self._log_probs, rows),
+            None if self._indices is None else _take(self._indices, rows).long(),
+            _take(self._choice, rows).long(),
+            hidden,
         )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything that is kept, by the name that it has in a file."""
+        tensors = {"log_probs": self._log_probs, "choice": self._choice}
+        tensors |= {"starts": self._spans.starts, "lengths": self._spans.lengths}
+        if self._indices is not None:
+            tensors["indices"] = self._indices
+        for layer, (states, spans) in self._hidden.items():
+            tensors |= {f"hidden.{layer}": states, f"starts.{layer}": spans.starts, f"lengths.{layer}": spans.lengths}
+        return tensors
 
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all.
@@ -166,17 +245,9 @@ class TeacherOutputs:
         Raises:
             RunError: The disk refuses.
         """
-        tensors = {
-            "log_probs": self._log_probs,
-            "choice": self._choice,
-            "starts": self._starts,
-            "lengths": self._lengths,
-        }
-        if self._indices is not None:
-            tensors["indices"] = self._indices
         with atomic_path(path) as temporary:
             save_file(
-                {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
+                {name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()},
                 temporary,
                 metadata={"format": _FORMAT, "classes": str(self.classes), "temperature": "1"},
             )
@@ -200,14 +271,28 @@ class TeacherOutputs:
         if metadata.get("format") != _FORMAT:
             raise RunError(f"{path} does not hold teacher outputs of this version. Delete the file; it is made again.")
         indices = tensors.get("indices")
+        layers = sorted(int(name.partition(".")[2]) for name in tensors if name.startswith("hidden."))
         return cls(
             tensors["log_probs"].to(device),
             None if indices is None else indices.to(device),
             tensors["choice"].to(device),
-            tensors["starts"],
-            tensors["lengths"],
+            Spans(tensors["starts"], tensors["lengths"]),
+            {
+                layer: (
+                    tensors[f"hidden.{layer}"].to(device),
+                    Spans(tensors[f"starts.{layer}"], tensors[f"lengths.{layer}"]),
+                )
+                for layer in layers
+            },
             classes=int(metadata["classes"]),
         )
+
+
+def _take(tensor: Tensor, rows: slice | Tensor) -> Tensor:
+    """Some rows of a tensor: a view of neighbouring ones, else gathered without synchronising."""
+    return (
+        tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows.to(tensor.device, non_blocking=True))
+    )
 
 
 def _summary(logits: Tensor, k: int | None) -> tuple[Tensor, Tensor | None, Tensor]:

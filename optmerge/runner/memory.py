@@ -29,10 +29,13 @@ from optmerge.merging.recipe import Direction
 from optmerge.merging.statistics import BUDGET as GRAMS
 from optmerge.merging.writing import LOW_RANK_CHUNK, Workspace
 from optmerge.models.resident import ResidentModel
+from optmerge.objective.objective import Objective
+from optmerge.objective.teacher import Keep
 from optmerge.runner.simulation import META, Passes
-from optmerge.runner.teachers import kept_classes
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from optmerge.calibration.data import Calibration
     from optmerge.models.family import Family
     from optmerge.space.space import SearchSpace
@@ -86,12 +89,14 @@ def plan_memory(
     """
     budget = memory_budget(config.memory, device)
     gradient = config.driver.name == "adam"
+    classes = {name: data.num_labels for name, data in calibration.tasks.items()}
+    keep = Objective(config.objective, list(config.tasks), classes).keep(family.num_layers)
     model = ResidentModel(family, device=META, dtype=dtype)
     held = {id(value): value.numel() * value.dtype.itemsize for value in _all_parameters(model, family)}
     common = {
         "process": _process_bytes() if device.type == "cpu" else 0,
         "model": sum(held.values()),
-        "teacher outputs": _teacher_bytes(config, family, calibration),
+        "teacher outputs": teacher_bytes(config, family, calibration, keep, dtype),
         "buffers": _buffer_bytes(family, device, dtype),
     }
     form: Form | None = "accumulate" if gradient else None
@@ -145,17 +150,41 @@ def memory_budget(text: str, device: torch.device) -> int:
     return _process_bytes() + _available()
 
 
-def _teacher_bytes(config: SearchConfig, family: Family, calibration: Calibration) -> int:
-    k = kept_classes(config)
+def teacher_bytes(
+    config: SearchConfig, family: Family, calibration: Calibration, keep: Keep, dtype: torch.dtype
+) -> int:
+    """What the experts' outputs take that a search keeps, in bytes; see `TeacherOutputs`.
+
+    Args:
+        config: The search.
+        family: Base and experts.
+        calibration: Whose inputs the experts are run on.
+        keep: What is kept.
+        dtype: Of the resident model.
+    """
     total = 0
     for data in calibration.tasks.values():
-        classes = data.num_labels or int(getattr(family.configs[data.expert], "vocab_size", 0) or 0)
-        kept = classes if k is None or k >= classes else k + 1
-        per_row = 4 * kept + (0 if kept == classes else 4 * (kept - 1)) + 4  # log-probabilities, indices, choice
+        expert = family.configs[data.expert]
+        classes = data.num_labels or int(getattr(expert, "vocab_size", 0) or 0)
+        columns = keep.columns(classes)
+        index = 2 if classes <= 1 << 15 else 4
+        per_row = 4 * columns + (0 if columns == classes else index * (columns - 1)) + 4  # then the likeliest class
+        per_place = keep.width(_hidden_size(expert)) * dtype.itemsize * len(keep.layers)
         for split in data.splits.values():
+            total += 16 * split.size * (1 + len(keep.layers))  # where every example's rows are
+            total += per_place * split.tokens
             for batch in split.batches(batch_tokens=config.batch_tokens):
                 total += per_row * (len(batch.rows) if batch.rows is not None else batch.size)
     return total
+
+
+def _hidden_size(config: PreTrainedConfig) -> int:
+    """The width of a model's hidden states, or of its language or vision part's."""
+    for part in (config, getattr(config, "text_config", None), getattr(config, "vision_config", None)):
+        size = getattr(part, "hidden_size", None)
+        if isinstance(size, int):
+            return size
+    return 0
 
 
 def _preparing_bytes(family: Family, directions: Sequence[Direction]) -> int:

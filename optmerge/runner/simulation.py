@@ -22,10 +22,10 @@ from optmerge.merging.engine import Form
 from optmerge.models.checkpointing import Checkpointing
 from optmerge.models.resident import ResidentModel
 from optmerge.objective.objective import Objective
-from optmerge.objective.teacher import TeacherBatch
+from optmerge.objective.outputs import Outputs
+from optmerge.objective.teacher import Keep, TeacherBatch
 from optmerge.records import SplitName
 from optmerge.runner.forward import Forward
-from optmerge.runner.teachers import kept_classes
 
 if TYPE_CHECKING:
     from optmerge.calibration.data import Batch, Calibration
@@ -164,7 +164,7 @@ class Passes:
         moved = batch.to(META)
         outputs = self.forward.outputs(task, moved, composed.layers(self.count))
         rows = len(batch.rows) if batch.rows is not None else batch.size
-        teacher = _teacher(rows, outputs.logits.shape[-1], kept_classes(self.config))
+        teacher = _teacher(rows, outputs, self.objective.keep(self.count))
         values = {term.name: term.per_example(outputs, moved, teacher) for term in composed.terms}
         if backward:
             # A summary's statistics [B, m] are multiplied by a slope each, and added up.
@@ -176,8 +176,14 @@ def _drop(parameter: torch.Tensor) -> None:
     parameter.grad = None
 
 
-def _teacher(rows: int, classes: int, k: int | None) -> TeacherBatch:
-    kept = classes if k is None or k >= classes else k + 1
-    indices = None if kept == classes else torch.empty(rows, kept - 1, dtype=torch.int64, device=META)
+def _teacher(rows: int, outputs: Outputs, keep: Keep) -> TeacherBatch:
+    classes = outputs.logits.shape[-1]
+    columns = keep.columns(classes)
+    indices = None if columns == classes else torch.empty(rows, columns - 1, dtype=torch.int64, device=META)
     choice = torch.empty(rows, dtype=torch.int64, device=META)
-    return TeacherBatch(torch.empty(rows, kept, device=META), indices, choice)
+    # How many places are attended to is a value: on the meta device all of them are.
+    hidden = {
+        layer: torch.empty(value.shape[:2].numel(), keep.width(value.shape[-1]), dtype=value.dtype, device=META)
+        for layer, value in outputs.hidden.items()
+    }
+    return TeacherBatch(torch.empty(rows, columns, device=META), indices, choice, hidden)

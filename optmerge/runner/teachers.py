@@ -14,13 +14,12 @@ import hashlib
 import json
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from optmerge.atomic import atomic_path
-from optmerge.config.objectives import ExpertKLConfig, JensenShannonConfig
 from optmerge.errors import RunFailed
 from optmerge.merging.engine import one_hot
 from optmerge.models.cache import cache_dir
@@ -31,7 +30,6 @@ from optmerge.records import Progress, SplitName
 
 if TYPE_CHECKING:
     from optmerge.calibration.data import Batch
-    from optmerge.config.schema import SearchConfig
     from optmerge.runner.problem import Problem
 
 log = logging.getLogger(__name__)
@@ -83,9 +81,11 @@ class Teachers:
 def _collect(problem: Problem, task: str, split: SplitName) -> TeacherOutputs:
     """One expert's outputs; in smaller steps where memory runs out."""
     batch_tokens = problem.config.batch_tokens
+    keep = problem.objective.keep(problem.family.num_layers)
     while True:
         try:
-            return TeacherOutputs.collect(_outputs(problem, task, split, batch_tokens), k=kept_classes(problem.config))
+            outputs = _outputs(problem, task, split, batch_tokens, keep.layers)
+            return TeacherOutputs.collect(outputs, keep.classes, layers=keep.layers, project=keep.project)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -101,31 +101,26 @@ def _collect(problem: Problem, task: str, split: SplitName) -> TeacherOutputs:
         log.warning("memory ran out for the expert of task %s; trying %d tokens in a pass", task, batch_tokens)
 
 
-def _outputs(problem: Problem, task: str, split: SplitName, batch_tokens: int) -> Iterator[tuple[Batch, Outputs]]:
+def _outputs(
+    problem: Problem, task: str, split: SplitName, batch_tokens: int, layers: Sequence[int]
+) -> Iterator[tuple[Batch, Outputs]]:
     data = problem.calibration.tasks[task]
     with torch.no_grad():
         for batch in data.splits[split].batches(batch_tokens=batch_tokens):
             moved = batch.to(problem.device)
-            yield moved, problem.outputs(task, moved)
-
-
-def kept_classes(config: SearchConfig) -> int | None:
-    """The most classes that any term wants to see; None (all) wins. Without such a term, what expert-kl would keep."""
-    terms = (*config.objective.terms, *(config.objective.select or ()))
-    wanted = [term.top_k for term in terms if isinstance(term, ExpertKLConfig | JensenShannonConfig)]
-    wanted = wanted or [ExpertKLConfig().top_k]
-    return None if None in wanted else max(k for k in wanted if k is not None)
+            yield moved, problem.outputs(task, moved, layers)
 
 
 def _key(problem: Problem, task: str, split: SplitName) -> str:
     data = problem.calibration.tasks[task]
+    keep = problem.objective.keep(problem.family.num_layers)
     facts = [
         problem.family.experts[data.expert].sha256(),
         problem.family.base.sha256(),
         problem.family.heads,
         problem.forward.head_sha256(task),
         data.splits[split].sha256,
-        kept_classes(problem.config),
+        [keep.classes, keep.layers, keep.project],
         str(problem.dtype),
         str(problem.device),
         problem.config.batch_tokens,
