@@ -122,7 +122,7 @@ class LmEval(WholeModelTerm):
             made = HFLM(
                 pretrained=model,
                 backend="causal",
-                tokenizer=deepcopy(self._around.tokenizer),  # the harness sets its padding
+                tokenizer=deepcopy(self._around.reads),  # the harness sets its padding
                 batch_size=self.settings.batch_size,
             )
             made.tok_encode = functools.cache(made.tok_encode)  # the same requests come at every evaluation

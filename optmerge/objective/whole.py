@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from optmerge.calibration.data import Kind
+    from optmerge.models.image_processor import ImageProcessor
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +38,13 @@ class Surroundings:
     Attributes:
         kind: What the models are.
         heads: "merged" where one model judges every task, "own" where there is a head for each.
-        tokenizer: Of the merged model.
+        reads: The merged model's tokenizer, or the image processor of a model that sees images.
         base: Folder of the base model, where a generation_config.json may be.
     """
 
     kind: Kind
     heads: str
-    tokenizer: PreTrainedTokenizerBase
+    reads: PreTrainedTokenizerBase | ImageProcessor
     base: Path
 
 

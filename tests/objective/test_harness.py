@@ -66,7 +66,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Surroundings
     family = open_family(str(tiny.base), references, relative_to=Path())
     resident = ResidentModel(family, device=torch.device("cpu"), dtype=torch.float32)
     around = Surroundings(
-        kind="causal-lm", heads="merged", tokenizer=tokenizer_for(family, "base"), base=family.base.folder
+        kind="causal-lm", heads="merged", reads=tokenizer_for(family, "base"), base=family.base.folder
     )
     return around, resident.model_for("one")
 
@@ -181,7 +181,11 @@ def test_several_tasks_are_averaged(surroundings: tuple[Surroundings, torch.nn.M
     ("changes", "settings", "words"),
     [
         ({}, {"metric": "accc,none"}, ["'accc,none'", "acc, brier_score", "Did you mean 'acc'"]),
-        ({"dataset_kwargs": {"data_files": "gone.jsonl"}}, {}, ["cannot load the task", "tiny_choice.yaml", "absolute"]),
+        (
+            {"dataset_kwargs": {"data_files": "gone.jsonl"}},
+            {},
+            ["cannot load the task", "tiny_choice.yaml", "absolute"],
+        ),
         ({"output_type": "no_such"}, {}, ["cannot load the task"]),
     ],
 )
@@ -241,6 +245,6 @@ def test_public_tests_are_refused(
 
 def test_other_kinds_of_models_are_refused(surroundings: tuple[Surroundings, torch.nn.Module], tmp_path: Path) -> None:
     around, _ = surroundings
-    classifier = Surroundings("sequence-classification", "own", around.tokenizer, around.base)
+    classifier = Surroundings("sequence-classification", "own", around.reads, around.base)
     with pytest.raises(ConfigError, match="sequence-classification models with own heads"):
         opened(classifier, task_file(tmp_path / "tasks"))

@@ -1,0 +1,87 @@
+"""Terms that bring files of their own: lm-eval tasks and a user's classes. Found, made ready, and known again.
+
+config = config.model_copy(update={"objective": absolute_terms(config.objective, root)})
+open_terms(objective, family, reads)
+manifest["terms"] = term_hashes(config.objective, objective)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optmerge.config.objectives import CustomConfig, LmEvalConfig, ObjectiveConfig, TermConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from optmerge.models.family import Family
+    from optmerge.models.image_processor import ImageProcessor
+    from optmerge.objective.objective import Objective
+    from optmerge.objective.whole import WholeModelTerm
+
+
+def absolute_terms(config: ObjectiveConfig, root: Path) -> ObjectiveConfig:
+    """The objective with the paths in its terms made absolute.
+
+    Args:
+        config: As the search file has it.
+        root: Folder of the search file.
+    """
+
+    def absolute(path: str) -> str:
+        return str((root / Path(path).expanduser()).resolve())
+
+    def one(term: TermConfig) -> TermConfig:
+        if isinstance(term, CustomConfig):
+            file, colon, name = term.path.rpartition(":")
+            return term.model_copy(update={"path": f"{absolute(file)}{colon}{name}"}) if colon else term
+        if isinstance(term, LmEvalConfig):
+            from optmerge.objective.harness_tasks import is_task_file
+
+            tasks = [absolute(task) if is_task_file(task) else task for task in term.tasks]
+            return term.model_copy(update={"tasks": tasks})
+        return term
+
+    changes: dict[str, Any] = {"terms": [one(term) for term in config.terms]}
+    if config.select is not None:
+        changes["select"] = [one(term) for term in config.select]
+    return config.model_copy(update=changes)
+
+
+def whole_terms(objective: Objective) -> Sequence[WholeModelTerm]:
+    """The terms of the whole model, those that judge the select split too; each once."""
+    terms = [*objective.whole, *objective.on("select").whole]
+    return list({id(term): term for term in terms}.values())
+
+
+def open_terms(objective: Objective, family: Family, reads: PreTrainedTokenizerBase | ImageProcessor) -> None:
+    """Make the terms of the whole model ready.
+
+    Raises:
+        UserError: One of them cannot judge such models, or what it needs is missing.
+    """
+    from optmerge.objective.whole import Surroundings
+
+    around = Surroundings(kind=family.kind, heads=family.heads, reads=reads, base=family.base.folder)
+    for term in whole_terms(objective):
+        term.open(around)
+
+
+def term_hashes(config: ObjectiveConfig, objective: Objective) -> dict[str, str]:
+    """What the terms' values depend on beside models, data and settings: name -> hash.
+
+    Args:
+        config: With absolute paths.
+        objective: Whose terms are open.
+    """
+    hashes: dict[str, str] = {}
+    for settings in [*config.terms, *(config.select or ())]:
+        if isinstance(settings, CustomConfig):
+            from optmerge.objective.custom import file_hash
+
+            hashes[f"custom term {settings.path}"] = file_hash(settings)
+    for term in whole_terms(objective):
+        hashes |= term.identity()
+    return hashes
