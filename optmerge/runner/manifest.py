@@ -20,11 +20,24 @@ import torch
 
 from optmerge.errors import RunError
 from optmerge.merging import kernels
+from optmerge.runner.terms import term_hashes
 
 if TYPE_CHECKING:
     from optmerge.runner.problem import Problem
 
-PACKAGES = ("optmerge", "torch", "transformers", "safetensors", "numpy", "cma", "optuna", "datasets", "peft", "wandb")
+PACKAGES = (
+    "optmerge",
+    "torch",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "cma",
+    "optuna",
+    "datasets",
+    "peft",
+    "wandb",
+    "lm-eval",
+)
 
 
 def make_manifest(problem: Problem) -> dict[str, Any]:
@@ -42,6 +55,7 @@ def make_manifest(problem: Problem) -> dict[str, Any]:
             for name, c in checkpoints.items()
         },
         "data": {name: data.sha256 for name, data in problem.calibration.tasks.items()},
+        "terms": term_hashes(problem.config.objective, problem.objective),
         "splits": {
             name: {split: data.splits[split].size for split in data.splits}
             for name, data in problem.calibration.tasks.items()
@@ -77,7 +91,7 @@ def check_manifest(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
     """Refuse to resume what would not be the same run.
 
     Raises:
-        RunError: A model, a data file, the machine, the thread count or torch differs; all differences are named.
+        RunError: A model, a data file, a term's file, the machine, the thread count or torch differs; all differences are named.
     """
     problems: list[str] = []
     for name, entry in stored["models"].items():
@@ -87,6 +101,9 @@ def check_manifest(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
     for name, digest in stored["data"].items():
         if now["data"].get(name) != digest:
             problems.append(f"the data of task {name} has changed")
+    for name, digest in stored["terms"].items():
+        if now["terms"].get(name) != digest:
+            problems.append(f"the {name} has changed")
     for key, value in stored["hardware"].items():
         if now["hardware"].get(key) != value:
             problems.append(f"{key} was {value!r} and is {now['hardware'].get(key)!r}")
