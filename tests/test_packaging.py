@@ -91,9 +91,8 @@ def test_registries_name_what_the_search_file_names() -> None:
 
     assert set(DRIVERS) == set(DRIVER_CONFIGS)
     assert all(driver_class(name).name == name for name in DRIVERS)
-    terms = importlib.import_module("optmerge.objective").TERMS
-    assert set(TERM_CONFIGS) <= set(terms)
-    assert set(terms) - set(TERM_CONFIGS) <= {"agreement"}
-    for registry in (DRIVER_CONFIGS, TERM_CONFIGS, METHOD_CONFIGS):
-        for name, model in registry.items():
+    registry = importlib.import_module("optmerge.objective.registry")
+    assert {*registry.TERMS, *registry.COEFFICIENT_TERMS, *registry.WHOLE_MODEL_TERMS} == set(TERM_CONFIGS)
+    for configs in (DRIVER_CONFIGS, TERM_CONFIGS, METHOD_CONFIGS):
+        for name, model in configs.items():
             assert model.model_fields["name"].default == name

@@ -50,7 +50,7 @@ class AnchorL2(CoefficientTerm):
     name: ClassVar[str] = "anchor-l2"
     differentiable: ClassVar[bool] = True
     unit: ClassVar[str] = "coefficient squared"
-    paper: ClassVar[str] = "Xuhong et al. 2018, L2-SP, equation 2, in coefficients"
+    paper: ClassVar[str] = "Li et al. 2018, Explicit Inductive Bias for Transfer Learning (L2-SP), in coefficients"
 
     config: AnchorL2Config
 

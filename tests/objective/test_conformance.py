@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from optmerge.calibration import Batch
 from optmerge.config.objectives import TERM_CONFIGS, ObjectiveConfig
 from optmerge.objective import (
     COEFFICIENT_TERMS,
@@ -18,7 +17,6 @@ from optmerge.objective import (
     ModelTerm,
     Objective,
     Outputs,
-    TeacherBatch,
     TeacherOutputs,
     base,
     term_class,
@@ -68,23 +66,11 @@ def make_regulariser(name: str, settings: Settings) -> CoefficientTerm:
     return made
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """An expert and what is kept of it."""
-
-    case: Case
-    outputs: TeacherOutputs
-
-    def batch(self, batch: Batch) -> TeacherBatch:
-        hidden = {layer: torch.cat([self.case.hidden[p][layer] for p in batch.positions]) for layer in range(LAYERS)}
-        return replace(self.outputs.batch(batch), hidden=hidden)
+def teacher_of(case: Case, k: int | None = None) -> TeacherOutputs:
+    return TeacherOutputs.collect([case.batch(case.everything())], k, layers=range(LAYERS))
 
 
-def teacher_of(case: Case, k: int | None = None) -> Teacher:
-    return Teacher(case, TeacherOutputs.collect([case.batch(case.everything())], k))
-
-
-def values(term: ModelTerm, case: Case, teacher: Teacher, positions: list[int], **padding: object) -> Tensor:
+def values(term: ModelTerm, case: Case, teacher: TeacherOutputs, positions: list[int], **padding: object) -> Tensor:
     batch, outputs = case.batch(positions, **padding)  # type: ignore[arg-type]
     return term.per_example(outputs, batch, teacher.batch(batch))
 

@@ -7,15 +7,53 @@ from pathlib import Path
 import pytest
 import yaml
 
-from optmerge.config.objectives import TERM_CONFIGS, ObjectiveConfig
+from optmerge.config.objectives import ExpertKLConfig, ObjectiveConfig
 from optmerge.objective import Objective
 
 FOLDER = Path(__file__).parents[2] / "objectives"
 PRESETS = sorted(FOLDER.glob("*.yaml"))
 
 
-def test_every_term_has_a_preset_of_its_name() -> None:
-    assert {path.stem for path in PRESETS} >= set(TERM_CONFIGS)
+def read(path: Path) -> ObjectiveConfig:
+    return ObjectiveConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def test_the_presets_that_papers_and_habits_ask_for_are_there() -> None:
+    assert {path.stem for path in PRESETS} >= {
+        "accuracy",
+        "cross-entropy",
+        "dam",
+        "entropy",
+        "entropy-guarded",
+        "expert-alignment",
+        "expert-kl",
+        "expert-merging-pp",
+        "information-maximisation",
+        "perplexity",
+        "pseudo-label",
+    }
+
+
+def test_dam_has_the_weights_of_its_paper() -> None:
+    dam = {term.name: term for term in read(FOLDER / "dam.yaml").terms}
+    assert {name: term.weight for name, term in dam.items()} == {
+        "expert-kl": 1.0,
+        "similarity": 0.01,
+        "l1": 1e-6,
+        "l2": 1e-6,
+    }
+    assert isinstance(dam["expert-kl"], ExpertKLConfig)
+    assert dam["expert-kl"].temperature == 2.0
+
+
+def test_entropy_guarded_is_chosen_by_the_experts() -> None:
+    select = read(FOLDER / "entropy-guarded.yaml").select
+    assert select is not None
+    assert [term.name for term in select] == ["expert-kl"]
+
+
+def test_expert_merging_pp_differs_from_expert_alignment_in_how_it_is_run() -> None:
+    assert read(FOLDER / "expert-merging-pp.yaml") == read(FOLDER / "expert-alignment.yaml")
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
@@ -24,7 +62,8 @@ def test_preset(path: Path) -> None:
     assert text.startswith(f"# {path.stem}: ")
     for word in ("# Paper:", "# Cost:", "# Run:   optmerge search"):
         assert word in text
-    config = ObjectiveConfig.model_validate(yaml.safe_load(text))
-    objective = Objective(config, ["a"], {"a": 3})
+    objective = Objective(read(path), ["a"], {"a": 3})
     assert objective.labelled == ("# Labels: of every split" in text)
-    assert ("gradient" in text) != objective.differentiable
+    assert ("# Labels: none." in text) != objective.labelled
+    assert ("has no gradient" in text) != objective.differentiable
+    assert ("a gradient step takes two" in " ".join(text.replace("#", "").split())) == objective.two_passes

@@ -44,7 +44,7 @@ def geometry_of(
 @pytest.mark.parametrize("scale", ["none", "norms"])
 def test_an_anchor_is_nothing_at_the_start(scale: str) -> None:
     geometry, _ = make_geometry()
-    for term in (AnchorL1(AnchorL1Config(scale=scale)), AnchorL2(AnchorL2Config(scale=scale))):  # type: ignore[arg-type]
+    for term in (AnchorL1(AnchorL1Config(scale=scale)), AnchorL2(AnchorL2Config(scale=scale))):
         point = geometry.start.clone().requires_grad_()
         value = term.value(point, geometry)
         assert float(value.detach()) == 0.0

@@ -113,7 +113,7 @@ def test_the_expert_is_at_no_distance_from_itself(kind: str, k: int | None, temp
         outputs.logits.requires_grad_()
         got = term.per_example(outputs, batch, teacher.batch(batch))
         torch.testing.assert_close(got, torch.zeros(len(positions)), atol=1e-5, rtol=0)
-        got.sum().backward()
+        got.sum().backward()  # type: ignore[no-untyped-call]
         assert outputs.logits.grad is not None
         assert float(outputs.logits.grad.abs().max()) < 1e-5
 
@@ -137,7 +137,7 @@ def test_the_tail_keeps_its_digits() -> None:
     batch, _ = case.batch([0])
     teacher = TeacherOutputs.collect([(batch, Outputs(expert))], 1)
     value = ExpertKL(ExpertKLConfig(top_k=1)).per_example(Outputs(merged), batch, teacher.batch(batch))
-    value.sum().backward()
+    value.sum().backward()  # type: ignore[no-untyped-call]
     assert value.item() == pytest.approx(math.log1p(math.exp(-10)), rel=1e-3)
     assert merged.grad is not None
     assert bool(merged.grad.isfinite().all())
@@ -372,7 +372,7 @@ def test_exact_match_of_a_classifier_is_its_accuracy() -> None:
     ],
 )
 def test_layers_by_index_and_by_depth(layers: object, count: int, wanted: tuple[int, ...]) -> None:
-    assert HiddenAlignment(HiddenAlignmentConfig(layers=layers)).layers(count) == wanted  # type: ignore[arg-type]
+    assert HiddenAlignment(HiddenAlignmentConfig(layers=layers)).layers(count) == wanted
 
 
 def test_a_layer_that_is_not_there() -> None:
