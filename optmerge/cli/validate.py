@@ -14,6 +14,7 @@ def validate(file: SearchFile, sets: Sets = None, json: Json = False) -> None:
     from optmerge.config.schema import SearchConfig
     from optmerge.errors import ConfigError
     from optmerge.merging.directions import expand_directions, known_directions
+    from optmerge.runner.terms import absolute_terms, check_terms
 
     config: SearchConfig = load_config(file, overrides=sets or [])
     missing = [
@@ -25,6 +26,7 @@ def validate(file: SearchFile, sets: Sets = None, json: Json = False) -> None:
         raise ConfigError(f"{file} names data that is not there:\n" + "\n".join(missing))
     searched = expand_directions(config.directions, list(config.experts), config.method)
     known_directions(searched, config.baselines.methods, list(config.experts))
+    check_terms(absolute_terms(config.objective, file.parent))
     models = {"base": config.base, **config.experts}
     places = {name: _place(reference, file.parent) for name, reference in models.items()}
     output = Output(json)

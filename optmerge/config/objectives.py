@@ -261,6 +261,11 @@ class LmEvalConfig(TermConfig):
     )
 
 
+def is_task_file(task: str) -> bool:
+    """Whether an entry of an lm-eval term's tasks is a YAML file rather than the name of a task that lm-eval ships."""
+    return task.endswith((".yaml", ".yml"))
+
+
 class CustomConfig(ModelTermConfig):
     """A term of your own: a class in a Python file (docs/own-term.md), which is run. The class says its name."""
 

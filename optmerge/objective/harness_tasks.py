@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from optmerge.calibration.splits import allocate, content_key
-from optmerge.config.objectives import LmEvalConfig
+from optmerge.config.objectives import LmEvalConfig, is_task_file
 from optmerge.errors import ConfigError, DataError, MissingExtraError, did_you_mean
 from optmerge.records import SplitName
 
@@ -40,9 +40,18 @@ def require_harness() -> None:
         ) from None
 
 
-def is_task_file(task: str) -> bool:
-    """Whether an entry of ``tasks`` is a YAML file rather than the name of a task that lm-eval ships."""
-    return task.endswith((".yaml", ".yml"))
+def task_files(config: LmEvalConfig) -> list[Path]:
+    """The task files that a term names.
+
+    Raises:
+        ConfigError: One is not there.
+    """
+    files = [Path(task) for task in config.tasks if is_task_file(task)]
+    for path in files:
+        if not path.is_file():
+            near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.y*ml")])
+            raise ConfigError(f"The term lm-eval names the task file {path}, and there is no such file.{near}")
+    return files
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +96,7 @@ class HarnessTasks:
 def _load(config: LmEvalConfig) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
-    files = [Path(task) for task in config.tasks if is_task_file(task)]
-    for path in files:
-        if not path.is_file():
-            near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.y*ml")])
-            raise ConfigError(f"The term lm-eval names the task file {path}, and there is no such file.{near}")
+    files = task_files(config)
     shipped = [task for task in config.tasks if not is_task_file(task)]
     if shipped and not config.allow_public_tests:
         raise _public(shipped)

@@ -27,7 +27,6 @@ from optmerge.records import SplitName
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from optmerge.calibration.data import Kind
     from optmerge.models.image_processor import ImageProcessor
 
 
@@ -36,13 +35,13 @@ class Surroundings:
     """What a term of the whole model is told of the search, once.
 
     Attributes:
-        kind: What the models are.
+        kind: What the models are: "causal-lm", "sequence-classification", ...
         heads: "merged" where one model judges every task, "own" where there is a head for each.
         reads: The merged model's tokenizer, or the image processor of a model that sees images.
         base: Folder of the base model, where a generation_config.json may be.
     """
 
-    kind: Kind
+    kind: str
     heads: str
     reads: PreTrainedTokenizerBase | ImageProcessor
     base: Path

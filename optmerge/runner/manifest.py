@@ -91,7 +91,8 @@ def check_manifest(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
     """Refuse to resume what would not be the same run.
 
     Raises:
-        RunError: A model, a data file, a term's file, the machine, the thread count or torch differs; all differences are named.
+        RunError: A model, a data file, a term's file, the machine, the thread count or torch differs; all differences
+            are named.
     """
     problems: list[str] = []
     for name, entry in stored["models"].items():

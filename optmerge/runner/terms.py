@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optmerge.config.objectives import CustomConfig, LmEvalConfig, ObjectiveConfig, TermConfig
+from optmerge.config.objectives import CustomConfig, LmEvalConfig, ObjectiveConfig, TermConfig, is_task_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,8 +38,6 @@ def absolute_terms(config: ObjectiveConfig, root: Path) -> ObjectiveConfig:
             file, colon, name = term.path.rpartition(":")
             return term.model_copy(update={"path": f"{absolute(file)}{colon}{name}"}) if colon else term
         if isinstance(term, LmEvalConfig):
-            from optmerge.objective.harness_tasks import is_task_file
-
             tasks = [absolute(task) if is_task_file(task) else task for task in term.tasks]
             return term.model_copy(update={"tasks": tasks})
         return term
@@ -48,6 +46,26 @@ def absolute_terms(config: ObjectiveConfig, root: Path) -> ObjectiveConfig:
     if config.select is not None:
         changes["select"] = [one(term) for term in config.select]
     return config.model_copy(update=changes)
+
+
+def check_terms(config: ObjectiveConfig) -> None:
+    """Look at the files that terms name, and run a user's; torch is imported only where there are some.
+
+    Args:
+        config: With absolute paths.
+
+    Raises:
+        ConfigError: One is missing or cannot be used.
+    """
+    for settings in [*config.terms, *(config.select or ())]:
+        if isinstance(settings, CustomConfig):
+            from optmerge.objective.custom import load_term
+
+            load_term(settings)
+        if isinstance(settings, LmEvalConfig):
+            from optmerge.objective.harness_tasks import task_files
+
+            task_files(settings)
 
 
 def whole_terms(objective: Objective) -> Sequence[WholeModelTerm]:
