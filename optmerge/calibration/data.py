@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from optmerge.calibration.batches import Batch, Split
 from optmerge.calibration.kinds import READERS
 from optmerge.calibration.reader import Kind, Reader, Task
-from optmerge.calibration.sources import Rows, read_rows
+from optmerge.calibration.rows import Rows
+from optmerge.calibration.sources import read_rows
 from optmerge.calibration.splits import ORDER, allocate, content_key, split_sizes
 from optmerge.config.schema import SplitsConfig, TaskConfig
 from optmerge.errors import DataError, did_you_mean

@@ -5,61 +5,41 @@ Only the columns that are asked for are kept, so a label column that nobody may 
     rows = read_rows("zoo/data/topic.jsonl", {"text"}, relative_to=Path())
     rows.columns["text"][0], rows.numbers[0]
 
-Local files are read with the standard library (Parquet with pyarrow): values arrive as they are written, damage is
-reported with its line, and nothing is cached or downloaded. Hub data sets go through ``datasets``, which honours
-``HF_HUB_OFFLINE``.
+Files of text are read with the standard library (Parquet with pyarrow): values arrive as they are written, damage is
+reported with its line, and nothing is cached or downloaded. Hub data sets, Arrow files and folders that ``datasets``
+saved are read by it (see `arrow`).
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from optmerge.calibration.arrow import HUB_ID, is_saved, read_arrow, read_hub, read_saved
 from optmerge.calibration.images import image_files, is_image_folder
+from optmerge.calibration.rows import Rows
 from optmerge.errors import DataError, did_you_mean
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".parquet", ".txt")
-_HUB = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+?))?(?::(?P<split>[\w.\[\]%:-]+))?")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".parquet", ".arrow", ".txt")
 _LONGEST_FIELD = 2**31 - 1  # of a CSV file, in characters; the csv module's own limit is 131,072
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Some columns of a data set.
-
-    Attributes:
-        source: What messages call it: the file's path or the hub id.
-        available: Every column that the source has.
-        columns: Column -> one value per row, for those asked for that exist; None where a row has no value.
-        numbers: Line (or row, or element) of every row in the source, from 1.
-        class_names: Column -> names of its classes, where the source stores labels as numbers with names.
-    """
-
-    source: str
-    available: tuple[str, ...]
-    columns: dict[str, list[Any]]
-    numbers: Sequence[int]
-    class_names: dict[str, list[str]] = field(default_factory=dict)
 
 
 def is_local(text: str, *, relative_to: Path) -> bool:
     """Whether ``text`` means a file: it exists, ends like one, lies in a folder that exists, or is no hub id."""
     path = relative_to / Path(text).expanduser()
     in_known_folder = "/" in text and path.parent.is_dir()
-    return path.exists() or path.suffix.lower() in SUFFIXES or in_known_folder or not _HUB.fullmatch(text)
+    return path.exists() or path.suffix.lower() in SUFFIXES or in_known_folder or not HUB_ID.fullmatch(text)
 
 
 def read_rows(text: str, wanted: Collection[str], *, relative_to: Path) -> Rows:
-    """Read the wanted columns of a file, of a folder of images, or of a hub data set ``id[@revision][:split]``.
+    """Read the wanted columns of a file, a folder of images, one that ``save_to_disk`` wrote, or a hub data set.
 
     Args:
-        text: Path (relative to ``relative_to``) or hub id.
+        text: Path (relative to ``relative_to``), or hub id: ``id[@revision][:split]``.
         wanted: Columns to keep; those that the source lacks are missing from ``Rows.columns``.
         relative_to: Where relative paths start.
 
@@ -67,8 +47,10 @@ def read_rows(text: str, wanted: Collection[str], *, relative_to: Path) -> Rows:
         DataError: The file or data set is missing, of an unknown kind, or damaged (with the line).
     """
     if not is_local(text, relative_to=relative_to):
-        return _read_hub(text, wanted)
+        return read_hub(text, wanted)
     path = relative_to / Path(text).expanduser()
+    if is_saved(path):
+        return read_saved(path, wanted)
     if is_image_folder(path):
         return _read_image_folder(path, wanted)
     if not path.is_file():
@@ -83,6 +65,8 @@ def read_rows(text: str, wanted: Collection[str], *, relative_to: Path) -> Rows:
             return _read_csv(path, wanted, delimiter="," if suffix == ".csv" else "\t")
         if suffix == ".parquet":
             return _read_parquet(path, wanted)
+        if suffix == ".arrow":
+            return read_arrow(path, wanted)
         if suffix == ".txt":
             return _read_text(path, wanted)
     except UnicodeDecodeError as problem:
@@ -231,40 +215,3 @@ def _read_image_folder(path: Path, wanted: Collection[str]) -> Rows:
     }
     columns = {name: values for name, values in found.items() if name in wanted}
     return Rows(str(path), tuple(found), columns, range(1, len(files) + 1))
-
-
-def _read_hub(text: str, wanted: Collection[str]) -> Rows:
-    import datasets
-
-    match = _HUB.fullmatch(text)
-    assert match is not None, "is_local() sends everything else elsewhere"
-    name, revision, split = match["id"], match["revision"], match["split"]
-    try:
-        loaded = datasets.load_dataset(name, split=split, revision=revision)
-    except Exception as problem:  # whatever the hub, the network or a builder raises means: this data cannot be had
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise DataError(
-            f"The data set {text!r} cannot be loaded from the hub ({type(problem).__name__}: {reason}). It is "
-            f"no file beside the search file. Check the id (https://huggingface.co/datasets/{name}), log in with "
-            "`hf auth login` if it is gated, or name a local file; with HF_HUB_OFFLINE set only cached data sets load."
-        ) from None
-    if isinstance(loaded, dict):
-        if "train" not in loaded and len(loaded) > 1:
-            raise DataError(
-                f"The data set {text!r} has the splits {', '.join(loaded)}; choose one, as in "
-                f"'{name}:{next(iter(loaded))}'."
-            )
-        loaded = loaded.get("train", next(iter(loaded.values())))
-    available = tuple(loaded.column_names)
-    present = [column for column in wanted if column in available]
-    kept = loaded.select_columns(present)
-    for column in present:
-        if isinstance(kept.features[column], datasets.Image):  # the file's bytes, to be decoded one at a time
-            kept = kept.cast_column(column, datasets.Image(decode=False))
-    return Rows(
-        text,
-        available,
-        {column: list(kept[column]) for column in present},
-        range(1, len(loaded) + 1),
-        {column: list(kept.features[column].names) for column in present if hasattr(kept.features[column], "names")},
-    )

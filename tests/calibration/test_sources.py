@@ -139,3 +139,39 @@ def test_a_hub_data_set_gives_its_columns_and_class_names(tmp_path: Path, monkey
     assert "label" not in read_rows("somebody/films:test", {"text"}, relative_to=tmp_path).columns
     with refused("has the splits validation, test; choose one, as in 'somebody/films:validation'"):
         read_rows("somebody/films", {"text"}, relative_to=tmp_path)
+
+
+def saved_data(folder: Path) -> Path:
+    """Two texts with tags, saved as ``datasets`` does it."""
+    import datasets
+
+    tags = datasets.List(datasets.ClassLabel(names=["O", "CITY"]))
+    features = datasets.Features({"text": datasets.Value("string"), "tags": tags})
+    made = datasets.Dataset.from_dict({"text": ["a", "b"], "tags": [[1], [0]]}, features=features)
+    made.save_to_disk(str(folder / "one"))
+    datasets.DatasetDict({"validation": made, "test": made}).save_to_disk(str(folder / "several"))
+    return folder
+
+
+def test_saved_folders_and_arrow_files(tmp_path: Path) -> None:
+    saved_data(tmp_path)
+    (arrow,) = (tmp_path / "one").glob("*.arrow")
+    for name in ("one", "several/test", f"one/{arrow.name}"):
+        assert is_local(name, relative_to=tmp_path)
+        read = read_rows(name, {"text", "tags"}, relative_to=tmp_path)
+        assert read.columns == {"text": ["a", "b"], "tags": [[1], [0]]}, name
+        assert list(read.numbers) == [1, 2]
+        assert read.class_names == {"tags": ["O", "CITY"]}
+        assert read_rows(name, {"text"}, relative_to=tmp_path).columns == {"text": ["a", "b"]}
+    with refused("has the splits validation, test; choose one, as in 'several/validation'"):
+        read_rows("several", {"text"}, relative_to=tmp_path)
+
+
+def test_damaged_arrow_files_and_folders(tmp_path: Path) -> None:
+    saved_data(tmp_path)
+    (arrow,) = (tmp_path / "one").glob("*.arrow")
+    arrow.write_bytes(b"no arrow")
+    with refused("is not a readable Arrow file"):
+        read_rows(f"one/{arrow.name}", {"text"}, relative_to=tmp_path)
+    with refused(f"{tmp_path / 'one'} is not a readable data set"):
+        read_rows("one", {"text"}, relative_to=tmp_path)
