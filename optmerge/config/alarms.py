@@ -17,11 +17,14 @@ class AlarmsConfig(Strict):
         description="stop = end the search and keep the best iterate; restore = go back to it once, with a tenth of "
         "the step (drivers that follow a gradient), then stop; warn = only say so, and let such an iterate win",
     )
-    top_share: float = Field(
-        0.2, gt=0, description="how far the share of the most frequent class may exceed the expert's, with agreement"
-    )
     agreement: float = Field(
-        0.85, gt=0, le=1, description="agreement with the expert, as a share of the start's, below which that counts"
+        0.9,
+        gt=0,
+        le=1,
+        description="a task that has lost agreement with its expert, to below this share of the start's, is looked at",
+    )
+    top_share: float = Field(
+        0.2, gt=0, description="how far the share of the most frequent class exceeds the expert's in a collapse"
     )
     marginal_entropy: float = Field(
         0.5, ge=0, lt=1, description="entropy of the mean prediction, as a share of the expert's, that is too low"

@@ -125,22 +125,15 @@ class Signals:
         return dict(zip(pending, torch.stack(list(pending.values())).tolist(), strict=True))
 
 
-def coefficient_signals(
-    table: Vector, *, vector: Vector | None = None, lower: Vector | None = None, upper: Vector | None = None
-) -> dict[str, float]:
-    """What coefficients themselves warn of.
+def row_sums(table: Vector) -> dict[str, float]:
+    """``row-sum/mean`` and ``row-sum/max`` of coefficients [G, D]: of each tensor group's sum over directions.
 
-    ``row-sum/mean`` and ``row-sum/max`` are of the sums over directions, one per tensor group: sums far above 1 make
-    features large and every prediction sure. ``at-bound`` is the share of variables that stand at one of their bounds.
-
-    Args:
-        table: float64[G, D], the coefficients.
-        vector: float64[d], the variables, where there are any.
-        lower: float64[d], their lowest values.
-        upper: float64[d], their highest values.
+    Sums far above 1 make features large and every prediction sure.
     """
     sums = table.sum(axis=1)
-    found = {"row-sum/mean": float(sums.mean()), "row-sum/max": float(sums.max())}
-    if vector is not None:
-        found["at-bound"] = float(((vector == lower) | (vector == upper)).mean())
-    return found
+    return {"row-sum/mean": float(sums.mean()), "row-sum/max": float(sums.max())}
+
+
+def share_at_bound(vector: Vector, lower: Vector, upper: Vector) -> float:
+    """The share of variables [d] that stand at one of their bounds."""
+    return float(((vector == lower) | (vector == upper)).mean())

@@ -5,15 +5,14 @@
 
 An objective can fall while the model stops telling inputs apart: entropy is lowest where every input gets the same
 class. So each iterate is compared, task by task, with the expert and with the search's own start, none of which needs
-a label. It is called collapsed where its agreement with the expert fell, and
+a label. It is called collapsed where its agreement with the expert is below ``agreement`` times the start's, and
 
-- its most frequent class has a share of the predictions that exceeds the expert's by ``top_share``, agreement being
-  below ``agreement`` times the start's; or
+- its most frequent class has a share of the predictions that exceeds the expert's by ``top_share``; or
 - its marginal entropy is below ``marginal_entropy`` times the expert's, where the start's was not.
 
 Everything is a function of the records in their order, so a resumed search raises what an uninterrupted one would.
-What counts is iterates: of a population's candidates only those that select scores, because the others are there to
-explore, and no mini-batch, because a few examples have no marginal.
+What counts is where a search goes: every step along a gradient (of a mini-batch only on select, because a few examples
+have no marginal); of drivers that explore, only what would be the best on select so far.
 """
 
 from __future__ import annotations
@@ -36,6 +35,8 @@ class Alarms:
         self.config = config
         self._first: str | None = None  # hash of the search's first vector
         self._starts: dict[str, Mapping[str, float]] = {}  # split -> its signals there
+        self._follows = False  # a gradient
+        self._best = math.inf  # on select, of what has not collapsed
         self._norms: list[float] = []
         self._said: set[str] = set()
 
@@ -46,11 +47,14 @@ class Alarms:
         """
         if record.phase not in ("search", "select") or record.error is not None:
             return {}
+        if record.phase == "search":
+            self._follows = record.gradient_norm is not None
         start = self._start(record)
         found: dict[str, str] = {}
-        iterate = record.phase == "select" or (record.gradient_norm is not None and record.examples == "all")
-        if iterate and record.signals:
+        if record.signals and self._counts(record):
             found |= self._collapse(record, start) | self._bounds(record, start)
+        if record.phase == "select" and COLLAPSE not in found and record.value is not None:
+            self._best = min(self._best, record.value)
         if record.gradient_norm is not None:
             found |= self._gradient(record)
         return found
@@ -63,14 +67,20 @@ class Alarms:
             self._starts.setdefault(record.split, record.signals)
         return self._starts.get(record.split) or next(iter(self._starts.values()), {})
 
+    def _counts(self, record: Record) -> bool:
+        """Whether the search goes where the record was made."""
+        if record.phase == "search":
+            return self._follows and record.examples == "all"
+        return self._follows or (record.value is not None and record.value < self._best)
+
     def _collapse(self, record: Record, start: Mapping[str, float]) -> dict[str, str]:
         """The sentence about the collapsed task whose agreement fell the most."""
         worst: tuple[float, str] | None = None
         for task, agreement in by_task(record.signals, "agreement").items():
             before = start.get(f"agreement/{task}", math.nan)
-            if not agreement < before:
+            if not agreement < self.config.agreement * before:
                 continue
-            shown = self._one_class(record, task, agreement / before) or self._few_classes(record, start, task)
+            shown = self._one_class(record, task) or self._few_classes(record, start, task)
             if shown and (worst is None or agreement / before < worst[0]):
                 told = (
                     f"task {task} collapses on {record.split}: {shown}, and {agreement:.0%} of its predictions are "
@@ -79,10 +89,10 @@ class Alarms:
                 worst = (agreement / before, told)
         return {} if worst is None else {COLLAPSE: worst[1]}
 
-    def _one_class(self, record: Record, task: str, kept: float) -> str:
-        """What shows that most predictions are one class, ``kept`` being what is left of the start's agreement."""
+    def _one_class(self, record: Record, task: str) -> str:
+        """What shows that far more predictions are one class than of the expert."""
         share, expert = (record.signals[f"{name}/{task}"] for name in ("top-share", "expert-top-share"))
-        if share <= expert + self.config.top_share or kept >= self.config.agreement:
+        if share <= expert + self.config.top_share:
             return ""
         return f"{share:.0%} of its predictions are one class (its expert's: {expert:.0%})"
 

@@ -22,6 +22,7 @@ from optmerge.models.cache import cache_dir
 from optmerge.records import Evaluation, SplitName, Vector
 from optmerge.runner.evaluator import Evaluator, Measurement
 from optmerge.runner.teachers import SPLITS
+from optmerge.runner.terms import term_hashes
 
 if TYPE_CHECKING:
     from optmerge.runner.problem import Problem
@@ -94,6 +95,7 @@ class CachedMeasurements:
         self.evaluator = evaluator
         self.folder = cache_dir() / "measurements"
         self._identities = {split: evaluator.problem.identity(split) for split in SPLITS}
+        self._terms = term_hashes(evaluator.problem.config.objective, evaluator.problem.objective)
 
     def measure(self, table: Table, split: SplitName, *, objective: bool, metrics: bool) -> Measurement | Evaluation:
         """A measurement, looked up or made; a failed `Evaluation` if it cannot be made."""
@@ -123,11 +125,13 @@ class CachedMeasurements:
                 group.parameters, part[0].tolist() if alike else hashlib.sha256(part.tobytes()).hexdigest()
             )
         facts = [
+            "with signals and parts",
             self._identities[split],
             split,
             [_direction_key(problem, column) for column in used],
             rows,
             [settings.model_dump() for settings in problem.objective.on(split).configs.values()] if objective else None,
+            self._terms if objective else None,
             metrics,
             self.evaluator.batch_tokens,
         ]
@@ -145,6 +149,7 @@ def _load(path: Path) -> Measurement | None:
         with np.load(path) as stored:
             means: dict[str, dict[str, float]] = json.loads(str(stored["means"]))
             parts: dict[str, float] = json.loads(str(stored["parts"]))
+            signals: dict[str, float] = json.loads(str(stored["signals"]))
             seconds: dict[str, float] = json.loads(str(stored["seconds"]))
             arrays: dict[str, dict[str, Vector]] = {}
             for key in stored.files:
@@ -156,7 +161,7 @@ def _load(path: Path) -> Measurement | None:
     except (ValueError, OSError, KeyError) as problem:
         log.warning("the cached measurement %s cannot be read (%s); it is made again", path, problem)
         return None
-    return Measurement(means, arrays, None, parts, seconds | {"cached": 1.0})
+    return Measurement(means, arrays, None, parts, seconds | {"cached": 1.0}, signals)
 
 
 def _save(path: Path, measured: Measurement) -> None:
@@ -166,6 +171,7 @@ def _save(path: Path, measured: Measurement) -> None:
     }
     entries["means"] = np.array(json.dumps(measured.means))
     entries["parts"] = np.array(json.dumps(dict(measured.parts)))
+    entries["signals"] = np.array(json.dumps(dict(measured.signals)))
     entries["seconds"] = np.array(json.dumps(dict(measured.seconds)))
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         np.savez(handle, allow_pickle=False, **entries)

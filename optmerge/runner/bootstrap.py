@@ -11,13 +11,15 @@ both cancels. Every task keeps its number of examples, and counts the same in th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Scores = npt.NDArray[np.float64]
+Arrays = Mapping[str, Mapping[str, Scores]]
+Means = Mapping[str, Mapping[str, float]]
 
 _AT_ONCE = 1 << 22  # drawn positions held in memory at a time
 
@@ -111,6 +113,54 @@ def paired_bootstrap(
             raise ValueError(f"task {task}: scores of shapes {left.shape} and {right.shape} cannot be paired")
         differences[task] = left - right
     return bootstrap(differences, seed=seed, level=level, resamples=resamples)
+
+
+def objective_lead(
+    value: Callable[[Means], float], a: Arrays, b: Arrays, *, seed: int, level: float = 0.95, resamples: int = 1000
+) -> tuple[float, float, float]:
+    """The difference b - a of two objective values with its interval: how far a leads, where lower is better.
+
+    An objective is a function of its terms' means, so the examples are resampled and the function is taken anew.
+
+    Args:
+        value: Task -> term -> mean over examples; gives the objective's value.
+        a: Task -> term -> float64[n], of the one that leads.
+        b: The same for the other, on the same examples in the same order.
+        seed: As of `bootstrap`.
+        level: Share of the resampled differences within the interval.
+        resamples: How many resamples.
+
+    Returns:
+        The difference, and the lower and upper end of its interval.
+
+    >>> scores = {"t": {"loss": np.array([1.0, 2.0])}}
+    >>> objective_lead(lambda means: means["t"]["loss"], scores, {"t": {"loss": np.array([2.0, 3.0])}}, seed=0)
+    (1.0, 1.0, 1.0)
+    """
+    leads = []
+    drawn: list[dict[str, dict[str, Scores]]] = [{}, {}]  # of each side, task -> term -> resampled means
+    for task, terms in a.items():
+        size = len(next(iter(terms.values())))
+        generator = np.random.default_rng([seed, _number(task)])
+        chunks = list(_draws(generator, size, resamples))
+        for side, into in zip((a, b), drawn, strict=True):
+            into[task] = {
+                name: np.concatenate([values[rows].mean(axis=1) for rows in chunks])
+                for name, values in side[task].items()
+            }
+    for number in range(resamples):
+        first, second = (
+            value({task: {name: float(means[number]) for name, means in terms.items()} for task, terms in side.items()})
+            for side in drawn
+        )
+        leads.append(second - first)
+    whole = [
+        value({task: {name: float(scores.mean()) for name, scores in terms.items()} for task, terms in side.items()})
+        for side in (a, b)
+    ]
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(leads, [tail, 100 - tail])
+    return whole[1] - whole[0], float(low), float(high)
 
 
 def _draws(generator: np.random.Generator, size: int, resamples: int) -> Iterator[npt.NDArray[np.int64]]:

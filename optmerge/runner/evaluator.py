@@ -27,6 +27,8 @@ from optmerge.merging.coefficients import Table
 from optmerge.merging.engine import Engine
 from optmerge.models.device import out_of_memory, release_memory
 from optmerge.objective import report_metrics
+from optmerge.objective.base import scored_logits
+from optmerge.objective.signals import Signals, row_sums, share_at_bound
 from optmerge.records import Evaluation, SplitName, Vector
 from optmerge.runner.tally import Tally
 from optmerge.runner.teachers import Teachers
@@ -55,6 +57,7 @@ class Measurement:
         table_gradient: float64[G, D], d(objective)/d(coefficients), when asked for.
         parts: Term of the whole model or of the coefficients -> its value, in the term's unit.
         seconds: ``merge`` and ``evaluate``.
+        signals: See `optmerge.objective.signals`.
     """
 
     means: Mapping[str, Mapping[str, float]]
@@ -62,6 +65,7 @@ class Measurement:
     table_gradient: Table | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    signals: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +116,10 @@ class Evaluator:
         """
 
         def work() -> Measurement:
-            table = self.problem.expand(vector)
+            table, space = self.problem.expand(vector), self.problem.space
             measured = self.measure(table, split, examples=examples, gradient=gradient, metrics=metrics)
+            signals = {**measured.signals, "at-bound": share_at_bound(vector, space.lower, space.upper)}
+            measured = replace(measured, signals=signals)
             return self._regularised(measured, vector) if split == "fit" else measured
 
         measured = self.attempt(work, split, examples=examples)
@@ -193,6 +199,7 @@ class Evaluator:
             error=error,
             seconds=measured.seconds,
             parts=measured.parts,
+            signals=measured.signals,
         )
 
     def _regularised(self, measured: Measurement, vector: Vector) -> Measurement:
@@ -238,7 +245,7 @@ class Evaluator:
             table_gradient = self._gradient(look, tally, composed.shares)
         else:
             self._pass(look, tally)
-        means = tally.means()
+        means, signals = tally.read()
         if gradient and composed.two_passes and math.isfinite(composed.combine(split, means)[0]):
             look = _Look(split, examples, objective=True, metrics=False)
             table_gradient = self._gradient(look, None, composed.weigh(split, means), tally.slopes())
@@ -246,7 +253,8 @@ class Evaluator:
         whole = composed.whole if objective else []
         parts = {term.name: term.measure(self.problem.resident.model_for("base"), split) for term in whole}
         done = time.perf_counter()
-        return Measurement(means, arrays, table_gradient, parts, {"merge": merged - begun, "evaluate": done - merged})
+        seconds = {"merge": merged - begun, "evaluate": done - merged}
+        return Measurement(means, arrays, table_gradient, parts, seconds, {**signals, **row_sums(table)})
 
     def _gradient(
         self, look: _Look, tally: Tally | None, weights: Mapping[str, float], slopes: Slopes | None = None
@@ -285,7 +293,7 @@ class Evaluator:
             count = source.size if look.examples is None else len(look.examples[task])
             with torch.set_grad_enabled(weight != 0.0):
                 for batch in self._batches(task, look.split, look.examples, self.batch_tokens) if terms else ():
-                    values = self._judge_batch(batch, terms, task, look.split)
+                    values = self._judge_batch(batch, terms, task, look.split, None if tally is None else tally.watch)
                     if weight != 0.0:
                         steep = (slopes or {}).get(task, {})
                         wanted = {
@@ -303,13 +311,15 @@ class Evaluator:
         return source.batches(batch_tokens=batch_tokens, positions=None if examples is None else examples[task])
 
     def _judge_batch(
-        self, batch: Batch, terms: dict[str, ModelTerm], task: str, split: SplitName
+        self, batch: Batch, terms: dict[str, ModelTerm], task: str, split: SplitName, watch: Signals | None
     ) -> dict[str, torch.Tensor]:
         problem = self.problem
         teacher = self.teachers.batch(task, split, batch)
         moved = batch.to(problem.device)
         layers = sorted({layer for term in terms.values() for layer in term.layers(problem.family.num_layers)})
         outputs = problem.outputs(task, moved, layers)
+        if watch is not None:
+            watch.add(task, scored_logits(outputs.logits, moved), teacher)
         return {name: term.per_example(outputs, moved, teacher) for name, term in terms.items()}
 
     def _terms(self, look: _Look, *, labelled: bool = True) -> dict[str, ModelTerm]:

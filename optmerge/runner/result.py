@@ -1,4 +1,10 @@
-"""The result of a run: one row per baseline and for the search, and paired comparisons on the report split."""
+"""The result of a run: one row per baseline and for the search, each with its interval, and paired comparisons.
+
+    rows = make_rows(scored, "accuracy", seed=0)
+    comparisons = make_comparisons(winner, scored, "accuracy", seed=0)
+
+Everything is of the report split; the intervals are bootstraps over its examples.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optmerge.records import Record, Vector
-from optmerge.runner.bootstrap import paired_bootstrap
+from optmerge.runner.bootstrap import Interval, bootstrap, paired_bootstrap
 
 Scores = Mapping[str, Mapping[str, Vector]]
 
@@ -36,7 +42,7 @@ def main_metric(labelled: bool) -> str:
     return "accuracy" if labelled else "agreement"
 
 
-def make_rows(scored: Sequence[Scored], metric: str) -> list[dict[str, Any]]:
+def make_rows(scored: Sequence[Scored], metric: str, *, seed: int) -> list[dict[str, Any]]:
     """The rows of result.json; the best of every family on select is ``chosen``, the best on report ``oracle``."""
     chosen = {row.name for row in _best_of_families(scored)}
     oracles: dict[str, str] = {}
@@ -52,6 +58,7 @@ def make_rows(scored: Sequence[Scored], metric: str) -> list[dict[str, Any]]:
             "select": row.select.value,
             "report": {task: dict(values) for task, values in row.report.metrics.items()},
             "mean": mean_metric(row, metric),
+            "interval": interval_entry(bootstrap(of_metric(row, metric), seed=seed)),
             "metric": metric,
             "evaluations": row.evaluations,
             "seconds": row.seconds,
@@ -68,11 +75,7 @@ def make_comparisons(winner: Scored, scored: Sequence[Scored], metric: str, *, s
     for rival in _best_of_families(scored):
         if rival.family == "search":
             continue
-        interval = paired_bootstrap(
-            {task: arrays[metric] for task, arrays in winner.scores.items()},
-            {task: arrays[metric] for task, arrays in rival.scores.items()},
-            seed=seed,
-        )
+        interval = paired_bootstrap(of_metric(winner, metric), of_metric(rival, metric), seed=seed)
         comparisons.append(
             {
                 "name": winner.name,
@@ -91,6 +94,17 @@ def mean_metric(row: Scored, metric: str) -> float:
     """The mean over tasks of a report metric."""
     values = [values[metric] for values in row.report.metrics.values()]
     return sum(values) / len(values)
+
+
+def of_metric(row: Scored, metric: str) -> dict[str, Vector]:
+    """Task -> float64[n], the scores of one report metric."""
+    return {task: arrays[metric] for task, arrays in row.scores.items()}
+
+
+def interval_entry(interval: Interval) -> dict[str, Any]:
+    """An interval for result.json: of the mean, and of every task as [mean, low, high]."""
+    per_task = {task: list(values) for task, values in interval.per_task.items()}
+    return {"low": interval.low, "high": interval.high, "level": 0.95, "per_task": per_task}
 
 
 def _best_of_families(scored: Sequence[Scored]) -> list[Scored]:

@@ -21,6 +21,7 @@ from optmerge.drivers.base import Driver, Variables
 from optmerge.errors import RunFailed, RunInterrupted
 from optmerge.merging.recipe import Recipe
 from optmerge.records import Candidate, Evaluation, Phase, Progress, Record, Sink, SplitName, Trajectory, Vector
+from optmerge.runner.alarms import Alarms
 from optmerge.runner.baselines import Baseline, CachedMeasurements, make_baselines, representable
 from optmerge.runner.evaluator import Evaluator, Measurement
 from optmerge.runner.folder import RunFolder
@@ -109,7 +110,9 @@ def _run(folder: RunFolder, problem: Problem, sinks: Sequence[Sink], stop: Stop)
     evaluator = Evaluator(problem, Teachers.make(problem, progress))
     trajectory = Trajectory.open(folder.path)
     try:
-        session = _Session(folder, problem, evaluator, Journal(trajectory, sinks), progress)
+        session = _Session(
+            folder, problem, evaluator, Journal(trajectory, sinks, Alarms(problem.config.alarms)), progress
+        )
         result, recipe = session.execute(stop)
     except (RunInterrupted, RunFailed) as ended:
         status = "interrupted" if isinstance(ended, RunInterrupted) else "failed"
@@ -158,6 +161,7 @@ class _Session:
             config.budget,
             StateStore(self.folder.path / "state"),
             stop=stop,
+            collapse=config.alarms.collapse,
         )
         if outcome.best is None:
             raise RunFailed(
@@ -176,7 +180,7 @@ class _Session:
             "reason": outcome.reason,
             "best": {"record": best.id, "select": best.value, "evaluations": outcome.progress.evaluations},
             "metric": metric,
-            "rows": make_rows([*scored, winner], metric),
+            "rows": make_rows([*scored, winner], metric, seed=config.seed),
             "comparison": make_comparisons(winner, scored, metric, seed=config.seed),
             "evaluations": outcome.progress.evaluations,
             "seconds": outcome.progress.seconds,

@@ -2,7 +2,8 @@
 
     tally = Tally(device, {"expert-kl": term}, per_example=False)
     tally.add("topic", {"expert-kl": values}, batch.positions, count)
-    tally.means()                      # {"topic": {"expert-kl": 0.31}}
+    tally.watch.add("topic", logits, teacher)
+    means, signals = tally.read()      # {"topic": {"expert-kl": 0.31}}, {"top-share/topic": 0.11, ...}
 
 Of a summary term the statistics are summed, and the value is what the term makes of their means.
 """
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 import torch
 
 from optmerge.objective.base import ModelTerm
+from optmerge.objective.signals import Signals
 from optmerge.records import Vector
 
 
@@ -24,9 +26,13 @@ class Tally:
         device: Where the values are.
         terms: Every term that will be added, by name.
         per_example: Whether single values are kept too.
+
+    Attributes:
+        watch: What the same batches' predictions warn of.
     """
 
     def __init__(self, device: torch.device, terms: Mapping[str, ModelTerm], *, per_example: bool) -> None:
+        self.watch = Signals(device)
         self._device = device
         self._dtype = torch.float64 if device.type != "mps" else torch.float32
         self._terms = dict(terms)
@@ -49,15 +55,18 @@ class Tally:
             if self._per_example:
                 self._kept[key][positions.to(self._device, non_blocking=True)] = value.to(self._dtype)
 
-    def means(self) -> dict[str, dict[str, float]]:
-        """Task -> term -> its value: a mean, or what a summary is; a synchronisation with the device."""
+    def read(self) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+        """Task -> term -> its value (a mean, or what a summary is), and the signals; one synchronisation for both."""
         means: dict[str, dict[str, float]] = {}
         if not self._sums:
-            return means
+            return means, {}
+        signals = self.watch.pending()
         found = [self._terms[name].finish(self._mean(task, name)) for task, name in self._sums]
-        for (task, name), value in zip(self._sums, torch.stack(found).tolist(), strict=True):
+        found += [value.to(self._dtype) for value in signals.values()]
+        values = torch.stack(found).tolist()
+        for (task, name), value in zip(self._sums, values, strict=False):
             means.setdefault(task, {})[name] = value
-        return means
+        return means, dict(zip(signals, values[len(self._sums) :], strict=True))
 
     def slopes(self) -> dict[str, dict[str, torch.Tensor]]:
         """Task -> summary term -> the derivative [m] of its value by its means, on the device."""

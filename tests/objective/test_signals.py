@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from optmerge.objective import signals
-from optmerge.objective.signals import Signals, coefficient_signals
+from optmerge.objective.signals import Signals, row_sums, share_at_bound
 from optmerge.objective.teacher import TeacherBatch, coarse_log_probs
 
 CPU = torch.device("cpu")
@@ -105,8 +105,6 @@ def test_impossible_classes_count_as_zero_and_nothing_is_differentiated() -> Non
 
 def test_signals_of_coefficients() -> None:
     table = np.array([[0.5, 0.5], [1.0, 2.0], [0.0, -1.0]])
-    assert coefficient_signals(table) == {"row-sum/mean": pytest.approx(1.0), "row-sum/max": 3.0}
-    found = coefficient_signals(
-        table, vector=np.array([0.0, 0.5, 1.0, 2.0]), lower=np.zeros(4), upper=np.array([1.0, 1.0, 1.0, 9.0])
-    )
-    assert found["at-bound"] == 0.5
+    assert row_sums(table) == {"row-sum/mean": pytest.approx(1.0), "row-sum/max": 3.0}
+    vector, upper = np.array([0.0, 0.5, 1.0, 2.0]), np.array([1.0, 1.0, 1.0, 9.0])
+    assert share_at_bound(vector, np.zeros(4), upper) == 0.5

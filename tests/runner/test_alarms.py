@@ -29,33 +29,36 @@ def signals(top: float = 0.3, agreement: float = 0.8, entropy: float = 0.9, **mo
 
 
 def record(
-    *, id: int = 0, phase: Any = "select", norm: float | None = None, examples: str = "all", **values: float
+    *, phase: Any = "select", value: float = 0.5, norm: float | None = None, examples: str = "all", **values: float
 ) -> Record:
     split = "fit" if phase == "search" else "select"
-    made = signals(**values)
-    return Record(id, phase, "adam", split, 0.5, signals=made, gradient_norm=norm, examples=examples)
+    return Record(0, phase, "adam", split, value, signals=signals(**values), gradient_norm=norm, examples=examples)
+
+
+STEP = Record(0, "search", "adam", "fit", 0.5, gradient_norm=1.0, examples="0123")  # along a gradient, with no signals
 
 
 def see(*records: Record, **settings: Any) -> dict[str, str]:
     """What the last record raises."""
     alarms = Alarms(AlarmsConfig(**settings))
     found: dict[str, str] = {}
-    for one in records:
+    for one in (STEP, *records):
         found = alarms.see(one)
     return found
 
 
 COLLAPSES = {
     "one class": {"top": 0.6, "agreement": 0.6},
-    "few classes": {"entropy": 0.4, "agreement": 0.75},
+    "few classes": {"entropy": 0.4, "agreement": 0.7},
     "wholly": {"top": 1.0, "agreement": 0.3, "entropy": 0.0},
 }
 HEALTHY = {
     "better": {"top": 0.35, "agreement": 0.9},
     "worse, as spread": {"top": 0.35, "agreement": 0.5},
     "one class more often, and right": {"top": 0.6, "agreement": 0.8},
-    "one class more often, hardly worse": {"top": 0.6, "agreement": 0.7},
+    "one class more often, hardly worse": {"top": 0.6, "agreement": 0.73},
     "fewer classes, and right": {"entropy": 0.3, "agreement": 0.85},
+    "fewer classes, hardly worse": {"entropy": 0.3, "agreement": 0.73},
 }
 
 
@@ -86,7 +89,8 @@ def test_every_collapsed_iterate_is_told_and_the_worst_task_is_named() -> None:
     alarms = Alarms(AlarmsConfig())
     other = {key.replace("/a", "/b"): value for key, value in signals().items()}
     gone = {key.replace("/a", "/b"): value for key, value in signals(1.0, 0.1, 0.0).items()}
-    alarms.see(record(**other))
+    for one in (STEP, record(**other)):
+        alarms.see(one)
     for _ in range(2):
         assert alarms.see(record(top=0.55, agreement=0.6, **gone))["collapse"].startswith("task b collapses")
 
@@ -94,7 +98,7 @@ def test_every_collapsed_iterate_is_told_and_the_worst_task_is_named() -> None:
 def test_thresholds_are_settings() -> None:
     one_class, few = (record(**COLLAPSES[name]) for name in ("one class", "few classes"))
     assert see(record(), one_class, top_share=0.35) == {}
-    assert see(record(), one_class, agreement=0.7) == {}
+    assert see(record(), one_class, agreement=0.6) == {}
     assert see(record(), few, marginal_entropy=0.4) == {}
 
 
@@ -113,6 +117,15 @@ def test_only_iterates_count(options: dict[str, Any], seen: bool) -> None:
     assert ("collapse" in see(record(**options), record(**options, **COLLAPSES["wholly"]))) is seen
 
 
+def test_what_explores_counts_only_where_it_would_win() -> None:
+    """A candidate that has collapsed and scores worse is one of many; one that scores better games the objective."""
+    gone = COLLAPSES["wholly"]
+    alarms = Alarms(AlarmsConfig())
+    records = [record(phase="search"), record(value=0.5), record(value=0.6, **gone), record(value=0.4, **gone)]
+    assert [set(alarms.see(one)) for one in records] == [set(), set(), set(), {"collapse"}]
+    assert set(alarms.see(record(value=0.45, **gone))) == {"collapse"}  # the best has not moved
+
+
 def test_splits_are_compared_with_their_own_start() -> None:
     first = record(phase="search", norm=1.0, agreement=0.95)
     assert see(first, record(agreement=0.7), record(top=0.6, agreement=0.65)) == {}
@@ -128,6 +141,7 @@ def test_a_gradient_that_explodes_warns_once() -> None:
 
 def test_variables_at_their_bounds_warn_once_unless_they_began_there() -> None:
     alarms = Alarms(AlarmsConfig())
+    alarms.see(STEP)
     shares = (0.0, 0.5, 0.9, 1.0)
     found = [alarms.see(record(**{"at-bound": share})) for share in shares]
     assert [set(one) for one in found] == [set(), set(), {"at-bound"}, set()]
