@@ -49,6 +49,18 @@ _BERT = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
+_T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 16,
+    "d_kv": 4,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "pad_token_id": 0,
+    "eos_token_id": 5,
+    "decoder_start_token_id": 0,
+}
 _VIT = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -78,6 +90,9 @@ _LLAVA = {
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertConfig", "BertForSequenceClassification", _BERT),
     "bert-body": ("BertConfig", "BertModel", _BERT),
+    "bert-tags": ("BertConfig", "BertForTokenClassification", _BERT),
+    "t5": ("T5Config", "T5ForConditionalGeneration", {**_T5, "tie_word_embeddings": False}),
+    "t5-tied": ("T5Config", "T5ForConditionalGeneration", {**_T5, "tie_word_embeddings": True}),
     "llama": ("LlamaConfig", "LlamaForCausalLM", {**_LLAMA, "tie_word_embeddings": False}),
     "llama-tied": ("LlamaConfig", "LlamaForCausalLM", {**_LLAMA, "tie_word_embeddings": True}),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {**_LLAMA, "tie_word_embeddings": False}),
@@ -101,7 +116,10 @@ class TinyFamily:
 
 
 def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over `SPECIAL` and `WORDS`; encoders get [CLS] and [SEP] around their inputs."""
+    """A word-level tokenizer over `SPECIAL` and `WORDS`.
+
+    BERT's inputs stand between [CLS] and [SEP], T5's end with </s>.
+    """
     vocabulary = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -113,6 +131,8 @@ def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         tokens |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
     else:
         tokens |= {"bos_token": "<s>", "eos_token": "</s>"}
+    if kind.startswith("t5"):
+        tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 5)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **tokens)
 
 
@@ -176,8 +196,9 @@ def save_family(
 ) -> TinyFamily:
     """Save a base and experts that differ from it by small noise.
 
-    The base of ``"bert"`` is the bare body (or a classifier with two classes, with ``base_has_head``), and its experts
-    have heads of their own with 2, 3, 2, 3, ... classes. All models of the other kinds have the same heads.
+    The base of ``"bert"`` and ``"bert-tags"`` is the bare body (or a classifier with two classes, with
+    ``base_has_head``), and its experts have heads of their own with 2, 3, 2, 3, ... classes. All models of the other
+    kinds have the same heads.
 
     Args:
         kind: A key of `KINDS`.
@@ -186,11 +207,11 @@ def save_family(
         seed: Of all values.
         scale: Standard deviation of the noise.
         dtype: Of all checkpoints.
-        base_has_head: Give the base of ``"bert"`` a head too.
+        base_has_head: Give such a base a head too.
         change: Called with ("base" or an expert's name, model) before it is saved, to damage or alter it.
         config: Overrides of the config.
     """
-    own_heads = kind == "bert"
+    own_heads = kind in ("bert", "bert-tags")
     base_kind = "bert-body" if own_heads and not base_has_head else kind
 
     def finish(who: str, model: PreTrainedModel, as_kind: str) -> Path:
