@@ -8,9 +8,9 @@ embeddings and its body), not from lists of names per architecture. Shapes suffi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -52,6 +52,14 @@ def layer_modules(model: nn.Module) -> tuple[nn.Module, ...]:
     """The transformer layers; the one at index i is what `Role.layer` calls i."""
     layers, _ = _layers(model)
     return tuple(model.get_submodule(path) for path in sorted(layers, key=lambda path: layers[path]))
+
+
+def decoder_layers(model: nn.Module, layers: Sequence[nn.Module]) -> frozenset[int]:
+    """Which of a model's layers are in its decoder, if it has an encoder too; none otherwise."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return frozenset()
+    encoder = {id(module) for module in cast(Any, model).get_encoder().modules()}
+    return frozenset(index for index, layer in enumerate(layers) if id(layer) not in encoder)
 
 
 def input_first(model: nn.Module) -> frozenset[str]:

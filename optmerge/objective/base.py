@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from optmerge.calibration.batches import Batch
 from optmerge.config.base import Strict
+from optmerge.errors import ModelError
 from optmerge.objective.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -99,17 +100,34 @@ def scored_logits(logits: Tensor, batch: Batch) -> Tensor:
     return logits.reshape(-1, logits.shape[-1]).index_select(0, batch.rows)
 
 
-def attended(batch: Batch, states: Tensor) -> Tensor:
-    """Which places of hidden states [B, T, H] a model attends to: bool[B, T]; all of them, where nothing is padded."""
+def attended(batch: Batch, states: Tensor, *, decoder: bool = False) -> Tensor:
+    """Which places of hidden states a model attends to: all of them, where nothing is padded.
+
+    Args:
+        batch: What the states are for.
+        states: [B, T, H].
+        decoder: Whether they are a decoder's whose model has an encoder too.
+
+    Returns:
+        bool[B, T].
+
+    Raises:
+        ModelError: The states are not of the batch's tokens.
+    """
     if batch.places is not None:  # examples share rows; padding is at place 0, as one example's first token is
         packed = batch.places.view(states.shape[:2]) > 0
         packed[:, 0] = True
         return packed
-    for name in ("attention_mask", "decoder_attention_mask"):
-        mask = batch.inputs.get(name)
-        if mask is not None and mask.shape == states.shape[:2]:
-            return mask.bool()
-    return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+    mask = batch.inputs.get("decoder_attention_mask" if decoder else "attention_mask")
+    if len(states) != batch.size or (mask is not None and mask.shape != states.shape[:2]):
+        raise ModelError(
+            f"A layer whose hidden states are asked for gives {list(states.shape)} for {batch.size} examples of "
+            f"{list(batch.inputs[min(batch.inputs)].shape[1:])}, so its places are not theirs (as in a vision tower "
+            "beside a language model). Name other layers in the objective."
+        )
+    if mask is None:
+        return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+    return mask.bool()
 
 
 def targets(batch: Batch, term: str) -> Tensor:

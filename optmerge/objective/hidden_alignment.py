@@ -70,13 +70,13 @@ class HiddenAlignment(ModelTerm):
         layers = self._asked or tuple(outputs.hidden)
         if not layers or not (set(layers) <= outputs.hidden.keys() & known.keys()):
             raise ValueError(f"term {self.name} needs the hidden states of model and expert, and not all were given")
-        return torch.stack([_distance(outputs.hidden[layer], known[layer], batch) for layer in layers]).mean(0)
+        return torch.stack([_distance(outputs, layer, known[layer], batch) for layer in layers]).mean(0)
 
 
-def _distance(states: Tensor, expert: Tensor, batch: Batch) -> Tensor:
+def _distance(outputs: Outputs, layer: int, expert: Tensor, batch: Batch) -> Tensor:
     """[B, T, H] and the expert's attended places [P, H], or [P, d] where they are projected -> [B]."""
-    mask = attended(batch, states)
-    states = precise(projected(states, expert.shape[-1]))
+    mask = attended(batch, outputs.hidden[layer], decoder=layer in outputs.decoder)
+    states = precise(projected(outputs.hidden[layer], expert.shape[-1]))
     aligned = torch.zeros_like(states).masked_scatter(mask[..., None], expert.to(states.dtype))
     squares = torch.where(mask[..., None], states - aligned, 0.0).square().mean(-1)
     return squares.sum(1) / mask.sum(1)

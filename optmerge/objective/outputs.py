@@ -20,7 +20,9 @@ class Outputs:
         logits: [B, C] of a classifier; [B, T, V] of a language model (the decoder's positions, where it has an encoder
             too); [B, T, C] of a token classifier.
         hidden: Index of a transformer layer -> what it gave, [B, T, H]. Only layers that were asked for.
+        decoder: Which of these layers belong to the decoder of a model that has an encoder too.
     """
 
     logits: Tensor
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    decoder: frozenset[int] = frozenset()

@@ -189,7 +189,7 @@ class TeacherOutputs:
             pieces += [_summary(chunk.float(), k) for chunk in torch.split(rows, max(1, CHUNK // classes))]
             for layer in layers:
                 value = said.hidden[layer].detach()
-                mask = attended(batch, value)
+                mask = attended(batch, value, decoder=layer in said.decoder)
                 states[layer].append(projected(value[mask], project or value.shape[-1]).to(value.dtype))
                 places[layer].append(mask.sum(1).cpu())
         order = torch.cat(positions) if positions else torch.empty(0, dtype=torch.int64)

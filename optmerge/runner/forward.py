@@ -15,7 +15,7 @@ from torch import nn
 
 from optmerge.models.architecture import GENERATIVE
 from optmerge.models.hidden import layer_outputs
-from optmerge.models.roles import layer_modules
+from optmerge.models.roles import decoder_layers, layer_modules
 from optmerge.objective.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Forward:
             return Outputs(batch.unpacked(model(**batch.inputs, **self.options).logits))
         if id(model) not in self._layers:
             self._layers[id(model)] = layer_modules(model)
-        with layer_outputs(self._layers[id(model)], layers) as hidden:
+        modules = self._layers[id(model)]
+        with layer_outputs(modules, layers) as hidden:
             logits = batch.unpacked(model(**batch.inputs, **self.options).logits)
-        return Outputs(logits, {layer: batch.unpacked(value) for layer, value in hidden.items()})
+        states = {layer: batch.unpacked(value) for layer, value in hidden.items()}
+        return Outputs(logits, states, decoder_layers(model, modules).intersection(layers))
