@@ -39,12 +39,15 @@ from optmerge.config.objectives import (
 )
 from optmerge.errors import ConfigError, RunFailed, did_you_mean
 from optmerge.merging.coefficients import Table
+from optmerge.models.architecture import GENERATIVE
 from optmerge.objective.aggregate import task_weights
 from optmerge.objective.agreement import Agreement
 from optmerge.objective.base import ModelTerm, Need
 from optmerge.objective.coefficient import CoefficientTerm
+from optmerge.objective.f1 import F1
 from optmerge.objective.geometry import Geometry
 from optmerge.objective.labelled import Accuracy, CrossEntropy
+from optmerge.objective.perplexity import Perplexity
 from optmerge.objective.registry import AnyTerm, make_term
 from optmerge.objective.teacher import Keep
 from optmerge.objective.whole import WholeModelTerm
@@ -304,13 +307,21 @@ class Objective:
 
 
 def report_metrics(kind: Kind, labelled: bool) -> list[ModelTerm]:
-    """What the report shows beside the objective: accuracy and cross-entropy where there are labels, agreement always.
+    """What the report shows beside the objective, agreement always, and the rest where there are labels.
+
+    These are accuracy and cross-entropy; perplexity too for language models, whose readers expect it, and F1 for token
+    classifiers, most of whose tokens are of one class.
 
     Args:
-        kind: What the experts are; both kinds have the same metrics (per example, or per scored token).
+        kind: What the experts are.
         labelled: Whether the report split has labels.
     """
-    return [*([Accuracy(), CrossEntropy()] if labelled else []), Agreement()]
+    known: list[ModelTerm] = [Accuracy(), CrossEntropy()]
+    if kind in GENERATIVE:
+        known.append(Perplexity())
+    if kind == "token-classification":
+        known.append(F1())
+    return [*(known if labelled else []), Agreement()]
 
 
 def _shares(weights: Mapping[str, float], tasks: Sequence[str]) -> dict[str, float]:

@@ -124,5 +124,11 @@ def test_settings_that_contradict_each_other() -> None:
 
 
 def test_metrics_of_the_report() -> None:
-    assert [term.name for term in report_metrics("causal-lm", True)] == ["accuracy", "cross-entropy", "agreement"]
-    assert [term.name for term in report_metrics("sequence-classification", False)] == ["agreement"]
+    labelled = {
+        "causal-lm": ["accuracy", "cross-entropy", "perplexity", "agreement"],
+        "token-classification": ["accuracy", "cross-entropy", "f1", "agreement"],
+        "sequence-classification": ["accuracy", "cross-entropy", "agreement"],
+    }
+    for kind, names in labelled.items():
+        assert [term.name for term in report_metrics(kind, True)] == names  # type: ignore[arg-type]
+        assert [term.name for term in report_metrics(kind, False)] == ["agreement"]  # type: ignore[arg-type]
