@@ -4,8 +4,8 @@
     kept = distinct(embeddings, above=0.95)                # positions, each unlike all before it
 
 An input stands for those that resemble it; the representatives are those for which every input of the pool has one as
-near as possible (facility location). Greedy selection reaches 1 - 1/e of the best such value (Nemhauser et al. 1978), and
-bounds on gains that only shrink spare most of their computation; Mirzasoleiman et al. (2015) choose exemplars of data so.
+near as possible (facility location). Greedy selection reaches 1 - 1/e of the best such value (Nemhauser et al. 1978),
+and bounds on gains that only shrink spare most of its computation. Mirzasoleiman et al. (2015) choose exemplars so.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -19,6 +20,7 @@ from pydantic_core import PydanticUndefined
 from optmerge.config.drivers import DRIVER_CONFIGS
 from optmerge.config.methods import METHOD_CONFIGS
 from optmerge.config.objectives import AGGREGATE_CONFIGS, TERM_CONFIGS, CustomConfig, ObjectiveConfig
+from optmerge.config.sampling import SAMPLING_CONFIGS
 from optmerge.config.schema import (
     BaselinesConfig,
     BudgetConfig,
@@ -42,8 +44,8 @@ everything that is wrong with it, each with its dotted key, what was expected, a
   `--set objective.terms.0.temperature=2`. Values are YAML. The order of precedence is default, preset, file, `--set`.
 - `space` and `objective` are a preset's name (`optmerge ls`), a path to a YAML file, a mapping, or a
   mapping with `preset: NAME` whose other keys replace those of the preset.
-- `driver`, `method`, `objective.aggregate` and the entries of `directions` are a name, or a mapping with `name` and its
-  settings.
+- `driver`, `method`, `objective.aggregate`, `tasks.*.sampling` and the entries of `directions` are a name, or a mapping
+  with `name` and its settings.
 - The run's folder keeps the resolved file, with every default written out, as `search.yaml`.
 
 `1e-3` is a number, and only `true` and `false` are booleans: a label may be called `no`.
@@ -62,18 +64,21 @@ SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("tracking", "", TrackingConfig),
 )
 
+REGISTRIES: tuple[tuple[str, Mapping[str, type[BaseModel]]], ...] = (
+    ("tasks.*.sampling", SAMPLING_CONFIGS),
+    ("objective.terms", {**TERM_CONFIGS, "custom": CustomConfig}),
+    ("objective.aggregate", AGGREGATE_CONFIGS),
+    ("driver", DRIVER_CONFIGS),
+    ("method, directions", METHOD_CONFIGS),
+)
+
 
 def page() -> str:
     """The Markdown of ``docs/search-file.md``."""
     parts = [OPENING]
     for title, text, model in SECTIONS:
         parts.append(_section(f"## {title}", text, model))
-    for title, registry in (
-        ("objective.terms", {**TERM_CONFIGS, "custom": CustomConfig}),
-        ("objective.aggregate", AGGREGATE_CONFIGS),
-        ("driver", DRIVER_CONFIGS),
-        ("method, directions", METHOD_CONFIGS),
-    ):
+    for title, registry in REGISTRIES:
         parts.append(f"## {title}, by name\n")
         parts += [_section(f"### {name}", _paragraph(model), model, without="name") for name, model in registry.items()]
     return "\n".join(parts)
@@ -112,6 +117,8 @@ def _kind(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         named = annotation.model_fields.get("name")
         return f"`{named.default}`" if named is not None else "mapping"
+    if annotation is Any:
+        return "anything"
     words = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
     return words[annotation]
 

@@ -13,6 +13,7 @@ from optmerge.config.base import Strict, named
 from optmerge.config.drivers import GRADIENT_DRIVERS, NO_GRADIENT_DRIVERS, AdamConfig, DriverConfig
 from optmerge.config.methods import INPUT_METHODS, LINEAR_METHODS, MethodConfig, TaskArithmeticConfig
 from optmerge.config.objectives import TERM_CONFIGS, ObjectiveConfig, no_gradient
+from optmerge.config.sampling import RandomConfig, SamplingConfig
 from optmerge.config.spaces import SpaceConfig
 from optmerge.errors import did_you_mean
 
@@ -75,6 +76,9 @@ class TaskConfig(Strict):
         "messages", description="with `template: chat`, column with lists of {role: ..., content: ...}"
     )
     max_tokens: int = Field(128, ge=2, description="inputs are cut to this many tokens")
+    sampling: Annotated[SamplingConfig, BeforeValidator(named)] = Field(
+        RandomConfig(), description="how fit and select examples are drawn: a name, or a mapping with a name"
+    )
     stride: int | None = Field(
         None,
         ge=1,
