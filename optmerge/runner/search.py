@@ -7,7 +7,6 @@ run.recipe.save(Path("best.yaml"))
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +19,19 @@ from optmerge.drivers import make_driver
 from optmerge.drivers.base import Driver, Variables
 from optmerge.errors import RunFailed, RunInterrupted
 from optmerge.merging.recipe import Recipe
-from optmerge.records import Candidate, Evaluation, Phase, Progress, Record, Sink, SplitName, Trajectory, Vector
+from optmerge.records import Candidate, Evaluation, Progress, Record, Sink, SplitName, Trajectory, Vector
 from optmerge.runner.alarms import Alarms
 from optmerge.runner.baselines import Baseline, CachedMeasurements, make_baselines, representable
-from optmerge.runner.evaluator import Evaluator, Measurement
+from optmerge.runner.evaluator import Evaluator
+from optmerge.runner.finalists import make_finalists
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.geometry import make_geometry
-from optmerge.runner.journal import Journal, batch_tokens_after
-from optmerge.runner.loop import Outcome, run_loop
+from optmerge.runner.journal import Journal
+from optmerge.runner.loop import run_loop
 from optmerge.runner.manifest import check_manifest, make_manifest
 from optmerge.runner.problem import Problem, absolute_references, open_problem
-from optmerge.runner.result import Scored, Scores, main_metric, make_comparisons, make_rows
+from optmerge.runner.reporting import Reporting, metrics_only
+from optmerge.runner.result import Scored, main_metric, make_comparisons, make_rows
 from optmerge.runner.state import StateStore
 from optmerge.runner.teachers import Teachers
 
@@ -144,7 +145,7 @@ class _Session:
         self.journal = journal
         self.progress = progress
         self.measurements = CachedMeasurements(evaluator)
-        evaluator.batch_tokens = self._batch_tokens(len(journal.trajectory.records))
+        self.reporting = Reporting(folder, problem, evaluator, journal, self.measurements)
 
     def execute(self, stop: Stop) -> tuple[dict[str, Any], Recipe | None]:
         """Baselines, search, report, recipe, result."""
@@ -167,7 +168,8 @@ class _Session:
             raise RunFailed(
                 f"{outcome.reason}, and no candidate has a value on select; see trajectory.jsonl for the reasons."
             )
-        winner = self._report(driver, outcome)
+        finalists, leads = self.reporting.finalists(driver, outcome)
+        winner = finalists[0]
         metric = main_metric(all(problem.labelled(task) for task in config.tasks))
         recipe = problem.recipe(
             outcome.best, {"run": self.folder.path.name, "driver": driver.name, "seed": config.seed}
@@ -181,6 +183,7 @@ class _Session:
             "best": {"record": best.id, "select": best.value, "evaluations": outcome.progress.evaluations},
             "metric": metric,
             "rows": make_rows([*scored, winner], metric, seed=config.seed),
+            "finalists": make_finalists(finalists, metric, seed=config.seed, leads=leads),
             "comparison": make_comparisons(winner, scored, metric, seed=config.seed),
             "evaluations": outcome.progress.evaluations,
             "seconds": outcome.progress.seconds,
@@ -217,7 +220,7 @@ class _Session:
                 log.warning("the baseline %s failed: %s", baseline.name, report.error or select.error)
             else:
                 seconds = sum(select.seconds.values()) + sum(report.seconds.values())
-                scores = self._scores(report, evaluation)
+                scores = self.reporting.scores(report, evaluation)
                 scored.append(Scored(baseline.name, baseline.family, select, report, scores, 1, seconds))
             self.progress("baselines", done + 1, len(baselines))
         return scored
@@ -231,9 +234,9 @@ class _Session:
                 return found
             if baseline.name == "base" and judged:
                 self.problem.objective.on(split).set_normalisers(split, found.means)
-            return self.evaluator.judge(found, split) if judged else _metrics_only(found)
+            return self.evaluator.judge(found, split) if judged else metrics_only(found)
 
-        record, evaluation = self._next(
+        record, evaluation = self.reporting.next(
             "baseline", driver="baseline", split=split, vector=None, make=make, name=baseline.name
         )
         if baseline.name == "base":
@@ -241,13 +244,6 @@ class _Session:
                 raise RunFailed(f"The base model itself cannot be judged on {split}: {record.error}.")
             if judged:
                 self.problem.objective.on(split).set_normalisers(split, record.metrics)
-        return record, evaluation
-
-    def _next(self, phase: Phase, **what: Any) -> tuple[Record, Evaluation]:
-        """`Journal.next`, and again in smaller steps where memory ran out: a report misses nothing for that."""
-        record, evaluation = self.journal.next(phase, **what)
-        while record.batch_tokens is not None:
-            record, evaluation = self.journal.next(phase, **what)
         return record, evaluation
 
     def _start(self, baselines: Sequence[Baseline], scored: Sequence[Scored]) -> Vector:
@@ -275,62 +271,3 @@ class _Session:
             fit_sizes=self.problem.calibration.fit_sizes(),
             budget=config.budget.evaluations,
         )
-
-    def _report(self, driver: Driver, outcome: Outcome) -> Scored:
-        assert outcome.best is not None
-        assert outcome.progress.best_record is not None
-        vector = outcome.best
-
-        def make() -> Evaluation:
-            table = self.problem.expand(vector)
-            found = self.evaluator.attempt(
-                lambda: self.evaluator.measure(table, "report", objective=False, metrics=True, per_example=True),
-                "report",
-            )
-            return found if isinstance(found, Evaluation) else _metrics_only(found)
-
-        report, evaluation = self._next(
-            "report", driver=driver.name, split="report", vector=vector, make=make, name=driver.name
-        )
-        if report.error:
-            raise RunFailed(f"The best recipe cannot be scored on the report split: {report.error}.")
-        return Scored(
-            driver.name,
-            "search",
-            self.journal.trajectory.records[outcome.progress.best_record],
-            report,
-            self._scores(report, evaluation),
-            outcome.progress.evaluations,
-            outcome.progress.seconds,
-        )
-
-    def _scores(self, record: Record, evaluation: Evaluation) -> Scores:
-        """Per-example report scores: from the evaluation just made, from the run's folder, or measured again."""
-        if evaluation.per_example is not None:
-            self.folder.save_examples(record.id, evaluation.per_example)
-            return evaluation.per_example
-        kept = self.folder.load_examples(record.id)
-        if kept is not None:
-            return kept
-        # The run was killed between the record and its scores.
-        if record.vector is not None:
-            table = self.problem.expand(record.vector)
-        else:
-            table = next(b.table for b in make_baselines(self.problem) if b.name == record.name)
-        now = self.evaluator.batch_tokens
-        self.evaluator.batch_tokens = self._batch_tokens(record.id)
-        found = self.measurements.measure(table, "report", objective=False, metrics=True)
-        self.evaluator.batch_tokens = now
-        if isinstance(found, Evaluation):
-            raise RunFailed(f"{record.name} could be scored before the interruption, and not now: {found.error}.")
-        self.folder.save_examples(record.id, found.per_example)
-        return found.per_example
-
-    def _batch_tokens(self, record: int) -> int:
-        """The micro-batch in force before the record with this number."""
-        return batch_tokens_after(self.journal.trajectory.records[:record], self.problem.config.batch_tokens)
-
-
-def _metrics_only(measured: Measurement) -> Evaluation:
-    """A report evaluation: metrics without an objective, so its value is recorded as null."""
-    return Evaluation(math.nan, {}, measured.means, per_example=measured.per_example, seconds=measured.seconds)

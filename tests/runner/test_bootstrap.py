@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from optmerge.runner.bootstrap import bootstrap, paired_bootstrap
+from optmerge.runner.bootstrap import bootstrap, objective_lead, paired_bootstrap
 
 
 def _scores(seed: int, size: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
@@ -110,3 +110,32 @@ def test_decided_leaves_zero_out() -> None:
 def test_what_cannot_be_paired_is_refused(a: dict, b: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         paired_bootstrap(a, b, seed=0)
+
+
+def test_the_lead_of_an_objective_is_the_paired_bootstrap_where_it_is_a_mean() -> None:
+    a, b = _scores(10, 200, 0.0)
+    c, d = _scores(11, 80, 0.2)
+    ours, theirs = {"x": {"loss": a}, "y": {"loss": c}}, {"x": {"loss": b}, "y": {"loss": d}}
+
+    def mean(means) -> float:
+        return (means["x"]["loss"] + means["y"]["loss"]) / 2
+
+    lead = objective_lead(mean, ours, theirs, seed=0, resamples=2000)
+    paired = paired_bootstrap({"x": b, "y": d}, {"x": a, "y": c}, seed=0, resamples=2000)
+    assert lead == pytest.approx((paired.mean, paired.low, paired.high))
+
+
+def test_the_lead_of_the_worst_task_is_that_of_resampled_objectives() -> None:
+    """The worst of equal tasks is worse than either on average, so its interval is no task's own."""
+    a, b = _scores(12, 100, 0.0)
+    zeros = np.zeros(100)
+    lead = objective_lead(
+        lambda means: max(terms["loss"] for terms in means.values()),
+        {"x": {"loss": zeros}, "y": {"loss": zeros}},
+        {"x": {"loss": a - a.mean()}, "y": {"loss": b - b.mean()}},
+        seed=0,
+    )
+    error = math.hypot(a.std(), b.std()) / 10 / math.sqrt(2)
+    assert lead[0] == pytest.approx(0.0, abs=1e-12)
+    assert lead[1] > -1.6 * error  # a single task's would reach to -1.96 errors
+    assert lead[2] > 1.6 * error

@@ -1,0 +1,71 @@
+"""Finalists: the best iterates by select, scored on report before any of them is called best.
+
+    iterates = best_iterates(records, 3)                     # the first one is select's choice, and stays first
+    make_finalists(scored, "accuracy", seed=0, leads=leads)  # for result.json
+
+The report split never steers: that another finalist is better there is said, and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from optmerge.records import Record
+from optmerge.runner.alarms import COLLAPSE
+from optmerge.runner.bootstrap import bootstrap, paired_bootstrap
+from optmerge.runner.result import Scored, interval_entry, mean_metric, of_metric
+
+Lead = tuple[float, float, float]
+"""How far select's choice leads on select, in units of the objective, and the ends of the interval."""
+
+
+def best_iterates(records: Sequence[Record], count: int, *, collapsed: bool = False) -> list[Record]:
+    """The ``count`` iterates with the lowest values on select, best first, the earliest of equals first.
+
+    Args:
+        records: Of a trajectory.
+        count: At most so many; vectors that are equal count once.
+        collapsed: Whether iterates that an alarm calls collapsed may be among them.
+    """
+    able = [
+        record
+        for record in records
+        if record.phase == "select" and record.value is not None and (collapsed or COLLAPSE not in record.alarms)
+    ]
+    distinct: dict[str | None, Record] = {}
+    for record in sorted(able, key=lambda record: (record.value, record.id)):
+        distinct.setdefault(record.vector_sha256, record)
+    return list(distinct.values())[:count]
+
+
+def make_finalists(
+    finalists: Sequence[Scored], metric: str, *, seed: int, leads: Sequence[Lead | None]
+) -> list[dict[str, Any]]:
+    """The finalists for result.json, select's choice first; the others with what tells them from it.
+
+    Args:
+        finalists: In select's order.
+        metric: Which report metric.
+        seed: Of the bootstraps.
+        leads: Of select's choice over each of the others, on select; None where it is not known.
+    """
+    best = finalists[0]
+    entries = []
+    for rank, scored in enumerate(finalists, 1):
+        entry = {
+            "rank": rank,
+            "iterate": scored.select.id,
+            "select": scored.select.value,
+            "record": scored.report.id,
+            "mean": mean_metric(scored, metric),
+            "interval": interval_entry(bootstrap(of_metric(scored, metric), seed=seed)),
+        }
+        if rank > 1:
+            apart = paired_bootstrap(of_metric(best, metric), of_metric(scored, metric), seed=seed)
+            entry["behind"] = {"difference": apart.mean, "low": apart.low, "high": apart.high}
+            lead = leads[rank - 2]
+            if lead is not None:
+                entry["lead"] = dict(zip(("difference", "low", "high"), lead, strict=True))
+        entries.append(entry)
+    return entries
