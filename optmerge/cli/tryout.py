@@ -18,7 +18,7 @@ import torch
 from optmerge.errors import ConfigError, RunError, did_you_mean
 from optmerge.merging.deltas import Deltas
 from optmerge.merging.engine import Engine, one_hot
-from optmerge.merging.merge import group_of_parameters
+from optmerge.merging.merge import rows_of_parameters
 from optmerge.merging.recipe import Direction, Recipe, open_recipe
 from optmerge.models.cache import cache_dir
 from optmerge.models.device import pick_device, pick_dtype
@@ -66,14 +66,15 @@ class Tryout:
         directions = [*experts, *(direction for direction in used if direction.kind != "expert")]
         deltas = Deltas(family, directions, cache=cache_dir() / "directions")
         deltas.prepare()
-        self.engine = Engine(self.resident.parameters, deltas.segments, group_of_parameters(recipe, family))
+        rows = rows_of_parameters(recipe, family)
+        self.engine = Engine(self.resident.parameters, deltas.segments, rows.first, cuts=rows.cuts)
         names = [direction.name for direction in directions]
-        winner = np.zeros((len(recipe.groups), len(names)))
+        winner = np.zeros((len(table), len(names)))
         for column, direction in enumerate(recipe.directions):
             if direction.name in names:
                 winner[:, names.index(direction.name)] = table[:, column]
         self.tables = {MERGED: winner} | {
-            name: one_hot(len(recipe.groups), len(names), column) for column, name in enumerate(family.experts)
+            name: one_hot(len(table), len(names), column) for column, name in enumerate(family.experts)
         }
 
     @classmethod

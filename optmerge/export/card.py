@@ -16,7 +16,8 @@ import numpy as np
 import yaml
 
 from optmerge.export.references import hub_id, outside_reference
-from optmerge.merging.recipe import Recipe
+from optmerge.merging.coefficients import Table
+from optmerge.merging.recipe import Group, Recipe
 
 if TYPE_CHECKING:
     from optmerge.models.checkpoint import Checkpoint
@@ -60,8 +61,8 @@ def model_card(
         _coefficients(recipe),
         _scores(result) if result and result.get("rows") else "",
         "## Make it again\n\n```bash\noptmerge merge recipe.yaml --to merged\n```\n\n"
-        "`recipe.yaml` in this folder holds every coefficient and the content hash of every model; "
-        "`optmerge` refuses models whose hash differs.",
+        "`recipe.yaml` in this folder (with the file that it names, if tensors have coefficients for their slices) "
+        "holds every coefficient and the content hash of every model; `optmerge` refuses models whose hash differs.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -70,7 +71,7 @@ def _introduction(recipe: Recipe) -> str:
     version = recipe.created.get("optmerge")
     made = "Made by optmerge" + (f" {version}" if isinstance(version, str) else "")
     return (
-        f"{made}: the base plus, for each of {len(recipe.groups)} tensor groups, a coefficient times each of "
+        f"{made}: the base plus, for each of {len(recipe.coefficients)} tensor groups, a coefficient times each of "
         f"{len(recipe.directions)} directions ({', '.join(direction.name for direction in recipe.directions)}). "
         f"Sums are in float32, the weights are stored in {recipe.dtype}."
     )
@@ -101,20 +102,30 @@ def _coefficients(recipe: Recipe) -> str:
     names = [direction.name for direction in recipe.directions]
     table = recipe.coefficients
     if len(recipe.groups) <= ROWS:
-        rows = [
-            [group.name, *(f"{value:.4g}" for value in row)] for group, row in zip(recipe.groups, table, strict=True)
-        ]
-        return "## Coefficients\n\n" + _table(["tensor group", *names], rows)
+        rows = [[_called(group), *_spans(table[at])] for group, at in zip(recipe.groups, recipe.rows, strict=True)]
+        head = "Mean (lowest … highest) over the slices of a tensor.\n\n" if len(table) > len(recipe.groups) else ""
+        return f"## Coefficients\n\n{head}" + _table(["tensor group", *names], rows)
     places: dict[str, list[int]] = {}
     for index, group in enumerate(recipe.groups):
         places.setdefault(group.kind if group.layer is None else f"layer {group.layer}", []).append(index)
     rows = []
     for place, members in places.items():
-        part = table[members]
-        spans = zip(np.mean(part, axis=0), np.min(part, axis=0), np.max(part, axis=0), strict=True)
-        rows.append([place, str(len(members)), *(f"{mean:.3g} ({low:.3g} … {high:.3g})" for mean, low, high in spans)])
-    head = "Mean (lowest … highest) over the groups of each place; `recipe.yaml` has every one."
+        part = np.concatenate([table[recipe.rows[index]] for index in members])
+        rows.append([place, str(len(part)), *_spans(part)])
+    head = "Mean (lowest … highest) over the groups of each place; the recipe has every one."
     return f"## Coefficients\n\n{head}\n\n" + _table(["place", "groups", *names], rows)
+
+
+def _called(group: Group) -> str:
+    return group.name if group.cut is None else f"{group.name} ({group.count} slices)"
+
+
+def _spans(part: Table) -> list[str]:
+    """Per direction, the coefficient of the rows, or their mean and range."""
+    if len(part) == 1:
+        return [f"{value:.4g}" for value in part[0]]
+    spans = zip(np.mean(part, axis=0), np.min(part, axis=0), np.max(part, axis=0), strict=True)
+    return [f"{mean:.3g} ({low:.3g} … {high:.3g})" for mean, low, high in spans]
 
 
 def _scores(result: Mapping[str, Any]) -> str:

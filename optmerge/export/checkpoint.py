@@ -141,7 +141,7 @@ class CheckpointExporter(Exporter):
                 job.write_folder(plan, merge)
                 job.put(plan.folder, tokenizer)
             card = model_card(recipe, family, result=result, folders=[p.folder for p in plans if p.folder])
-            job.put("", {RECIPE: outside_recipe(recipe, family).to_yaml().encode(), CARD: card.encode()})
+            job.put("", {**outside_recipe(recipe, family).files(RECIPE), CARD: card.encode()})
             for plan in plans:
                 config = config_file(plan.config_of, dtype=recipe.dtype, architecture=plan.architecture)
                 job.put(plan.folder, {CONFIG + _HIDDEN: config[CONFIG]})

@@ -40,9 +40,17 @@ class CoefficientsExporter(Exporter):
     needs_models: ClassVar[bool] = False
 
     def can_express(self, recipe: Recipe, family: Family | None) -> str | None:
-        """Anything whose coefficients do not depend on the input."""
+        """Anything whose coefficients do not depend on the input, with one per tensor."""
         if not recipe.coefficient_fn.static:
             return "The recipe's coefficients depend on the input, so there is no table of them."
+        sliced = [group for group in recipe.groups if group.cut is not None]
+        if sliced:
+            count = sum(group.count for group in sliced) * len(recipe.directions)
+            return (
+                f"The recipe has {count} coefficients of slices (columns, rows or chunks) of tensors, and the table has "
+                "one line per tensor. They are float64 tensors [slices, directions] in the safetensors file beside the "
+                "recipe, which needs no optmerge to read."
+            )
         return None
 
     def export(

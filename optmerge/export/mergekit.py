@@ -132,6 +132,12 @@ def _beyond_mergekit(recipe: Recipe, family: Family) -> str | None:
     """What no mergekit program can do."""
     if not recipe.coefficient_fn.static:
         return "its coefficients depend on the input"
+    sliced = [group for group in recipe.groups if group.cut is not None]
+    if sliced:
+        return (
+            f"it has coefficients for {sliced[0].count} slices (columns, rows or chunks) of {sliced[0].name}, and "
+            "mergekit takes one number per tensor and model"
+        )
     methods = [direction.name for direction in recipe.directions if direction.kind != "expert"]
     if methods:
         return (

@@ -71,12 +71,11 @@ class Engine:
         self._batches: dict[tuple[int, ...] | None, Batch] = {}
         self._resident: Table | None = None  # what the parameters hold, but for those that are unknown
         self._unknown: set[str] = set()
-        self._values: torch.Tensor | None = None  # the table on the device, for what is cut
 
     @property
     def num_groups(self) -> int:
         """Rows of the coefficient table."""
-        return max(self._rows(name).stop for name in self.parameters)
+        return max(int(self._rows(name).stop) for name in self.parameters)
 
     @property
     def num_directions(self) -> int:
@@ -142,14 +141,13 @@ class Engine:
 
     def _apply_sliced(self, table: Table, names: Collection[str]) -> None:
         """Write parameters with coefficients of their own for every slice; the table goes to the device once."""
-        if self._values is None or self._values.shape != table.T.shape:
-            self._values = torch.empty(*table.T.shape, dtype=self.accumulate, device=self.device)
-        self._values.copy_(torch.from_numpy(table.T), non_blocking=True)
+        wide = np.float64 if self.accumulate == torch.float64 else np.float32
+        columns = torch.from_numpy(table.T.astype(wide)).to(self.device, non_blocking=True)
         for name in self.parameters:
             if name in names:
                 rows = self._rows(name)
-                used = table[rows].any(axis=0)
-                values = [self._values[k, rows] if some else None for k, some in enumerate(used)]
+                used = np.atleast_1d(table[rows].any(axis=0))
+                values = [columns[k, rows] if some else None for k, some in enumerate(used)]
                 for segment in self.segments(name):
                     out = self.parameters[name].data[segment.index]
                     write_sliced(out, segment, self.cuts[name], values, self.workspace)

@@ -8,15 +8,18 @@ for segment in merge.segments("model.embed_tokens.weight"):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from optmerge.errors import RecipeError, did_you_mean
+from optmerge.merging.coefficients import Table
 from optmerge.merging.deltas import Deltas
 from optmerge.merging.recipe import EVERYTHING, ModelEntry, Recipe
+from optmerge.merging.sliced import write_sliced
+from optmerge.merging.slices import Cut
 from optmerge.merging.sources import LowRank, Segment, Source
 from optmerge.merging.writing import LOW_RANK_CHUNK, Workspace, write_merge
 from optmerge.models.device import pick_dtype
@@ -26,22 +29,38 @@ if TYPE_CHECKING:
     from optmerge.models.family import Family
 
 
-def group_of_parameters(recipe: Recipe, family: Family) -> dict[str, int]:
-    """Merged parameter -> row of the recipe's coefficients.
+@dataclass(frozen=True)
+class Rows:
+    """Where a recipe's coefficients belong.
+
+    Attributes:
+        group: Merged parameter -> number of its group.
+        first: Merged parameter -> its row of the coefficients, or the first of its rows.
+        cuts: Merged parameter -> how it is cut, for those that are.
+    """
+
+    group: Mapping[str, int]
+    first: Mapping[str, int]
+    cuts: Mapping[str, Cut]
+
+
+def rows_of_parameters(recipe: Recipe, family: Family) -> Rows:
+    """Find each merged parameter's rows of the recipe's coefficients.
 
     A group of the tensors "*" has every parameter that no other group names.
 
     Raises:
-        RecipeError: A tensor is unknown to the base, a parameter is in two groups, or a parameter is in none.
+        RecipeError: A tensor is unknown to the base, a parameter is in two groups, or a parameter is in none; or a
+            group with slices is not one parameter of the size that is cut.
     """
-    rows: dict[str, int] = {}
+    owner: dict[str, int] = {}
     known = [name for parameter in family.parameters for name in family.disk_names(parameter)]
     known_set = set(known)
     rest = None
-    for row, group in enumerate(recipe.groups):
+    for number, group in enumerate(recipe.groups):
         for tensor in group.tensors:
             if tensor == EVERYTHING:
-                rest = row
+                rest = number
                 continue
             if tensor not in known_set:
                 raise RecipeError(
@@ -49,34 +68,45 @@ def group_of_parameters(recipe: Recipe, family: Family) -> dict[str, int]:
                     f"{recipe.base.reference} does not have among its merged tensors.{did_you_mean(tensor, known)}"
                 )
             parameter = family.parameter_of(tensor)
-            if rows.setdefault(parameter, row) != row:
+            if owner.setdefault(parameter, number) != number:
                 raise RecipeError(
                     f"The recipe puts parts of the parameter {parameter} into the groups "
-                    f"{recipe.groups[rows[parameter]].name} and {group.name}; all of it must be in one."
+                    f"{recipe.groups[owner[parameter]].name} and {group.name}; all of it must be in one."
                 )
     if rest is not None:
-        rows |= {parameter: rest for parameter in family.parameters if parameter not in rows}
-    missing = [parameter for parameter in family.parameters if parameter not in rows]
+        owner |= {parameter: rest for parameter in family.parameters if parameter not in owner}
+    missing = [parameter for parameter in family.parameters if parameter not in owner]
     if missing:
         raise RecipeError(
             f"The recipe has no coefficient for {len(missing)} of the model's {len(family.parameters)} parameters: "
             f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}."
         )
-    return rows
+    starts = [at.start for at in recipe.rows]
+    cuts = {parameter: cut for parameter, number in owner.items() if (cut := recipe.groups[number].cut) is not None}
+    for parameter, cut in cuts.items():
+        group = recipe.groups[owner[parameter]]
+        members = [other for other, number in owner.items() if number == owner[parameter]]
+        if len(members) > 1 or cut.numel != family.parameters[parameter].numel:
+            raise RecipeError(
+                f"The recipe cuts the group {group.name} into {cut.count} slices of {cut.numel} elements, and it "
+                f"has {', '.join(f'{name} ({family.parameters[name].numel})' for name in members[:3])}; a group with "
+                "slices is one parameter of that size. Use the recipe with the models that it was made for."
+            )
+    return Rows(owner, {parameter: starts[number] for parameter, number in owner.items()}, cuts)
 
 
 def completed(recipe: Recipe, family: Family) -> Recipe:
     """The recipe with all that it leaves to its models: tensor names for "*", heads, dtype and content hashes.
 
     Raises:
-        RecipeError: See `group_of_parameters`.
+        RecipeError: See `rows_of_parameters`.
     """
-    rows = group_of_parameters(recipe, family)
+    owner = rows_of_parameters(recipe, family).group
     groups = list(recipe.groups)
-    for row, group in enumerate(groups):
+    for number, group in enumerate(groups):
         if EVERYTHING in group.tensors:
-            mine = [parameter for parameter in family.parameters if rows[parameter] == row]
-            groups[row] = replace(group, tensors=tuple(disk for name in mine for disk in family.disk_names(name)))
+            mine = [parameter for parameter in family.parameters if owner[parameter] == number]
+            groups[number] = replace(group, tensors=tuple(disk for name in mine for disk in family.disk_names(name)))
     return replace(
         recipe,
         base=_hashed(recipe.base, family.base),
@@ -102,18 +132,19 @@ class Merge:
 
     def __init__(self, recipe: Recipe, family: Family) -> None:
         self.family = family
-        self._row = group_of_parameters(recipe, family)
+        self._rows = rows_of_parameters(recipe, family)
         table = recipe.coefficient_fn()
         used = [column for column in range(len(recipe.directions)) if table[:, column].any()]
-        self._table = [[float(c) for c in row] for row in table[:, used]]
+        self._table = table[:, used]
         self._deltas = Deltas(family, [recipe.directions[column] for column in used], cache=None)
         wide = any(parameter.dtype == torch.float64 for parameter in family.parameters.values())
         self._workspace = Workspace(torch.device("cpu"), torch.float64 if wide else torch.float32)
 
     def segments(self, parameter: str) -> list[Segment]:
         """The boxes that make up a parameter, each with what is added to it."""
-        row = self._table[self._row[parameter]]
-        return [_made_whole(segment, row) for segment in self._deltas.segments(parameter)]
+        segments = self._deltas.segments(parameter)
+        row = self._row(parameter)
+        return segments if row is None else [_made_whole(segment, row) for segment in segments]
 
     def write(self, out: torch.Tensor, parameter: str, segment: Segment) -> None:
         """Merge a segment, or a part of one, into ``out``.
@@ -123,7 +154,22 @@ class Merge:
             parameter: Whose segment it is.
             segment: One of `segments`, or a part of it.
         """
-        write_merge(out, segment, self._table[self._row[parameter]], self._workspace)
+        row = self._row(parameter)
+        if row is not None:
+            write_merge(out, segment, row, self._workspace)
+            return
+        table = self._part(parameter)
+        values = [torch.from_numpy(column).to(self._workspace.dtype) if column.any() else None for column in table.T]
+        write_sliced(out, segment, self._rows.cuts[parameter], values, self._workspace)
+
+    def _row(self, parameter: str) -> list[float] | None:
+        """The coefficients of all of a parameter; None where its slices have different ones."""
+        part = self._part(parameter)
+        return part[0].tolist() if (part == part[0]).all() else None
+
+    def _part(self, parameter: str) -> Table:
+        first, own = self._rows.first[parameter], self._rows.cuts.get(parameter)
+        return self._table[first : first + (1 if own is None else own.count)]
 
 
 def cut(segment: Segment, most: int) -> Iterator[Segment]:

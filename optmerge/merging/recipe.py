@@ -1,8 +1,9 @@
 """A recipe: everything needed to make one merged model again, as data.
 
 It names the base and the experts with their content hashes, the directions that have coefficients, and one
-coefficient for every (tensor group, direction). Groups speak the tensor names of the base's checkpoint on disk. How a
-recipe looks in a file, and the short form for writing one by hand, is in `recipe_file`.
+coefficient for every (tensor group, direction). Groups speak the tensor names of the base's checkpoint on disk; one
+that is cut has coefficients for every slice of its parameter, in a file beside the recipe. How a recipe looks in a
+file, and the short form for writing one by hand, is in `recipe_file`.
 
     recipe = Recipe.load(Path("runs/first/recipe.yaml"))
     family = open_recipe(recipe, relative_to=Path("runs/first"))
@@ -10,8 +11,9 @@ recipe looks in a file, and the short form for writing one by hand, is in `recip
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +23,7 @@ from optmerge.atomic import atomic_write
 from optmerge.config.methods import MethodConfig
 from optmerge.errors import RecipeError
 from optmerge.merging.coefficients import CoefficientFn, Table
+from optmerge.merging.recipe_slices import pack_slices, remove_others, slices_sha256
 from optmerge.merging.slices import Cut
 
 if TYPE_CHECKING:
@@ -134,11 +137,26 @@ class Recipe:
             raise RecipeError("This recipe's coefficients depend on the input, and this needs static ones.")
         return self.coefficient_fn()
 
+    @property
+    def rows(self) -> tuple[slice, ...]:
+        """The rows of the coefficients that each of ``groups`` has."""
+        ends = list(accumulate(group.count for group in self.groups))
+        return tuple(slice(end - group.count, end) for group, end in zip(self.groups, ends, strict=True))
+
     def to_yaml(self) -> str:
-        """The recipe as YAML; floats keep every digit."""
+        """The recipe as YAML; floats keep every digit. Without what is beside it: see `files`."""
+        return self.files("recipe.yaml")["recipe.yaml"].decode()
+
+    def files(self, name: str) -> dict[str, bytes]:
+        """The recipe as files, by name.
+
+        Args:
+            name: Of the recipe itself, which comes last. Before it comes one with the coefficients of slices, if any
+                group is cut; the recipe names it.
+        """
         table = self.coefficients
         names = [direction.name for direction in self.directions]
-        body = {
+        body: dict[str, Any] = {
             "optmerge_recipe": FORMAT,
             "method": self.method,
             "base": _model_to_dict(self.base),
@@ -149,18 +167,18 @@ class Recipe:
             "tokenizer": self.tokenizer,
             "vocabulary": self.vocabulary,
             "created": dict(self.created),
-            "groups": [
-                {
-                    "name": group.name,
-                    "layer": group.layer,
-                    "kind": group.kind,
-                    "tensors": EVERYTHING if group.tensors == (EVERYTHING,) else list(group.tensors),
-                    "coefficients": {name: float(value) for name, value in zip(names, row, strict=True)},
-                }
-                for group, row in zip(self.groups, table, strict=True)
-            ],
         }
-        return yaml.safe_dump(body, sort_keys=False, width=120, allow_unicode=True)
+        beside: dict[str, bytes] = {}
+        cut = {group.name: table[at] for group, at in zip(self.groups, self.rows, strict=True) if group.cut is not None}
+        if cut:
+            file, content = pack_slices(Path(name).stem, cut)
+            beside[file] = content
+            body["slices"] = {"file": file, "sha256": slices_sha256(content)}
+        body["groups"] = [
+            _group_to_dict(group, names, table[at]) for group, at in zip(self.groups, self.rows, strict=True)
+        ]
+        text = yaml.safe_dump(body, sort_keys=False, width=120, allow_unicode=True)
+        return {**beside, name: text.encode()}
 
     def save(self, path: Path) -> None:
         """Write the recipe atomically; what is stored in its folder is named relative to it."""
@@ -171,7 +189,10 @@ class Recipe:
             else direction
             for direction in self.directions
         )
-        atomic_write(path, replace(self, directions=directions).to_yaml())
+        files = replace(self, directions=directions).files(path.name)
+        for name, content in files.items():  # the recipe comes last: until then the one before it is whole
+            atomic_write(path.with_name(name), content)
+        remove_others(path, next((name for name in files if name != path.name), None))
 
     @classmethod
     def from_yaml(cls, text: str, path: Path | str = "recipe") -> Recipe:
@@ -235,6 +256,18 @@ def open_recipe(
                     "or search again with the new one."
                 )
     return family
+
+
+def _group_to_dict(group: Group, directions: Sequence[str], rows: Table) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "name": group.name,
+        "layer": group.layer,
+        "kind": group.kind,
+        "tensors": EVERYTHING if group.tensors == (EVERYTHING,) else list(group.tensors),
+    }
+    if group.cut is not None:
+        return body | {"slices": group.cut.to_dict()}
+    return body | {"coefficients": {name: float(value) for name, value in zip(directions, rows[0], strict=True)}}
 
 
 def _model_to_dict(entry: ModelEntry) -> dict[str, str | None]:

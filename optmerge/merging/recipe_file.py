@@ -28,7 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from optmerge.config.methods import LINEAR_METHODS, METHOD_CONFIGS, MethodConfig
 from optmerge.errors import RecipeError, did_you_mean
-from optmerge.merging.coefficients import Static
+from optmerge.merging.coefficients import Static, Table
 from optmerge.merging.recipe import (
     DTYPES,
     EVERYTHING,
@@ -40,10 +40,12 @@ from optmerge.merging.recipe import (
     ModelEntry,
     Recipe,
 )
+from optmerge.merging.recipe_slices import read_slices
+from optmerge.merging.slices import Cut, cut_from_dict
 
 KEYS = (
     *("optmerge_recipe", "method", "base", "experts", "directions", "heads", "dtype", "tokenizer", "vocabulary"),
-    *("created", "groups", "coefficients"),
+    *("created", "slices", "groups", "coefficients"),
 )
 _METHOD: TypeAdapter[MethodConfig] = TypeAdapter(MethodConfig)
 
@@ -87,16 +89,17 @@ def parse(body: object, path: Path | str) -> Recipe:
             "per direction, or `groups` for numbers that differ between tensors."
         )
     if "groups" in body:
-        groups, rows = reader.groups(body["groups"], names)
+        slices = reader.slices(body["slices"]) if "slices" in body else {}
+        groups, table = reader.groups(body["groups"], names, slices)
     else:
         groups = (Group("model", (EVERYTHING,), None, "model"),)
-        rows = [reader.row(body["coefficients"], names, "coefficients")]
+        table = np.array([reader.row(body["coefficients"], names, "coefficients")])
     return Recipe(
         base=base,
         experts=experts,
         directions=directions,
         groups=groups,
-        coefficient_fn=Static(np.array(rows, dtype=np.float64).reshape(len(groups), len(names))),
+        coefficient_fn=Static(table),
         method=method,
         heads=reader.choice(body.get("heads", "auto"), HEADS, "heads"),  # type: ignore[arg-type]
         dtype=reader.choice(body.get("dtype", "auto"), DTYPES, "dtype"),
@@ -249,12 +252,16 @@ class _Reader:
                 raise self.fail(f"{place} is no setting of the method, which has {', '.join(known)}.{near}") from None
             raise self.fail(f"{place}: {error['msg']}.") from None
 
-    def groups(self, value: object, names: Sequence[str]) -> tuple[tuple[Group, ...], list[list[float]]]:
+    def groups(
+        self, value: object, names: Sequence[str], slices: Mapping[str, Table]
+    ) -> tuple[tuple[Group, ...], Table]:
+        """The groups, and the rows of all of them."""
         groups, rows = [], []
         owner: dict[str, str] = {}
+        keys = ("name", "layer", "kind", "tensors", "slices", "coefficients")
         for index, entry in enumerate(self.listing(value, "groups")):
             where = f"groups[{index}]"
-            self.known(self.mapping(entry, where), ("name", "layer", "kind", "tensors", "coefficients"), where)
+            self.known(self.mapping(entry, where), keys, where)
             name = self.text(entry.get("name", where), f"{where}.name")
             stated = self.need(entry, "tensors", where)
             tensors = (EVERYTHING,) if stated == EVERYTHING else tuple(self.listing(stated, f"{where}.tensors"))
@@ -265,11 +272,45 @@ class _Reader:
             layer = entry.get("layer")
             if layer is not None and not isinstance(layer, int):
                 raise self.fail(f"{where}.layer is {_shown(layer)}; expected a whole number or nothing.")
-            groups.append(Group(name, tensors, layer, self.text(entry.get("kind", "other"), f"{where}.kind")))
-            rows.append(self.row(self.need(entry, "coefficients", where), names, f"group {name}"))
+            cut = self.cut(entry["slices"], f"{where}.slices") if "slices" in entry else None
+            groups.append(Group(name, tensors, layer, self.text(entry.get("kind", "other"), f"{where}.kind"), cut))
+            if cut is None:
+                rows.append(np.array([self.row(self.need(entry, "coefficients", where), names, f"group {name}")]))
+            else:
+                rows.append(self.sliced_rows(slices, groups[-1], len(names)))
         if not groups:
             raise self.fail("groups is empty; expected at least one group, with its tensors and coefficients.")
-        return tuple(groups), rows
+        return tuple(groups), np.concatenate(rows)
+
+    def slices(self, value: object) -> dict[str, Table]:
+        """The coefficients of groups that are cut, from the file beside the recipe."""
+        body = self.mapping(value, "slices")
+        self.known(body, ("file", "sha256"), "slices")
+        name = self.text(self.need(body, "file", "slices"), "slices.file")
+        digest = self.text(self.need(body, "sha256", "slices"), "slices.sha256")
+        if Path(name).name != name:
+            raise self.fail(f"slices.file is {_shown(name)}; expected the name of a file beside the recipe.")
+        return read_slices(Path(self.path).with_name(name), digest)
+
+    def cut(self, value: object, where: str) -> Cut:
+        try:
+            return cut_from_dict(self.mapping(value, where))
+        except ValueError as problem:
+            raise self.fail(f"{where} is {_shown(value)}: {problem}.") from None
+
+    def sliced_rows(self, slices: Mapping[str, Table], group: Group, directions: int) -> Table:
+        if group.name not in slices:
+            raise self.fail(
+                f"group {group.name} has slices, and there are no coefficients for it: `slices` at the top of a recipe "
+                "names the file with them. Recipes of slices are saved by searches, not written by hand."
+            )
+        table = slices[group.name]
+        if table.shape != (group.count, directions) or not np.isfinite(table).all():
+            raise self.fail(
+                f"the coefficients of the slices of {group.name} have shape {list(table.shape)}; expected finite "
+                f"numbers of shape [{group.count}, {directions}]."
+            )
+        return table
 
     def row(self, value: object, names: Sequence[str], where: str) -> list[float]:
         """One number per direction."""

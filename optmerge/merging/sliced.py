@@ -78,7 +78,7 @@ def _write_run(out: torch.Tensor, run: Segment, cut: Cut, values: Values, worksp
     for source, mine in zip(run.sources, values, strict=True):
         if mine is not None and isinstance(source, LowRank):
             low.append((source, mine))
-        elif mine is not None and source is not None:
+        elif mine is not None and isinstance(source, Source):
             dense.append((source, mine))
     if not dense and not low:
         out.copy_(run.base, non_blocking=True)

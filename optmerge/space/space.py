@@ -104,7 +104,7 @@ class SearchSpace:
     @property
     def searched_parameters(self) -> list[str]:
         """The only parameters that need gradients: those with a searched coefficient."""
-        some = self._searched.any(axis=1)
+        some = np.atleast_1d(self._searched.any(axis=1))
         return [
             name
             for group, at in zip(self.groups, self.rows, strict=True)

@@ -6,6 +6,7 @@ recipe = random_recipe(family, seed=3)
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 from optmerge.config.methods import IsoCConfig
 from optmerge.merging.coefficients import Static, Table
 from optmerge.merging.recipe import Direction, Group, ModelEntry, Recipe
+from optmerge.merging.slices import Cut, even_chunks
 from optmerge.models.family import Family, open_family
+from optmerge.space.groups import column_cuts
 from tests.tiny import TinyFamily, add_noise, make_model, save, save_family
 
 
@@ -90,3 +93,19 @@ def random_recipe(family: Family, *, seed: int = 0, method: bool = False, **chan
     shape = (len(family.parameters), len(family.experts) + method)
     table = np.random.default_rng(seed).normal(0.3, 0.7, shape)
     return recipe_of(family, table, method=method, **changes)
+
+
+def sliced_recipe(family: Family, *, chunks: int = 0, seed: int = 0, **changes: Any) -> Recipe:
+    """A recipe with random coefficients for every input column, or for so many chunks of each parameter."""
+    if chunks:
+        made = {name: even_chunks(parameter.shape, chunks) for name, parameter in family.parameters.items()}
+        cuts: dict[str, Cut] = {name: cut for name, cut in made.items() if cut is not None}
+    else:
+        cuts = column_cuts({name: parameter.role for name, parameter in family.parameters.items()}, family.parameters)
+    whole = recipe_of(family)
+    groups = tuple(
+        replace(group, cut=cuts.get(name)) for name, group in zip(family.parameters, whole.groups, strict=True)
+    )
+    shape = (sum(group.count for group in groups), len(whole.directions))
+    table = np.random.default_rng(seed).normal(0.3, 0.7, shape)
+    return replace(whole, groups=groups, coefficient_fn=Static(table), **changes)

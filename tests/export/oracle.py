@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import torch
 
-from optmerge.merging.merge import group_of_parameters
+from optmerge.merging.merge import rows_of_parameters
 from optmerge.merging.recipe import Recipe
+from optmerge.merging.slices import Chunks, Columns, Cut, Rows
 from optmerge.models.family import Family
 
 
 def merged_values(recipe: Recipe, family: Family) -> dict[str, torch.Tensor]:
     """base + (sum of coefficient * (expert - base), added in direction order in fp32), before any cast."""
-    rows = group_of_parameters(recipe, family)
+    rows = rows_of_parameters(recipe, family)
     names = [direction.name for direction in recipe.directions]
     values = {}
     for parameter in family.parameters:
         base = family.read("base", parameter).float()
-        row = dict(zip(names, recipe.coefficients[rows[parameter]].tolist(), strict=True))
+        first, cut = rows.first[parameter], rows.cuts.get(parameter)
+        if cut is not None:
+            total = torch.zeros_like(base)
+            for column, name in enumerate(names):
+                own = torch.tensor(recipe.coefficients[first : first + cut.count, column].tolist())
+                total = total + (family.read(name, parameter).float() - base) * own[elements(cut)].view(base.shape)
+            values[parameter] = base + total
+            continue
+        row = dict(zip(names, recipe.coefficients[first].tolist(), strict=True))
         used = {name: c for name, c in row.items() if c}
         if list(used.values()) == [1.0]:
             values[parameter] = family.read(next(iter(used)), parameter).float()
@@ -31,6 +40,17 @@ def merged_values(recipe: Recipe, family: Family) -> dict[str, torch.Tensor]:
             total = total + scaled if position else scaled
         values[parameter] = base + total if used else base
     return values
+
+
+def elements(cut: Cut) -> list[int]:
+    """The group of every element, by definition."""
+    match cut:
+        case Columns(matrices, rows, width):
+            return [m * width + c for m in range(matrices) for _ in range(rows) for c in range(width)]
+        case Rows(count, width):
+            return [row for row in range(count) for _ in range(width)]
+        case Chunks(bounds):
+            return [g for g in range(len(bounds) - 1) for _ in range(bounds[g], bounds[g + 1])]
 
 
 def tensors_on_disk(recipe: Recipe, family: Family, naming: str = "base") -> dict[str, torch.Tensor]:

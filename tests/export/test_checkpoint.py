@@ -27,7 +27,7 @@ from optmerge.export.api import export, merge
 from optmerge.export.background import BackgroundWriter
 from optmerge.merging.deltas import Deltas
 from optmerge.merging.engine import Engine
-from optmerge.merging.merge import group_of_parameters
+from optmerge.merging.merge import rows_of_parameters
 from optmerge.merging.recipe import Recipe
 from optmerge.models.family import Family
 from optmerge.models.resident import ResidentModel
@@ -63,7 +63,8 @@ def resident_logits(recipe: Recipe, family: Family, expert: str, kind: str) -> t
     """Logits of the resident model with the recipe applied by the engine."""
     resident = ResidentModel(family, device=torch.device("cpu"), dtype=torch.float32)
     deltas = Deltas(family, recipe.directions, cache=None)
-    engine = Engine(resident.parameters, deltas.segments, group_of_parameters(recipe, family))
+    rows = rows_of_parameters(recipe, family)
+    engine = Engine(resident.parameters, deltas.segments, rows.first, cuts=rows.cuts)
     engine.apply(recipe.coefficients)
     with torch.no_grad():
         logits: torch.Tensor = resident.model_for(expert)(**inputs_for(kind)).logits

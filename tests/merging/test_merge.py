@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from optmerge.errors import RecipeError
 from optmerge.merging.coefficients import Static
-from optmerge.merging.merge import Merge, completed, cut, group_of_parameters
+from optmerge.merging.merge import Merge, completed, cut, rows_of_parameters
 from optmerge.merging.recipe import Direction, Group, ModelEntry, Recipe
 from optmerge.merging.sources import LowRank, Segment, Source
 from optmerge.merging.writing import Workspace, write_merge
@@ -41,7 +41,7 @@ STAR = Group("model", ("*",), None, "model")
 
 def test_star_is_everything_that_no_other_group_has(family: Family) -> None:
     one = Group("embedding", family.disk_names("model.embed_tokens.weight"))
-    rows = group_of_parameters(recipe((STAR, one), [[1, 2], [3, 4]]), family)
+    rows = dict(rows_of_parameters(recipe((STAR, one), [[1, 2], [3, 4]]), family).first)
     assert rows.pop("model.embed_tokens.weight") == 1
     assert set(rows.values()) == {0}
     assert len(rows) == len(family.parameters) - 1
