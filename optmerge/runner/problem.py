@@ -41,6 +41,7 @@ from optmerge.records import Progress, SplitName, Vector
 from optmerge.runner.forward import Forward
 from optmerge.runner.memory import plan_memory
 from optmerge.runner.statistics import GramStatistics
+from optmerge.runner.terms import absolute_terms, open_terms
 from optmerge.space.space import SearchSpace, build_space
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ def absolute_references(config: SearchConfig, root: Path) -> SearchConfig:
         update={
             "base": model(config.base),
             "experts": {name: model(reference) for name, reference in config.experts.items()},
+            "objective": absolute_terms(config.objective, root),
             "tasks": {name: spec.model_copy(update={"data": data(spec.data)}) for name, spec in config.tasks.items()},
         }
     )
@@ -203,6 +205,7 @@ def open_problem(
     objective = Objective(
         config.objective, list(config.tasks), {name: data.num_labels for name, data in calibration.tasks.items()}
     )
+    open_terms(objective, family, tokenizer)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, family)
     experts = list(family.experts)
