@@ -36,7 +36,8 @@ class TaggedText:
         text: Its tokens.
         first: Whether each token is the first of a word.
         words: How many words there are, those that were cut off included; None where the data has a text.
-        starts: Where each word that is not cut off begins: its index, or in a text its first character.
+        starts: Where each word that is not cut off begins: its index, or in a text its first character. What a word is
+            in a text, the tokenizer's own pre-tokenizer says.
     """
 
     text: EncodedText
@@ -95,7 +96,7 @@ class TokenClassificationReader(Reader[Words, TaggedText]):
         for word, (begin, _) in zip(output.word_ids(), output["offset_mapping"], strict=True):
             first.append(word is not None and word != before)
             if first[-1]:
-                starts.append(begin if isinstance(raw, str) else word)
+                starts.append(_first_character(raw, begin) if isinstance(raw, str) else word)
             before = word
         text = EncodedText(output["input_ids"], output.get("token_type_ids"))
         return TaggedText(text, first, None if isinstance(raw, str) else len(raw), starts)
@@ -157,6 +158,12 @@ class TaggedTexts(Examples):
     def truth(self) -> Tensor | None:
         """See `Examples.truth`."""
         return None if self._tags is None else self._tags.values
+
+
+def _first_character(text: str, begin: int) -> int:
+    """Where a word begins whose first token may begin with white space."""
+    rest = text[begin:]
+    return begin + len(rest) - len(rest.lstrip())
 
 
 def _tags_of_spans(spans: Sequence[Any], starts: Sequence[int], known: Iterable[str], where: str) -> list[str]:
