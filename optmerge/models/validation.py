@@ -24,6 +24,7 @@ from optmerge.models.architecture import body_prefix
 from optmerge.models.checkpoint import Checkpoint, list_names
 from optmerge.models.mapping import CheckpointMap
 from optmerge.models.values import find_nonfinite
+from optmerge.models.vision_tower import is_clip
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -80,6 +81,7 @@ def check_same_architecture(checkpoints: Mapping[str, Checkpoint], configs: Mapp
                 f"The expert {who} ({checkpoints[who].reference}) is a {configs[who].model_type} model and the base "
                 f"{checkpoints['base'].reference} a {wanted} model. Experts must be fine-tuned from the base; "
                 "name the base that this one was made from."
+                + (" To merge the vision towers of CLIP models, set heads: zero-shot." if _towers(configs) else "")
             )
     classes = {who: (next(iter(configs[who].architectures or ()), "AutoModel")) for who in experts}
     for who in experts[1:]:
@@ -89,6 +91,10 @@ def check_same_architecture(checkpoints: Mapping[str, Checkpoint], configs: Mapp
                 f"{classes[who]}. All experts of a merge must be of one class; save them with it, or merge them "
                 "apart."
             )
+
+
+def _towers(configs: Mapping[str, PreTrainedConfig]) -> bool:
+    return all(map(is_clip, configs.values()))
 
 
 def check_ties(members: Mapping[str, Member]) -> None:

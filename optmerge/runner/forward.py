@@ -8,14 +8,16 @@ Evaluations, teachers, statistics and the memory simulation all go through it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from optmerge.models.architecture import GENERATIVE
 from optmerge.models.hidden import layer_outputs
 from optmerge.models.roles import decoder_layers, layer_modules
+from optmerge.models.zero_shot import ZeroShotClassifier
 from optmerge.objective.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -31,20 +33,34 @@ class Forward:
         family: Base and experts.
         resident: Holds the models, on any device (the meta device included).
         experts: Task -> the expert that knows it.
+        heads: Task -> its zero-shot head; with any, the resident models are vision towers.
 
     Attributes:
         options: What every forward call gets beside the batch's inputs.
     """
 
-    def __init__(self, family: Family, resident: ResidentModel, experts: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        family: Family,
+        resident: ResidentModel,
+        experts: Mapping[str, str],
+        heads: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.options: dict[str, Any] = {"use_cache": False} if family.kind in GENERATIVE else {}
-        self._resident = resident
-        self._experts = dict(experts)
+        self._models = {task: resident.model_for(expert) for task, expert in experts.items()}
+        self._heads = dict(heads or {})
+        for task, head in self._heads.items():
+            self._models[task] = ZeroShotClassifier(self._models[task], head)
         self._layers: dict[int, tuple[nn.Module, ...]] = {}  # of each model
 
     def model(self, task: str) -> nn.Module:
         """The model that judges the inputs of ``task``."""
-        return self._resident.model_for(self._experts[task])
+        return self._models[task]
+
+    def head_sha256(self, task: str) -> str | None:
+        """The hash of a zero-shot head; None where the head is the expert's own, or merged."""
+        head = self._heads.get(task)
+        return None if head is None else hashlib.sha256(head.cpu().numpy().tobytes()).hexdigest()
 
     def outputs(self, task: str, batch: Batch, layers: Sequence[int] = ()) -> Outputs:
         """What the task's model says about a batch.

@@ -18,11 +18,10 @@ from optmerge.merging.directions import expand_directions, known_directions
 from optmerge.merging.methods import build_method
 from optmerge.models.device import pick_device, pick_dtype
 from optmerge.models.family import Family, open_family
-from optmerge.models.tokenizer import tokenizer_for
 from optmerge.objective.objective import Objective
 from optmerge.records import SplitName
 from optmerge.runner.memory import MemoryPlan, plan_memory
-from optmerge.runner.problem import absolute_references, load_tasks
+from optmerge.runner.problem import absolute_references, input_reader, load_tasks
 from optmerge.space.space import build_space
 
 EFFICIENCY = 0.4  # share of a plain matrix product's speed that small-batch transformers reach
@@ -84,6 +83,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         config.experts,
         relative_to=Path(),
         heads=config.heads,
+        vocabulary=config.vocabulary,
         allow_pickle=config.allow_pickle,
         check_values=False,
     )
@@ -93,8 +93,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     space = build_space(config.space, roles, [direction.name for direction in directions], shapes=family.parameters)
     objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
     objective.require_gradient(config.driver.name)
-    tokenizer = tokenizer_for(family, config.tokenizer)
-    calibration = load_tasks(config, family, tokenizer, labelled=objective.labelled)
+    calibration = load_tasks(config, family, input_reader(config, family, dtype), labelled=objective.labelled)
     names: tuple[SplitName, ...] = ("fit", "select", "report")
     tokens = {
         split: sum(

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from optmerge.calibration.data import Batch, Calibration, load_calibration
+from optmerge.calibration.data import Batch, Calibration, Kind, load_calibration
+from optmerge.calibration.sampling import Embedder
 from optmerge.calibration.sources import is_local
 from optmerge.config.schema import SearchConfig
 from optmerge.errors import ConfigError
@@ -32,13 +33,16 @@ from optmerge.models.cache import cache_dir
 from optmerge.models.checkpointing import Checkpointing
 from optmerge.models.device import pick_device, pick_dtype
 from optmerge.models.family import Family, open_family
+from optmerge.models.image_processor import ImageProcessor, image_processor_for
 from optmerge.models.reference import ModelReference
 from optmerge.models.resident import ResidentModel
 from optmerge.models.tokenizer import tokenizer_for
 from optmerge.objective.objective import Objective
 from optmerge.objective.outputs import Outputs
 from optmerge.records import Progress, SplitName, Vector
+from optmerge.runner.embedding import base_embedder
 from optmerge.runner.forward import Forward
+from optmerge.runner.heads import zero_shot_heads
 from optmerge.runner.memory import plan_memory
 from optmerge.runner.statistics import GramStatistics
 from optmerge.runner.terms import absolute_terms, open_terms
@@ -59,6 +63,7 @@ class Problem:
         columns: Where the space's directions stand among them.
         kept: What is kept on an accelerator, by name: "base" and directions.
         forward: Runs models on batches.
+        reads: The tokenizer, or the image processor of models that see images.
         checkpointing: A context for gradient evaluations; None where activations are kept.
     """
 
@@ -76,7 +81,7 @@ class Problem:
     device: torch.device
     dtype: torch.dtype
     forward: Forward
-    tokenizer: PreTrainedTokenizerBase
+    reads: PreTrainedTokenizerBase | ImageProcessor
     checkpointing: Checkpointing | None
 
     def expand(self, vector: Vector) -> Table:
@@ -116,10 +121,10 @@ class Problem:
                 tuple(disk for parameter in group.parameters for disk in family.disk_names(parameter)),
                 group.layer,
                 group.kind,
+                group.cut,
             )
             for group in self.space.groups
         )
-                group.cut,
         return Recipe(
             base=entry("base"),
             experts={name: entry(name) for name in family.experts},
@@ -130,6 +135,7 @@ class Problem:
             heads=family.heads,
             dtype=str(self.dtype).removeprefix("torch."),
             tokenizer=self.config.tokenizer,
+            vocabulary=self.config.vocabulary,
             created=created,
         )
 
@@ -139,7 +145,13 @@ class Problem:
         Other splits do not count, so that searches with fewer fit examples share their baselines.
         """
         data = [
-            [task, entry.expert, entry.splits[split].sha256, entry.splits[split].labels_sha256]
+            [
+                task,
+                entry.expert,
+                entry.splits[split].sha256,
+                entry.splits[split].labels_sha256,
+                self.forward.head_sha256(task),
+            ]
             for task, entry in self.calibration.tasks.items()
         ]
         facts = [
@@ -168,6 +180,7 @@ def absolute_references(config: SearchConfig, root: Path) -> SearchConfig:
     return config.model_copy(
         update={
             "base": model(config.base),
+            "text_model": config.text_model if config.text_model == "base" else model(config.text_model),
             "experts": {name: model(reference) for name, reference in config.experts.items()},
             "objective": absolute_terms(config.objective, root),
             "tasks": {name: spec.model_copy(update={"data": data(spec.data)}) for name, spec in config.tasks.items()},
@@ -196,18 +209,26 @@ def open_problem(
     objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
     objective.require_gradient(config.driver.name)
     family = open_family(
-        config.base, config.experts, relative_to=Path(), heads=config.heads, allow_pickle=config.allow_pickle
+        config.base,
+        config.experts,
+        relative_to=Path(),
+        heads=config.heads,
+        vocabulary=config.vocabulary,
+        allow_pickle=config.allow_pickle,
     )
-    tokenizer = tokenizer_for(family, config.tokenizer)
-    calibration = load_tasks(config, family, tokenizer, labelled=objective.labelled)
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, family)
+    reads = input_reader(config, family, dtype)
+    heads = zero_shot_heads(config, family, device)
+    embed = base_embedder(config, family, device, dtype, progress)
+    calibration = load_tasks(config, family, reads, labelled=objective.labelled, embed=embed)
+    del embed  # with the model that it opened, before another one is
     for note in calibration.notes:
         log.info("%s", note)
     objective = Objective(
         config.objective, list(config.tasks), {name: data.num_labels for name, data in calibration.tasks.items()}
     )
-    open_terms(objective, family, tokenizer)
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, family)
+    open_terms(objective, family, reads)
     experts = list(family.experts)
     wanted = expand_directions(config.directions, experts, config.method)
     directions = known_directions(wanted, config.baselines.methods, experts)
@@ -255,33 +276,58 @@ def open_problem(
         kept=tuple(kept),
         device=device,
         dtype=dtype,
-        forward=Forward(family, resident, {name: data.expert for name, data in calibration.tasks.items()}),
-        tokenizer=tokenizer,
+        forward=Forward(family, resident, {name: data.expert for name, data in calibration.tasks.items()}, heads),
+        reads=reads,
         checkpointing=Checkpointing(map(resident.model_for, family.experts)) if config.checkpointing else None,
     )
 
 
+def input_reader(config: SearchConfig, family: Family, dtype: torch.dtype) -> PreTrainedTokenizerBase | ImageProcessor:
+    """What makes a model's inputs: a tokenizer, or an image processor where the models see images and nothing else.
+
+    Raises:
+        ConfigError: The family is of a kind that no objective can judge.
+        ModelError: The member that it is to come from has none.
+    """
+    if _judged_kind(family) in ("image-classification", "zero-shot-image-classification"):
+        return image_processor_for(family, config.tokenizer, dtype=dtype)
+    return tokenizer_for(family, config.tokenizer)
+
+
 def load_tasks(
-    config: SearchConfig, family: Family, tokenizer: PreTrainedTokenizerBase, *, labelled: bool
+    config: SearchConfig,
+    family: Family,
+    reads: PreTrainedTokenizerBase | ImageProcessor,
+    *,
+    labelled: bool,
+    embed: Embedder | None = None,
 ) -> Calibration:
     """The calibration data of a search; fit and select keep labels only when the objective is ``labelled``.
+
+    Without ``embed`` tasks with ``sampling: diverse`` get as many random examples.
 
     Raises:
         ConfigError: The family is of a kind that no objective can judge.
         DataError: See `load_calibration`.
     """
-    if family.kind == "other":
-        raise ConfigError(
-            "The experts are neither causal language models nor sequence classifiers, and a search can judge only "
-            "these. `optmerge merge` merges any architecture from a recipe."
-        )
     return load_calibration(
         config.tasks,
         config.splits,
-        tokenizer=tokenizer,
-        kind=family.kind,
+        tokenizer=reads,
+        kind=_judged_kind(family),
         configs={task: family.configs[spec.expert] for task, spec in config.tasks.items()},
         relative_to=Path(),
         keep_labels=frozenset({"fit", "select", "report"} if labelled else {"report"}),
         limit=config.limit,
+        embed=embed,
     )
+
+
+def _judged_kind(family: Family) -> Kind:
+    if family.kind == "other":
+        raise ConfigError(
+            "The experts are neither language models nor classifiers, and a search can judge only these (the vision "
+            "towers of CLIP models among them, with heads: zero-shot). `optmerge merge` merges any architecture from a "
+            "recipe."
+        )
+    return family.kind

@@ -21,11 +21,14 @@ from optmerge.config.schema import SearchConfig
 from optmerge.merging.engine import Form
 from optmerge.models.checkpointing import Checkpointing
 from optmerge.models.resident import ResidentModel
+from optmerge.objective.base import scored_logits
 from optmerge.objective.objective import Objective
 from optmerge.objective.outputs import Outputs
+from optmerge.objective.signals import Signals
 from optmerge.objective.teacher import Keep, TeacherBatch
 from optmerge.records import SplitName
 from optmerge.runner.forward import Forward
+from optmerge.runner.heads import blank_heads
 
 if TYPE_CHECKING:
     from optmerge.calibration.data import Batch, Calibration
@@ -119,8 +122,10 @@ class Passes:
         halves = {name: {term.name: 0.5 for term in self.objective.terms} for name in config.tasks}
         self.objective.set_normalisers("fit", halves)
         self.watched = [model.parameters[name] for name in space.searched_parameters]
-        self.forward = Forward(family, model, {name: data.expert for name, data in calibration.tasks.items()})
+        experts = {name: data.expert for name, data in calibration.tasks.items()}
+        self.forward = Forward(family, model, experts, blank_heads(family, calibration, META))
         self.count = family.num_layers
+        self.signals = Signals(META)
         self.checkpointing = (
             Checkpointing(map(model.model_for, family.experts)) if config.checkpointing else nullcontext()
         )
@@ -165,6 +170,7 @@ class Passes:
         outputs = self.forward.outputs(task, moved, composed.layers(self.count))
         rows = len(batch.rows) if batch.rows is not None else batch.size
         teacher = _teacher(rows, outputs, self.objective.keep(self.count))
+        self.signals.add(task, scored_logits(outputs.logits, moved), teacher)
         values = {term.name: term.per_example(outputs, moved, teacher) for term in composed.terms}
         if backward:
             # A summary's statistics [B, m] are multiplied by a slope each, and added up.
