@@ -29,6 +29,7 @@ def test_the_presets_that_papers_and_habits_ask_for_are_there() -> None:
         "expert-kl",
         "expert-merging-pp",
         "information-maximisation",
+        "lm-eval-example",
         "perplexity",
         "pseudo-label",
     }
