@@ -173,7 +173,8 @@ class Chunks:
 
     def sizes(self) -> npt.NDArray[np.int64]:
         """int64[count]: how many elements each group has."""
-        return np.diff(np.array(self.bounds, dtype=np.int64))
+        bounds = np.array(self.bounds, dtype=np.int64)
+        return bounds[1:] - bounds[:-1]
 
     def to_dict(self) -> dict[str, Any]:
         """As a recipe file has it."""

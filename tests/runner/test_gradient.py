@@ -16,6 +16,7 @@ import torch
 from torch.func import functional_call
 
 from optmerge.config.load import build_config
+from optmerge.merging.slices import Cut
 from optmerge.models.checkpointing import Checkpointing
 from optmerge.objective.objective import Objective
 from optmerge.objective.outputs import Outputs
@@ -25,6 +26,7 @@ from optmerge.runner.geometry import make_geometry
 from optmerge.runner.problem import Problem, open_problem
 from optmerge.runner.teachers import Teachers
 from optmerge.space.space import build_space
+from tests.export.oracle import elements
 from tests.tiny import tiny_tokenizer
 from tests.zoo import make_zoo, zoo_settings
 
@@ -59,6 +61,9 @@ CASES = {
     "softmax, cvar, checkpointed": Case(
         "layer-wise", "softmax", {"name": "cvar", "share": 0.4}, checkpointing=True, frozen=True
     ),
+    "column-wise": Case("column-wise", frozen=True),
+    "column-wise, softmax, worst": Case("column-wise", "softmax", "worst"),
+    "chunk-wise": Case("chunk-wise", checkpointing=True),
     "sum, worst, checkpointed": Case("tensor-wise", "sum", "worst", checkpointing=True, frozen=True),
     "summaries": Case("tensor-wise", terms=SUMMARIES),
     "summaries, worst, checkpointed": Case("layer-wise", "sum", "worst", checkpointing=True, terms=SUMMARIES),
@@ -93,9 +98,10 @@ def prepare(problem: Problem, teachers: Teachers, case: Case) -> Evaluator:
     config = problem.config.model_dump(mode="json") | {"space": space, "objective": objective}
     problem.config = build_config(config, root=Path())
     roles = {name: parameter.role for name, parameter in problem.family.parameters.items()}
-    problem.space = build_space(problem.config.space, roles, list(problem.family.experts))
+    shapes = problem.family.parameters
+    problem.space = build_space(problem.config.space, roles, list(problem.family.experts), shapes=shapes)
     problem.objective = Objective(problem.config.objective, list(problem.config.tasks), dict.fromkeys("abc"))
-    problem.engine.group_of = {name: row for row, group in enumerate(problem.space.groups) for name in group.parameters}
+    problem.engine.group_of, problem.engine.cuts = problem.space.row_of, problem.space.cuts
     models = [problem.resident.model_for(expert) for expert in problem.family.experts]
     problem.checkpointing = Checkpointing(models) if case.checkpointing else None
     return Evaluator(problem, teachers)
@@ -118,6 +124,13 @@ def plain_coefficients(problem: Problem, variables: torch.Tensor) -> list[list[t
     return table
 
 
+def spread(cut: Cut, rows: list[list[torch.Tensor | float]], shape: torch.Size) -> list[torch.Tensor | float]:
+    """Per direction the coefficient of every element of a parameter that is cut."""
+    groups = torch.tensor(elements(cut))
+    columns = ([torch.as_tensor(row[k], dtype=torch.float64) for row in rows] for k in range(len(rows[0])))
+    return [torch.stack(column)[groups].view(shape) for column in columns]
+
+
 def plain_value(evaluator: Evaluator, variables: torch.Tensor) -> torch.Tensor:
     """The objective on fit, differentiable by the variables: one graph through merge, models, terms and tasks."""
     problem, family = evaluator.problem, evaluator.problem.family
@@ -125,7 +138,8 @@ def plain_value(evaluator: Evaluator, variables: torch.Tensor) -> torch.Tensor:
     merged = {}
     for name in problem.resident.parameters:
         base = family.read("base", name)
-        row = table[problem.engine.group_of[name]]
+        first, cut = problem.space.row_of[name], problem.space.cuts.get(name)
+        row = table[first] if cut is None else spread(cut, table[first : first + cut.count], base.shape)
         merged[name] = base + sum(c * (family.read(e, name) - base) for c, e in zip(row, family.experts, strict=True))
     composed, geometry = problem.objective, evaluator.geometry
     parts = []
@@ -177,7 +191,7 @@ def test_value_and_gradient_equal_autograd(
     problem, teachers = opened
     monkeypatch.setattr(problem.engine, "form", form)
     evaluator = prepare(problem, teachers, CASES[name])
-    shape = (len(problem.space.groups), len(problem.directions))
+    shape = (problem.space.num_rows, len(problem.directions))
     problem.engine.forget()
     base = evaluator.measure(np.zeros(shape), "fit")
     problem.objective.set_normalisers("fit", base.means)
