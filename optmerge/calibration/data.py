@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,12 @@ from optmerge.calibration.batches import Batch, Split
 from optmerge.calibration.kinds import READERS
 from optmerge.calibration.reader import Kind, Reader, Task
 from optmerge.calibration.rows import Rows
+from optmerge.calibration.sampling import Embedder, choose
 from optmerge.calibration.sources import read_rows
 from optmerge.calibration.splits import ORDER, allocate, content_key, split_sizes
+from optmerge.config.sampling import DiverseConfig
 from optmerge.config.schema import SplitsConfig, TaskConfig
-from optmerge.errors import DataError, did_you_mean
+from optmerge.errors import ConfigError, DataError, did_you_mean
 from optmerge.models.image_processor import ImageProcessor
 from optmerge.records import SplitName
 
@@ -108,6 +110,7 @@ def load_calibration(
     relative_to: Path,
     keep_labels: frozenset[SplitName] = frozenset(),
     limit: int | None = None,
+    embed: Embedder | None = None,
 ) -> Calibration:
     """Read, split and encode the data of every task.
 
@@ -120,6 +123,8 @@ def load_calibration(
         relative_to: Where relative paths start.
         keep_labels: Splits whose labels may be read. With fit or select among them, labels must be there.
         limit: Keep only the first this many examples of each split.
+        embed: What tells examples apart for tasks with ``sampling: diverse``. Without it they get as many random ones,
+            which is enough to know how large everything is.
 
     Raises:
         DataError: Data is missing, damaged, empty, too small, or has unknown labels.
@@ -129,7 +134,7 @@ def load_calibration(
     notes: list[str] = []
     for name, spec in tasks.items():
         reader = READERS[kind](Task(name, spec, configs[name], tokenizer, relative_to))
-        loader = _TaskLoader(reader, kind, keep_labels)
+        loader = _TaskLoader(reader, kind, keep_labels, embed)
         loaded[name] = loader.load(splits, relative_to, limit)
         notes += loader.notes
     return Calibration(loaded, notes)
@@ -138,8 +143,10 @@ def load_calibration(
 class _TaskLoader:
     """Loads one task of any kind, and notes what it leaves out."""
 
-    def __init__(self, reader: Reader[Any, Any], kind: Kind, keep_labels: frozenset[SplitName]) -> None:
-        self.reader, self.kind, self.keep_labels = reader, kind, keep_labels
+    def __init__(
+        self, reader: Reader[Any, Any], kind: Kind, keep_labels: frozenset[SplitName], embed: Embedder | None
+    ) -> None:
+        self.reader, self.kind, self.keep_labels, self.embed = reader, kind, keep_labels, embed
         self.name, self.spec, self.where = reader.task.name, reader.task.spec, reader.where
         self.notes: list[str] = []
         self.unusable = 0
@@ -247,17 +254,54 @@ class _TaskLoader:
         self, documents: Sequence[_Document], splits: SplitsConfig
     ) -> tuple[dict[SplitName, int], dict[SplitName, list[_Example]]]:
         """The size of every split, and its examples."""
+        found: Iterable[list[_Example]]
         if self.reader.divides:  # a share is of examples, and only encoding tells how many there are
-            everything = list(self._encoded(documents, None))
-            sizes = split_sizes(splits, sum(map(len, everything)))
-            parts = allocate(everything, sizes)
+            found = list(self._encoded(documents, None))
+            sizes = split_sizes(splits, sum(map(len, found)))
+            taken = self._to_take(sizes)
         else:
             sizes = split_sizes(splits, len(documents))
-            parts = allocate(self._encoded(documents, sum(sizes.values())), sizes)
+            taken = self._to_take(sizes)
+            found = self._encoded(documents, sum(taken.values()))
+        parts = allocate(found, taken)
+        if taken != sizes:
+            parts = self._drawn(parts, sizes)
         if self.unusable:
             what = self.reader.unusable.format(max_tokens=self.spec.max_tokens)
             self.notes.append(f"{self.name}: {self.unusable} examples {what} and are left out.")
         return sizes, parts
+
+    def _to_take(self, sizes: Mapping[SplitName, int]) -> dict[SplitName, int]:
+        """How many examples go where at first: a pool has them in the place of fit, and select waits."""
+        sampling = self.spec.sampling
+        if not isinstance(sampling, DiverseConfig) or self.embed is None:
+            return dict(sizes)
+        need = sizes["fit"] + sizes["select"]
+        if sampling.pool < need:
+            raise ConfigError(
+                f"{self.where}.sampling.pool is {sampling.pool}, and fit and select choose {need} examples from it. "
+                "Give it several times as many."
+            )
+        return {"report": sizes["report"], "select": 0, "fit": sampling.pool}
+
+    def _drawn(
+        self, parts: dict[SplitName, list[_Example]], sizes: Mapping[SplitName, int]
+    ) -> dict[SplitName, list[_Example]]:
+        """The parts with fit and select drawn from the pool that stands in the place of fit."""
+        sampling, pool = self.spec.sampling, parts["fit"]
+        assert isinstance(sampling, DiverseConfig)
+        assert self.embed is not None
+        if len(pool) < sizes["fit"] + sizes["select"]:
+            return parts  # too few for any choice, as will be said
+        unlabelled = self.reader.examples([one.encoded for one in pool], None, labelled=False)
+        split = Split("fit", [one.key for one in pool], unlabelled)
+        chosen = choose(self.embed, self.name, split, [one.document.key for one in pool], sampling, sizes)
+        alike = f", {chosen.duplicates} of them near-duplicates" if chosen.duplicates else ""
+        self.notes.append(
+            f"{self.name}: fit and select are {sizes['fit']} and {sizes['select']} representatives of {len(pool)} "
+            f"examples{alike}."
+        )
+        return parts | {name: [pool[place] for place in places] for name, places in chosen.positions.items()}
 
     def _encoded(self, documents: Sequence[_Document], need: int | None) -> Iterator[list[_Example]]:
         """The examples of every document, of which no more than ``need`` will be wanted."""

@@ -1,0 +1,66 @@
+"""Embeddings by the base model, and a search over examples that were chosen with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from optmerge.config.load import build_config
+from optmerge.records import SplitName
+from optmerge.runner.embedding import BaseEmbedder
+from optmerge.runner.problem import open_problem
+from optmerge.runner.search import search
+from tests.zoo import facts
+
+Settings = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(params=["bert", "llama-tied"])
+def make(request: pytest.FixtureRequest, settings: Settings, language_settings: Settings) -> Settings:
+    return settings if request.param == "bert" else language_settings
+
+
+def test_vectors_by_definition(make: Settings, tmp_path: Path) -> None:
+    config = build_config(make(), root=tmp_path)
+    problem = open_problem(config)
+    cpu = torch.device("cpu")
+    split = problem.calibration.tasks["b"].splits["fit"]
+    vectors = {
+        tokens: BaseEmbedder(problem.family, {"b": "b"}, device=cpu, dtype=torch.float32, batch_tokens=tokens)(
+            "b", split
+        )
+        for tokens in (1, 64, 4096)
+    }
+    model = AutoModel.from_pretrained(config.base).eval()
+    for batch in split.batches(batch_tokens=1):  # one by one, so without padding
+        with torch.no_grad():
+            hidden = model(**batch.inputs).last_hidden_state
+        for found in vectors.values():
+            torch.testing.assert_close(found[batch.positions], hidden.mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_search_over_diverse_examples(make: Settings, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"splits": {"fit": 8, "select": 4, "report": 30}, "budget": {"evaluations": 2}}
+    plain = make(**changes, output=str(tmp_path / "plain"))
+    diverse = json.loads(json.dumps(plain | {"output": str(tmp_path / "diverse")}))
+    diverse["tasks"]["a"]["sampling"] = {"name": "diverse", "pool": 60, "duplicate": 1.0}
+    runs = {name: search(build_config(made, root=tmp_path), root=tmp_path) for name, made in
+            (("plain", plain), ("diverse", diverse))}  # fmt: skip
+    opened = {name: open_problem(build_config(made, root=tmp_path)) for name, made in
+              (("plain", plain), ("diverse", diverse))}  # fmt: skip
+    splits: tuple[SplitName, ...] = ("fit", "select", "report")
+    same = {
+        (task, split): opened["plain"].calibration.tasks[task].splits[split].keys
+        == opened["diverse"].calibration.tasks[task].splits[split].keys
+        for task in ("a", "b")
+        for split in splits
+    }
+    changed = {("a", "fit"), ("a", "select")}
+    assert same == {place: place not in changed for place in same}
+    assert facts(runs["plain"].folder) != facts(runs["diverse"].folder)
