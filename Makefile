@@ -15,7 +15,7 @@ FUSIONBENCH := .venv-fusionbench
 TRITON := .venv-triton
 BIN := $(VENV)/bin
 
-BENCHES := startup apply gradient memory merge large lora directions objectives
+BENCHES := startup apply gradient memory merge large lora directions objectives selection
 
 .PHONY: help demo test lint test-peers test-triton bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
@@ -51,7 +51,7 @@ bench: $(BENCHES:%=bench-%)
 
 bench-env: $(PEERS)/.installed $(FUSIONBENCH)/.installed
 
-bench-startup bench-apply bench-large bench-lora bench-directions bench-objectives: bench-%: $(VENV)/.installed
+bench-startup bench-apply bench-large bench-lora bench-directions bench-objectives bench-selection: bench-%: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.$* $(BENCH)
 
 bench-gradient: $(VENV)/.installed $(FUSIONBENCH)/.installed
