@@ -56,8 +56,8 @@ class Smoothness(CoefficientTerm):
         if not len(bent):
             raise ConfigError(
                 "objective: smoothness compares the coefficients of neighbouring layers, and no kind of tensor has "
-                "searched coefficients of its own in three layers. Use a space with granularity layer-wise or finer, "
-                "or take the term out."
+                "searched coefficients of its own in three layers. Use a space with granularity layer-wise or finer "
+                "(of a model with three layers), or take the term out."
             )
         return bent.square().mean()
 

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from optmerge.merging.products import delta_cosines, delta_norms, group_sizes
-from optmerge.objective.geometry import Geometry
+from optmerge.objective.geometry import Geometry, Measured
 from optmerge.records import Vector
 
 if TYPE_CHECKING:
+    from optmerge.objective.objective import Objective
     from optmerge.runner.problem import Problem
+    from optmerge.space.space import SearchSpace
 
 
 def make_geometry(problem: Problem, start: Vector) -> Geometry:
@@ -25,7 +27,36 @@ def make_geometry(problem: Problem, start: Vector) -> Geometry:
         problem: Opened.
         start: float64[d], where the search begins.
     """
-    space, engine, columns = problem.space, problem.engine, problem.columns
+    engine, columns = problem.engine, problem.columns
+    return _geometry(
+        problem.space,
+        start,
+        sizes=torch.from_numpy(group_sizes(engine)),
+        norms=lambda: torch.from_numpy(delta_norms(engine, columns)),
+        cosines=lambda: torch.from_numpy(delta_cosines(engine, columns)),
+    )
+
+
+def check_regularisers(objective: Objective, space: SearchSpace) -> None:
+    """Let every term of the coefficients look at the space once, before anything that takes time.
+
+    Raises:
+        ConfigError: A term has nothing to look at in this space, such as neighbouring layers.
+    """
+    rows, columns = space.frozen.shape
+    made_up = _geometry(
+        space,
+        space.start,
+        sizes=torch.ones(rows, dtype=torch.int64),
+        norms=torch.ones(rows, columns, dtype=torch.float64),
+        cosines=lambda: torch.eye(columns, dtype=torch.float64).expand(rows, -1, -1),
+    )
+    objective.regularise(space.decode(space.start), made_up, gradient=False)
+
+
+def _geometry(
+    space: SearchSpace, start: Vector, *, sizes: torch.Tensor, norms: Measured, cosines: Measured
+) -> Geometry:
     free = space.index >= 0
 
     def spread(values: Vector) -> torch.Tensor:
@@ -36,9 +67,9 @@ def make_geometry(problem: Problem, start: Vector) -> Geometry:
         lower=spread(space.lower),
         upper=spread(space.upper),
         free=torch.from_numpy(free),
-        sizes=torch.from_numpy(group_sizes(engine)),
+        sizes=sizes,
         layers=space.layers,
         kinds=space.kinds,
-        norms=lambda: torch.from_numpy(delta_norms(engine, columns)),
-        cosines=lambda: torch.from_numpy(delta_cosines(engine, columns)),
+        norms=norms,
+        cosines=cosines,
     )
