@@ -51,13 +51,13 @@ class LmEval(WholeModelTerm):
 
         Raises:
             MissingExtraError: lm-eval is not installed.
-            ConfigError: The models are not causal language models with one head, or a task cannot be used.
+            ConfigError: The models are not causal language models, or a task cannot be used.
             DataError: A task has too few documents.
         """
-        if around.kind != "causal-lm" or around.heads != "merged":
+        if around.kind != "causal-lm":
             raise ConfigError(
-                f"The term lm-eval judges causal language models with merged heads, and these are {around.kind} models "
-                f"with {around.heads} heads. Use accuracy or cross-entropy on the tasks' own data instead."
+                f"The term lm-eval judges causal language models, and these are of the kind {around.kind}. Use "
+                "accuracy or cross-entropy on the tasks' own data instead."
             )
         require_harness()
         with kept_generators():

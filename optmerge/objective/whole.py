@@ -36,13 +36,11 @@ class Surroundings:
 
     Attributes:
         kind: What the models are: "causal-lm", "sequence-classification", ...
-        heads: "merged" where one model judges every task, "own" where there is a head for each.
         reads: The merged model's tokenizer, or the image processor of a model that sees images.
         base: Folder of the base model, where a generation_config.json may be.
     """
 
     kind: str
-    heads: str
     reads: PreTrainedTokenizerBase | ImageProcessor
     base: Path
 

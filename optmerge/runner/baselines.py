@@ -95,7 +95,13 @@ class CachedMeasurements:
         self.evaluator = evaluator
         self.folder = cache_dir() / "measurements"
         self._identities = {split: evaluator.problem.identity(split) for split in SPLITS}
-        self._terms = term_hashes(evaluator.problem.config.objective, evaluator.problem.objective)
+        objective = evaluator.problem.objective
+        self._terms = term_hashes(evaluator.problem.config.objective, objective)
+        self._whole = [
+            composed.configs[term.name].model_dump()
+            for composed in (objective, objective.on("select"))
+            for term in composed.whole
+        ]
 
     def measure(self, table: Table, split: SplitName, *, objective: bool, metrics: bool) -> Measurement | Evaluation:
         """A measurement, looked up or made; a failed `Evaluation` if it cannot be made."""
@@ -131,7 +137,8 @@ class CachedMeasurements:
             [_direction_key(problem, column) for column in used],
             rows,
             [settings.model_dump() for settings in problem.objective.on(split).configs.values()] if objective else None,
-            self._terms if objective else None,
+            self._terms if objective or self._whole else None,
+            self._whole if split == "report" else None,
             metrics,
             self.evaluator.batch_tokens,
         ]

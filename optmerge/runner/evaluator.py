@@ -32,6 +32,7 @@ from optmerge.objective.signals import Signals, row_sums, share_at_bound
 from optmerge.records import Evaluation, SplitName, Vector
 from optmerge.runner.tally import Tally
 from optmerge.runner.teachers import Teachers
+from optmerge.runner.terms import whole_terms
 
 if TYPE_CHECKING:
     from optmerge.calibration.data import Batch, Kind
@@ -250,7 +251,8 @@ class Evaluator:
             look = _Look(split, examples, objective=True, metrics=False)
             table_gradient = self._gradient(look, None, composed.weigh(split, means), tally.slopes())
         arrays = tally.arrays()
-        whole = composed.whole if objective else []
+        # A report shows the terms of the whole model that steered: the driver's and those of select.
+        whole = composed.whole if objective else whole_terms(self.problem.objective) if split == "report" else []
         parts = {term.name: term.measure(self.problem.resident.model_for("base"), split) for term in whole}
         done = time.perf_counter()
         seconds = {"merge": merged - begun, "evaluate": done - merged}

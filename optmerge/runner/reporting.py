@@ -159,5 +159,6 @@ def metrics_only(measured: Measurement) -> Evaluation:
         measured.means,
         per_example=measured.per_example,
         seconds=measured.seconds,
+        parts=measured.parts,
         signals=measured.signals,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optmerge.config.objectives import CustomConfig, LmEvalConfig, ObjectiveConfig, TermConfig, is_task_file
+from optmerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,8 +83,13 @@ def open_terms(objective: Objective, family: Family, reads: PreTrainedTokenizerB
     """
     from optmerge.objective.whole import Surroundings
 
-    around = Surroundings(kind=family.kind, heads=family.heads, reads=reads, base=family.base.folder)
+    around = Surroundings(kind=family.kind, reads=reads, base=family.base.folder)
     for term in whole_terms(objective):
+        if family.heads != "merged":
+            raise ConfigError(
+                f"The term {term.name} judges one merged model, and here every task has a head of its own "
+                f"(heads: {family.heads}). Use terms that judge the tasks' data, such as expert-kl or accuracy."
+            )
         term.open(around)
 
 

@@ -65,9 +65,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Surroundings
     references = {name: str(folder) for name, folder in tiny.experts.items()}
     family = open_family(str(tiny.base), references, relative_to=Path())
     resident = ResidentModel(family, device=torch.device("cpu"), dtype=torch.float32)
-    around = Surroundings(
-        kind="causal-lm", heads="merged", reads=tokenizer_for(family, "base"), base=family.base.folder
-    )
+    around = Surroundings(kind="causal-lm", reads=tokenizer_for(family, "base"), base=family.base.folder)
     return around, resident.model_for("one")
 
 
@@ -245,6 +243,6 @@ def test_public_tests_are_refused(
 
 def test_other_kinds_of_models_are_refused(surroundings: tuple[Surroundings, torch.nn.Module], tmp_path: Path) -> None:
     around, _ = surroundings
-    classifier = Surroundings("sequence-classification", "own", around.reads, around.base)
-    with pytest.raises(ConfigError, match="sequence-classification models with own heads"):
+    classifier = Surroundings("seq2seq-lm", around.reads, around.base)
+    with pytest.raises(ConfigError, match="these are of the kind seq2seq-lm"):
         opened(classifier, task_file(tmp_path / "tasks"))

@@ -77,6 +77,22 @@ def test_lm_eval_in_a_search_is_lm_eval_on_the_exported_checkpoint(zoo: Path, tm
     assert best.parts["lm-eval"] == pytest.approx(theirs["results"]["tiny_choice"]["brier_score,none"], abs=1e-6)
 
 
+def test_lm_eval_chooses_the_best_iterate_of_a_gradient_search(zoo: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'optmerge[lm-eval]'")
+    task_file(tmp_path / "tasks")
+    term = {"name": "lm-eval", "tasks": ["tasks/tiny_choice.yaml"], "metric": "brier_score,none"}
+    objective = {"terms": [{"name": "expert-kl"}], "select": [term]}
+    made = run(zoo_settings(zoo, objective=objective, budget={"evaluations": 4}), tmp_path)
+    records = Trajectory.read(made.folder).records
+    fit = [record for record in records if record.phase == "search"]
+    assert all(not record.parts and record.gradient_norm for record in fit)
+    select = {record.id: record.parts["lm-eval"] for record in records if record.phase == "select"}
+    assert {records[at].value for at in select} == set(select.values())
+    assert made.result["best"]["select"] == min(select.values())
+    reports = [record for record in records if record.split == "report"]
+    assert all(record.value is None and record.parts["lm-eval"] > 0 for record in reports)
+
+
 def test_a_task_that_changed_is_not_resumed(zoo: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'optmerge[lm-eval]'")
     task_file(tmp_path / "tasks")
@@ -137,6 +153,14 @@ def test_a_gradient_that_a_term_does_not_have_is_told_before_anything_runs(zoo: 
     with pytest.raises(ConfigError, match="the objective's term constant has none"):
         run(zoo_settings(zoo, objective=objective), tmp_path)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_term_of_the_whole_model_wants_one_model(tmp_path: Path) -> None:
+    (tmp_path / "depth.py").write_text(DEPTH)
+    zoo = make_zoo(tmp_path, "bert")
+    objective = {"terms": [{"name": "custom", "path": "depth.py:Depth"}]}
+    with pytest.raises(ConfigError, match=r"depth judges one merged model.*heads: own"):
+        run(zoo_settings(zoo, objective=objective, driver=CMA), tmp_path)
 
 
 def test_validate_loads_them(zoo: Path, tmp_path: Path) -> None:
