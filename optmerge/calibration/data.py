@@ -23,7 +23,7 @@ from optmerge.calibration.reader import Kind, Reader, Task
 from optmerge.calibration.rows import Rows
 from optmerge.calibration.sampling import Embedder, choose
 from optmerge.calibration.sources import read_rows
-from optmerge.calibration.splits import ORDER, allocate, content_key, split_sizes
+from optmerge.calibration.splits import allocate, content_key, split_sizes
 from optmerge.config.sampling import DiverseConfig
 from optmerge.config.schema import SplitsConfig, TaskConfig
 from optmerge.errors import ConfigError, DataError, did_you_mean
@@ -170,8 +170,11 @@ class _TaskLoader:
         documents = self._unique(self._documents(rows, labelled))
         sizes, parts = self._divide(documents, splits)
         self._check_sizes(splits, sizes, len(documents), sum(map(len, parts.values())))
+        parts = {name: part[:limit] for name, part in parts.items()}
+        if splits.transductive:
+            parts["report"] = parts["select"] + parts["fit"]
         made: dict[SplitName, Split] = {
-            split: self._split(split, parts[split][:limit], rows, labelled) for split in ("fit", "select", "report")
+            split: self._split(split, parts[split], rows, labelled) for split in ("fit", "select", "report")
         }
         facts = [[split.name, split.keys, split.sha256, split.labels_sha256] for split in made.values()]
         sha256 = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -282,7 +285,7 @@ class _TaskLoader:
                 f"{self.where}.sampling.pool is {sampling.pool}, and fit and select choose {need} examples from it. "
                 "Give it several times as many."
             )
-        return {"report": sizes["report"], "select": 0, "fit": sampling.pool}
+        return {**sizes, "select": 0, "fit": sampling.pool}
 
     def _drawn(
         self, parts: dict[SplitName, list[_Example]], sizes: Mapping[SplitName, int]
@@ -323,13 +326,13 @@ class _TaskLoader:
         left_out = [note.removeprefix(f"{self.name}: ").removesuffix(".") for note in self.notes if "left out" in note]
         why = f" ({'; '.join(left_out)})" if left_out else ""
         if have >= need:
-            empty = next(name for name in ORDER if not sizes[name])
+            empty = next(name for name in sizes if not sizes[name])
             raise DataError(
                 f"{self.where}: splits.{empty} is {getattr(splits, empty)}, which is no example at all of the "
                 f"{documents} in {self.spec.data}{why}. Give a count, or a larger share."
             )
-        wanted = ", ".join(f"{name} {sizes[name]}" for name in ("fit", "select", "report"))
-        largest = max(ORDER, key=lambda name: sizes[name])
+        wanted = ", ".join(f"{name} {sizes[name]}" for name in ("fit", "select", "report") if name in sizes)
+        largest = max(sizes, key=lambda name: sizes[name])
         room = sizes[largest] - (need - have)
         fix = (
             f"Lower splits.{largest} to {room} or less"

@@ -33,12 +33,12 @@ def content_key(*parts: str | None) -> str:
 
 
 def split_sizes(splits: SplitsConfig, count: int) -> dict[SplitName, int]:
-    """Counts as they are, shares (below 1) of ``count`` rounded down.
+    """Counts as they are, shares (below 1) of ``count`` rounded down; without report where it repeats the others.
 
     >>> split_sizes(SplitsConfig(fit=0.5, select=20, report=0.3), 100)
     {'report': 30, 'select': 20, 'fit': 50}
     """
-    wanted = {name: float(getattr(splits, name)) for name in ORDER}
+    wanted = {name: float(getattr(splits, name)) for name in ORDER if name != "report" or not splits.transductive}
     return {name: int(size if size >= 1 else size * count + 1e-9) for name, size in wanted.items()}
 
 
@@ -50,7 +50,7 @@ def allocate(documents: Iterable[Sequence[Item]], sizes: Mapping[SplitName, int]
 
     Args:
         documents: The examples of every document, by content hash.
-        sizes: Examples of every split.
+        sizes: Examples of every split; none of one that is not there.
 
     >>> allocate([["a"], ["b1", "b2"], ["c"]], {"report": 2, "select": 1, "fit": 1})
     {'report': ['a', 'b1'], 'select': ['c'], 'fit': []}
@@ -58,7 +58,7 @@ def allocate(documents: Iterable[Sequence[Item]], sizes: Mapping[SplitName, int]
     parts: dict[SplitName, list[Item]] = {name: [] for name in ORDER}
     waiting = iter(documents)
     for name, part in parts.items():
-        while len(part) < sizes[name]:
+        while len(part) < sizes.get(name, 0):
             document = next(waiting, None)
             if document is None:
                 return parts

@@ -107,6 +107,11 @@ class SplitsConfig(Strict):
     fit: Size = Field(180, description="what the driver is told about")
     select: Size = Field(60, description="what decides which iterate is best")
     report: Size = Field(500, description="what the tables show; never steers anything")
+    transductive: bool = Field(
+        False,
+        description="report holds the inputs of fit and select instead of its own, as in test-time adaptation; said in "
+        "every result",
+    )
 
 
 class BudgetConfig(Strict):

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 Inputs = Mapping[str, torch.Tensor]
+_MASKS = ("attention_mask", "decoder_attention_mask")
 BUDGET = 4 << 30  # bytes of Gram matrices on the model's device at a time
 
 
@@ -30,7 +31,8 @@ def collect_grams(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """G = X^T X / tokens of the inputs X of every linear layer (Jin et al. 2023, section 3.1), in fp32.
 
-    Padding does not count: rows where a batch's ``attention_mask`` [B, T] is zero are left out.
+    Padding does not count: rows where a batch's ``attention_mask`` [B, T], or ``decoder_attention_mask``, is zero are
+    left out. Which mask a layer's rows go by is told by their number.
 
     Args:
         model: In evaluation mode; its values are not changed.
@@ -98,26 +100,36 @@ def _one_pass(
     try:
         with torch.no_grad():
             for inputs in batches:
-                mask = inputs.get("attention_mask")
-                hidden = None if mask is None else mask.reshape(-1, 1) == 0
+                told_apart = _told_apart(inputs)
+                masks = (told_apart.get(name) for name in _MASKS)
+                hidden = {mask.numel(): mask.reshape(-1, 1) == 0 for mask in masks if mask is not None}
                 for gram in grams.values():
                     gram.hidden = hidden
-                forward(inputs)
+                forward(told_apart)
     finally:
         for hook in hooks:
             hook.remove()
     return {name: mean for name, gram in grams.items() if (mean := gram.mean()) is not None}
 
 
+def _told_apart(inputs: Inputs) -> Inputs:
+    """The inputs, with one more place of padding for a decoder that has as many as its encoder."""
+    widths = [inputs[name].shape[1] for name in _MASKS if name in inputs]
+    if len(widths) < len(_MASKS) or widths[0] != widths[1]:
+        return inputs
+    wider = ("decoder_input_ids", "decoder_attention_mask")
+    return {name: nn.functional.pad(value, (0, 1)) if name in wider else value for name, value in inputs.items()}
+
+
 class _Gram:
     """The running sum of one layer; nothing is read back from the device before `mean`.
 
     Attributes:
-        hidden: bool[B * T, 1], which rows are padding; None where the batch has no mask.
+        hidden: Number of rows -> bool[rows, 1], which of them are padding; empty where the batch has no mask.
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
-        self.hidden: torch.Tensor | None = None
+        self.hidden: Mapping[int, torch.Tensor] = {}
         self._sum = torch.zeros(size, size, device=device)
         self._hidden_rows = torch.zeros((), dtype=torch.int64, device=device)
         self._rows = 0
@@ -126,9 +138,10 @@ class _Gram:
         """Add X^T X of the layer's input [..., d_in]."""
         rows = arguments[0].reshape(-1, self._sum.shape[0]).float()
         # A layer that sees one row per example (a pooler) or per image patch sees no padding.
-        if self.hidden is not None and len(self.hidden) == len(rows):
-            rows = rows.masked_fill(self.hidden, 0.0)
-            self._hidden_rows += self.hidden.sum()
+        hidden = self.hidden.get(len(rows))
+        if hidden is not None:
+            rows = rows.masked_fill(hidden, 0.0)
+            self._hidden_rows += hidden.sum()
         self._rows += len(rows)
         self._sum.addmm_(rows.mT, rows)
 

@@ -29,6 +29,7 @@ from optmerge.runner.geometry import make_geometry
 from optmerge.runner.journal import Journal
 from optmerge.runner.loop import run_loop
 from optmerge.runner.manifest import check_manifest, make_manifest
+from optmerge.runner.packing import check_packing
 from optmerge.runner.problem import Problem, absolute_references, open_problem
 from optmerge.runner.reporting import Reporting, metrics_only
 from optmerge.runner.result import Scored, main_metric, make_comparisons, make_rows
@@ -108,6 +109,7 @@ def _run(folder: RunFolder, problem: Problem, sinks: Sequence[Sink], stop: Stop)
     folder.write_json("result.json", {"status": "running", "reason": ""})
     for sink in sinks:
         sink.start(folder.path)
+    check_packing(problem)
     evaluator = Evaluator(problem, Teachers.make(problem, progress))
     trajectory = Trajectory.open(folder.path)
     try:
@@ -187,7 +189,7 @@ class _Session:
             "comparison": make_comparisons(winner, scored, metric, seed=config.seed),
             "evaluations": outcome.progress.evaluations,
             "seconds": outcome.progress.seconds,
-            "transductive": False,
+            "transductive": config.splits.transductive,
             "labels": {task: problem.labelled(task) for task in config.tasks},
         }
         self.folder.write_json("result.json", result)

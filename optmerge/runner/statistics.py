@@ -112,7 +112,7 @@ class GramStatistics:
         """The fit inputs of the tasks that name an expert, on the device."""
         for task in self._calibration.tasks.values():
             if task.expert == expert:
-                for batch in task.splits["fit"].batches(batch_tokens=self._config.batch_tokens):
+                for batch in task.splits["fit"].unpacked().batches(batch_tokens=self._config.batch_tokens):
                     yield batch.to(self._device).inputs
 
     def _key(self, expert: str) -> str:

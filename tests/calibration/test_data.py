@@ -303,3 +303,31 @@ def test_a_prompt_that_fills_max_tokens_is_left_out(
     note = "4 examples have no completion token within max_tokens = 16 and are left out"
     with refused(f"has 6 distinct usable ones ({note})"):
         load(splits=SplitsConfig(fit=3, select=2, report=2), template=template, **options)
+
+
+# Transductive searches.
+
+
+def test_a_transductive_report_holds_the_inputs_of_fit_and_select(films: Path, load: Loader) -> None:
+    keep = frozenset[SplitName]({"report"})
+    splits = SplitsConfig(fit=20, select=10, report=900, transductive=True)
+    task = load(splits=splits, label="label", keep_labels=keep).tasks["films"]
+    fit, select, report = (task.splits[name] for name in SPLITS)
+    assert set(report.keys) == set(fit.keys) | set(select.keys)
+    assert (fit.size, select.size, report.size) == (20, 10, 30)
+    assert [split.has_labels for split in (fit, select, report)] == [False, False, True]
+    assert all(batch.targets is None for batch in fit.batches(batch_tokens=64))
+    limited = load(splits=splits, limit=4).tasks["films"].splits
+    assert limited["report"].keys == limited["select"].keys + limited["fit"].keys
+    with refused("the splits need 61 examples (fit 51, select 10) and films.jsonl has 60 distinct"):
+        load(splits=SplitsConfig(fit=51, select=10, transductive=True))
+
+
+def test_otherwise_no_content_is_in_two_splits(films: Path, load: Loader) -> None:
+    write_lines(films, rows_of(films) * 3)
+    splits = load(splits=SplitsConfig(fit=0.5, select=0.2, report=0.3)).tasks["films"].splits
+    texts = [
+        {tuple(ids) for batch in splits[name].batches(batch_tokens=64) for ids in batch.inputs["input_ids"].tolist()}
+        for name in SPLITS
+    ]
+    assert sum(map(len, texts)) == len(texts[0] | texts[1] | texts[2]) == 60

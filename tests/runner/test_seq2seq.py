@@ -1,0 +1,86 @@
+"""Searches over sequence-to-sequence models: tied and untied embeddings, both drivers of kinds, export and reload."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+from optmerge.config.load import build_config
+from optmerge.export.api import export
+from optmerge.records import Trajectory
+from optmerge.runner.search import search
+from tests.tiny import save_family, sentences
+from tests.zoo import zoo_settings
+
+
+@pytest.fixture(scope="module", params=["t5", "t5-tied"])
+def zoo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny T5s with data of their own: a text and its words in reverse order."""
+    folder = tmp_path_factory.mktemp(request.param)
+    save_family(request.param, folder, scale=0.3)
+    for number, name in enumerate(("one", "two")):
+        rows = [{"text": text, "back": " ".join(text.split()[::-1])} for text in sentences(90, seed=number)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def settings(zoo: Path, **changes: Any) -> dict[str, Any]:
+    made = zoo_settings(zoo, **changes)
+    for task in made["tasks"].values():
+        del task["label"]
+        task["template"] = {"prompt": "w1 {text}", "completion": "{back}"}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("term", "driver"),
+    [("expert-kl", {"name": "adam", "lr": 0.05}), ("cross-entropy", {"name": "adam"}), ("accuracy", {"name": "cma"})],
+)
+def test_every_objective_can_be_searched(zoo: Path, tmp_path: Path, term: str, driver: dict[str, Any]) -> None:
+    made = settings(zoo, objective={"terms": [{"name": term}]}, driver=driver, budget={"evaluations": 16})
+    run = search(build_config(made, root=tmp_path), root=tmp_path)
+    records = [record for record in Trajectory.read(run.folder).records if record.phase == "search"]
+    assert all(record.value is not None and math.isfinite(record.value) for record in records)
+    rows = {row["name"]: row for row in run.result["rows"]}
+    assert rows["expert:a"]["report"]["a"]["agreement"] == 1.0
+    assert rows["expert:a"]["report"]["b"]["agreement"] < 1.0
+    assert run.recipe is not None
+    assert run.recipe.heads == "merged"
+    if term == "expert-kl":
+        fit = [record.value for record in records if record.split == "fit"]
+        assert fit[-1] < 0.97 * fit[0]
+
+
+def test_an_exported_model_says_what_the_search_measured(zoo: Path, tmp_path: Path) -> None:
+    run = search(build_config(settings(zoo), root=tmp_path), root=tmp_path)
+    export(run.folder, "checkpoint", tmp_path / "merged")
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged").eval()
+    assert run.recipe is not None
+    base = AutoModelForSeq2SeqLM.from_pretrained(zoo / "base").eval()
+    ids = torch.tensor([[6, 7, 8, 5]])
+    with torch.no_grad():
+        inputs = {"input_ids": ids, "decoder_input_ids": torch.tensor([[0, 9]])}
+        moved = (model(**inputs).logits - base(**inputs).logits).abs().max()
+    assert moved > 1e-3
+    tied = model.lm_head.weight is model.shared.weight
+    assert tied == (base.lm_head.weight is base.shared.weight)
+
+
+def test_statistics_leave_the_padding_of_both_sides_out(zoo: Path, tmp_path: Path) -> None:
+    """RegMean's Gram matrices do not depend on how examples are batched together."""
+    tables = []
+    for batch_tokens in (1, 4096):
+        made = settings(zoo, directions=["experts", "regmean"], budget={"evaluations": 1}, batch_tokens=batch_tokens)
+        folder = tmp_path / str(batch_tokens)
+        folder.mkdir()
+        run = search(build_config(made, root=folder), root=folder)
+        rows = {row["name"]: row["report"]["a"]["agreement"] for row in run.result["rows"]}
+        tables.append({name: value for name, value in rows.items() if "regmean" in name})
+    assert tables[0]
+    assert tables[0] == pytest.approx(tables[1], abs=1e-6)
