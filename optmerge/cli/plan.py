@@ -42,13 +42,15 @@ def plan(
     else:
         _list_kinds(made, output)
     output.say(
-        f"\n{made.dimension} variables: {len(made.groups)} groups, {len(made.directions)} directions "
-        f"({', '.join(made.directions)})"
+        f"\n{made.dimension:,} variables: {sum(row.slices for row in made.groups):,} groups, "
+        f"{len(made.directions)} directions ({', '.join(made.directions)})"
     )
     budget = "no limit on evaluations" if made.evaluations is None else f"{made.evaluations} evaluations"
     output.say(f"{budget} with {config.driver.name}, after {made.baselines} baselines\n")
     output.table(["memory", ""], [[part, size(count)] for part, count in made.memory.items() if count], right=[""])
     output.say(f"{size(made.budget)} may be used; mapped files ({size(made.mapped)}) are no part of it")
+    if made.disk is not None and made.disk > 1e6:
+        output.say(f"the run's folder keeps {size(made.disk)} of vectors and gradients")
     output.say(made.arithmetic)
     output.say()
     output.table(["time (rough)", ""], [[part, duration(value)] for part, value in made.seconds.items()], right=[""])
@@ -57,14 +59,14 @@ def plan(
 
 
 def _list_groups(made: Plan, output: Output) -> None:
-    output.table(
-        ["group", "layer", "kind", "tensors", "parameters"],
-        [
-            [row.name, "-" if row.layer is None else row.layer, row.kind, row.tensors, f"{row.parameters:,}"]
-            for row in made.groups
-        ],
-        right=["layer", "tensors", "parameters"],
-    )
+    head = ["group", "layer", "kind", "tensors", "slices", "parameters"]
+    rows = [
+        [row.name, "-" if row.layer is None else row.layer, row.kind, row.tensors, row.slices, f"{row.parameters:,}"]
+        for row in made.groups
+    ]
+    if all(row.slices == 1 for row in made.groups):
+        head, rows = [*head[:4], head[5]], [[*row[:4], row[5]] for row in rows]
+    output.table(head, rows, right=["layer", "tensors", "slices", "parameters"])
 
 
 def _list_kinds(made: Plan, output: Output) -> None:
@@ -73,7 +75,7 @@ def _list_kinds(made: Plan, output: Output) -> None:
         members = [row for row in made.groups if row.kind == kind]
         layers = len({row.layer for row in members if row.layer is not None})
         tensors, parameters = sum(row.tensors for row in members), sum(row.parameters for row in members)
-        rows.append([kind, layers or "-", len(members), tensors, f"{parameters:,}"])
+        rows.append([kind, layers or "-", f"{sum(row.slices for row in members):,}", tensors, f"{parameters:,}"])
     output.table(
         ["kind", "layers", "groups", "tensors", "parameters"], rows, right=["layers", "groups", "tensors", "parameters"]
     )

@@ -23,7 +23,10 @@ DRIVERS: dict[str, str] = {
     "optuna": "optmerge.drivers.optuna_driver:OptunaDriver",
 }
 
-__all__ = ["DRIVERS", "Driver", "Variables", "driver_class", "make_driver"]
+# Without a gradient, a vector of more variables than this learns nothing within any budget that a model allows.
+MOST_VARIABLES = {"cma": 20_000, "optuna": 5_000}
+
+__all__ = ["DRIVERS", "Driver", "Variables", "driver_class", "make_driver", "require_dimension"]
 
 
 def driver_class(name: str) -> type[Driver]:
@@ -40,6 +43,21 @@ def driver_class(name: str) -> type[Driver]:
     return found
 
 
+def require_dimension(name: str, dimension: int) -> None:
+    """Refuse a driver that cannot search so many variables.
+
+    Raises:
+        ConfigError: There are more than `MOST_VARIABLES`.
+    """
+    most = MOST_VARIABLES.get(name, dimension)
+    if dimension > most:
+        raise ConfigError(
+            f"The search space has {dimension:,} variables, and the driver {name} takes at most {most:,}. It learns "
+            "from values alone, and neither a diagonal covariance nor a larger population would get anywhere. Use "
+            "adam, which sees the gradient by all of them at once, or a coarser space such as tensor- or layer-wise."
+        )
+
+
 def make_driver(
     config: Strict,
     variables: Variables,
@@ -50,4 +68,5 @@ def make_driver(
 ) -> Driver:
     """The driver that ``config`` names, at its start; see `optmerge.drivers.base.Driver` for the arguments."""
     name: str = getattr(config, "name", type(config).__name__)
+    require_dimension(name, len(variables))
     return driver_class(name)(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)

@@ -98,6 +98,7 @@ def plan_memory(
         "model": sum(held.values()),
         "teacher outputs": teacher_bytes(config, family, calibration, keep, dtype),
         "buffers": _buffer_bytes(family, device, dtype),
+        "coefficients": _coefficient_bytes(config, space),
     }
     form: Form | None = "accumulate" if gradient else None
     notes: list[str] = []
@@ -185,6 +186,17 @@ def _hidden_size(config: PreTrainedConfig) -> int:
         if isinstance(size, int):
             return size
     return 0
+
+
+def recorded_bytes(config: SearchConfig, space: SearchSpace) -> int:
+    """What one evaluation leaves behind: its vector, and its gradient where the driver needs one."""
+    return 8 * space.dimension * (2 if config.driver.name == "adam" else 1)
+
+
+def _coefficient_bytes(config: SearchConfig, space: SearchSpace) -> int:
+    """The space's tables, six vectors of the driver, and the records of all evaluations."""
+    evaluations = config.budget.evaluations or 0
+    return space.nbytes + 6 * 8 * space.dimension + evaluations * recorded_bytes(config, space)
 
 
 def _preparing_bytes(family: Family, directions: Sequence[Direction]) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from optmerge.config.schema import SearchConfig
+from optmerge.drivers import require_dimension
 from optmerge.merging import kernels
 from optmerge.merging.directions import expand_directions, known_directions
 from optmerge.merging.methods import build_method
@@ -20,7 +21,7 @@ from optmerge.models.device import pick_device, pick_dtype
 from optmerge.models.family import Family, open_family
 from optmerge.objective.objective import Objective
 from optmerge.records import SplitName
-from optmerge.runner.memory import MemoryPlan, plan_memory
+from optmerge.runner.memory import MemoryPlan, plan_memory, recorded_bytes
 from optmerge.runner.problem import absolute_references, input_reader, load_tasks
 from optmerge.space.space import build_space
 
@@ -29,7 +30,7 @@ EFFICIENCY = 0.4  # share of a plain matrix product's speed that small-batch tra
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One tensor group of the plan."""
+    """One tensor group of the plan, or the slices of one tensor, which are ``slices`` groups."""
 
     name: str
     layer: int | None
@@ -37,6 +38,7 @@ class GroupRow:
     tensors: int
     parameters: int
 
+    slices: int = 1
 
 @dataclass(frozen=True)
 class Plan:
@@ -53,6 +55,8 @@ class Plan:
         mapped: Bytes of mapped files; page cache, which the system takes back when it needs to.
         budget: Bytes that may be used.
         arithmetic: How candidates are written and gradients contracted, in words.
+        disk: Bytes that vectors and gradients of all evaluations take in the run's folder; None where only the clock
+            limits them.
         seconds: Part -> estimated seconds.
         warnings: What a user should know before starting.
     """
@@ -67,6 +71,7 @@ class Plan:
     mapped: int
     budget: int
     arithmetic: str
+    disk: int | None
     seconds: dict[str, float]
     warnings: tuple[str, ...]
 
@@ -92,6 +97,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     space = build_space(config.space, roles, [direction.name for direction in directions], shapes=family.parameters)
     objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
+    require_dimension(config.driver.name, space.dimension)
     objective.require_gradient(config.driver.name)
     calibration = load_tasks(config, family, input_reader(config, family, dtype), labelled=objective.labelled)
     names: tuple[SplitName, ...] = ("fit", "select", "report")
@@ -104,7 +110,9 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         for split in names
     }
     groups = tuple(
-        GroupRow(g.name, g.layer, g.kind, len(g.parameters), sum(family.parameters[p].numel for p in g.parameters))
+        GroupRow(
+            g.name, g.layer, g.kind, len(g.parameters), sum(family.parameters[p].numel for p in g.parameters), g.count
+        )
         for g in space.groups
     )
     known = known_directions(directions, config.baselines.methods, list(family.experts))
@@ -126,6 +134,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         mapped=memory.mapped,
         budget=memory.budget,
         arithmetic=_arithmetic(memory, device),
+        disk=None if config.budget.evaluations is None else config.budget.evaluations * recorded_bytes(config, space),
         seconds=seconds,
         warnings=tuple(
             [*calibration.notes, *memory.notes, *_warnings(config, space.dimension, calibration.fit_sizes())]
@@ -220,6 +229,11 @@ def _warnings(config: SearchConfig, dimension: int, fit_sizes: dict[str, int]) -
         warnings.append(
             f"{dimension} coefficients from few fit examples ({listed}) over-fit easily: use 64 or more a task, or "
             "layer-wise coefficients."
+    if config.space.granularity == "chunk-wise":
+        warnings.append(
+            "the chunks are shared out here as if all task vectors were of one size; the search measures them, and the "
+            "numbers of chunks will differ somewhat."
+        )
         )
     budget = config.budget.evaluations
     if config.driver.name != "adam" and budget is not None and budget < 5 * dimension:

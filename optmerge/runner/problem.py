@@ -22,6 +22,7 @@ from optmerge.calibration.data import Batch, Calibration, Kind, load_calibration
 from optmerge.calibration.sampling import Embedder
 from optmerge.calibration.sources import is_local
 from optmerge.config.schema import SearchConfig
+from optmerge.drivers import require_dimension
 from optmerge.errors import ConfigError
 from optmerge.merging.coefficients import Static, Table
 from optmerge.merging.deltas import Deltas
@@ -246,6 +247,7 @@ def open_problem(
     )
     memory = plan_memory(config, family, directions, space, calibration, device, dtype)
     for note in memory.notes:
+    require_dimension(config.driver.name, space.dimension)
         log.warning("%s", note)
     resident = ResidentModel(family, device=device, dtype=dtype)
     if deltas.statistics_wanted:

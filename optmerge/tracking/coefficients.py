@@ -3,7 +3,8 @@
     table = from_recipe(recipe)
     table.rows, table.columns, table.values        # labels, labels, float64[G, D]
 
-Depth order: embeddings, the layers by number, then the final norm and the head.
+Depth order: embeddings, the layers by number, then the final norm and the head. A tensor whose slices have coefficients
+of their own is one row: their mean, and their standard deviation beside it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optmerge.merging.recipe import Recipe
+from optmerge.space.names import VariableNames
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|/|$)")
 _ENDS = ("final-norm", "head")  # kinds that come after the layers
@@ -32,12 +34,14 @@ class Coefficients:
         layers: The transformer layer of each group, None outside the layers.
         columns: Names of the D directions.
         values: float64[G, D]; NaN where a coefficient is not known.
+        spread: float64[G, D], the standard deviation over a tensor's slices; None where no tensor has any.
     """
 
     rows: tuple[str, ...]
     layers: tuple[int | None, ...]
     columns: tuple[str, ...]
     values: npt.NDArray[np.float64]
+    spread: npt.NDArray[np.float64] | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -55,30 +59,43 @@ def from_recipe(recipe: Recipe) -> Coefficients:
     kinds = [group.kind for group in recipe.groups]
     layers = [group.layer for group in recipe.groups]
     order = _depth_order(layers, kinds)
+    table = np.asarray(recipe.coefficients, dtype=np.float64)
+    parts = [table[recipe.rows[row]] for row in order]
     return Coefficients(
         rows=tuple(recipe.groups[row].name for row in order),
         layers=tuple(layers[row] for row in order),
         columns=tuple(direction.name for direction in recipe.directions),
-        values=np.asarray(recipe.coefficients, dtype=np.float64)[order],
+        values=np.array([part.mean(axis=0) for part in parts]),
+        spread=np.array([part.std(axis=0) for part in parts]) if len(table) > len(parts) else None,
     )
 
 
 def from_vector(variables: Sequence[str], vector: npt.NDArray[np.float64]) -> Coefficients:
-    """The coefficients that a vector sets, by its variables' names ("group/direction"); frozen ones are not known."""
+    """The coefficients that a vector sets, by its variables' names ("group/direction"); frozen ones are not known.
+
+    Args:
+        variables: As a run's manifest has them: the slices of a tensor are one entry.
+        vector: float64[d].
+    """
     groups: dict[str, int] = {}
     columns: dict[str, int] = {}
-    cells: list[tuple[int, int]] = []
-    for name in variables:
+    cells: list[tuple[int, int, npt.NDArray[np.float64]]] = []
+    for name, at in VariableNames(variables).spans():
         group, direction = split_variable(name)
-        cells.append((groups.setdefault(group, len(groups)), columns.setdefault(direction, len(columns))))
-    values = np.full((len(groups), len(columns)), np.nan)
-    for (row, column), value in zip(cells, vector, strict=True):
-        values[row, column] = value
+        row, column = groups.setdefault(group, len(groups)), columns.setdefault(direction, len(columns))
+        cells.append((row, column, vector[at]))
+    values, spread = np.full((2, len(groups), len(columns)), np.nan)
+    for row, column, part in cells:
+        values[row, column], spread[row, column] = part.mean(), part.std()
     layers = [layer_of(group) for group in groups]
     order = _depth_order(layers, ["final-norm" if group in _ENDS else "" for group in groups])
     names = list(groups)
     return Coefficients(
-        tuple(names[row] for row in order), tuple(layers[row] for row in order), tuple(columns), values[order]
+        rows=tuple(names[row] for row in order),
+        layers=tuple(layers[row] for row in order),
+        columns=tuple(columns),
+        values=values[order],
+        spread=spread[order] if len(vector) > len(cells) else None,
     )
 
 

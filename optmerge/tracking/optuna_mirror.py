@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optmerge.records import Record, Vector
+from optmerge.space.names import VariableNames
 from optmerge.tracking.coefficients import layer_of, split_variable
 from optmerge.tracking.view import RunView
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE = "optuna.journal"
+MOST = 5_000  # variables of a trial; a candidate of more is mirrored by its means alone, or the file grows without end
 MANY = 60  # above so many variables nobody reads them one by one: means by direction and layer go beside them
 
 
@@ -34,7 +36,7 @@ class OptunaMirror:
 
     def __init__(self) -> None:
         self._study: optuna.Study | None = None
-        self._variables: tuple[str, ...] = ()
+        self._variables = VariableNames(())
         self._bounds = (-np.inf, np.inf)
         self._mirrored: set[int] = set()
 
@@ -45,7 +47,7 @@ class OptunaMirror:
         from optuna.storages.journal import JournalFileBackend
 
         view = RunView.open(run)
-        self._variables = tuple(view.manifest.get("variables") or ())
+        self._variables = VariableNames(view.manifest.get("variables") or ())
         self._bounds = _widest_bounds(view)
         for leftover in (FILE, f"{FILE}.lock"):  # a killed process leaves its lock behind
             (run / leftover).unlink(missing_ok=True)
@@ -88,10 +90,10 @@ class OptunaMirror:
                 continue
             params: dict[str, float] = {}
             distributions: dict[str, BaseDistribution] = {}
-            if record.vector is not None:
+            if record.vector is not None and len(record.vector) <= MOST:
                 low = min(self._bounds[0], float(record.vector.min()))
                 high = max(self._bounds[1], float(record.vector.max()))
-                names = self._variables or tuple(f"x{i}" for i in range(len(record.vector)))
+                names = list(self._variables) or [f"x{i}" for i in range(len(record.vector))]
                 params = {name: float(x) for name, x in zip(names, record.vector, strict=True)}
                 distributions = dict.fromkeys(names, FloatDistribution(low, high))
             attributes: dict[str, Any] = {
@@ -102,8 +104,8 @@ class OptunaMirror:
             }
             if record.error is not None:
                 attributes["error"] = record.error
-            if record.vector is not None and len(params) > MANY:
-                attributes |= group_means(tuple(params), record.vector)
+            if record.vector is not None and len(self._variables) == len(record.vector) > MANY:
+                attributes |= group_means(self._variables, record.vector)
             self._study.add_trial(
                 optuna.trial.create_trial(
                     state=TrialState.FAIL if record.value is None else TrialState.COMPLETE,
@@ -116,21 +118,21 @@ class OptunaMirror:
             self._mirrored.add(record.id)
 
 
-def group_means(names: Sequence[str], vector: Vector) -> dict[str, float]:
+def group_means(names: VariableNames, vector: Vector) -> dict[str, float]:
     """Mean coefficients by direction, and by layer over all directions.
 
     >>> import numpy as np
-    >>> group_means(["layer.0/a", "layer.0/b", "layer.1/a"], np.array([1.0, 3.0, 5.0]))
+    >>> group_means(VariableNames(["layer.0/a", "layer.0/b", "layer.1/a"]), np.array([1.0, 3.0, 5.0]))
     {'mean/a': 3.0, 'mean/b': 3.0, 'mean/layer 0': 2.0, 'mean/layer 1': 5.0}
     """
-    members: dict[str, list[float]] = {}
-    layers: dict[str, list[float]] = {}
-    for name, value in zip(names, vector, strict=True):
+    members: dict[str, list[Vector]] = {}
+    layers: dict[str, list[Vector]] = {}
+    for name, at in names.spans():
         group, direction = split_variable(name)
-        members.setdefault(f"mean/{direction}", []).append(float(value))
+        members.setdefault(f"mean/{direction}", []).append(vector[at])
         layer = layer_of(group)
-        layers.setdefault("mean/outside layers" if layer is None else f"mean/layer {layer}", []).append(float(value))
-    return {name: float(np.mean(values)) for name, values in (members | layers).items()}
+        layers.setdefault("mean/outside layers" if layer is None else f"mean/layer {layer}", []).append(vector[at])
+    return {name: float(np.mean(np.concatenate(values))) for name, values in (members | layers).items()}
 
 
 def _widest_bounds(view: RunView) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from optmerge.merging.recipe import Recipe
 from optmerge.records import Record, Trajectory
 from optmerge.runner.folder import RunFolder
 from optmerge.tracking.coefficients import Coefficients, from_recipe, from_vector
+from optmerge.space.names import VariableNames
 
 Status = Literal["started", "running", "finished", "interrupted", "failed"]
 
@@ -236,7 +237,7 @@ class RunView:
             return from_recipe(self.recipe)
         names = self.manifest.get("variables")
         vector = self.records[self.best.record].vector if self.best is not None else None
-        if vector is None or not names or len(names) != len(vector):
+        if vector is None or not names or len(VariableNames(names)) != len(vector):
             return None
         if (self.settings.get("space") or {}).get("normalise", "none") != "none":
             return None

@@ -14,8 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 
 from optmerge.records import Record
+from optmerge.runner.alarms import COLLAPSE
+from optmerge.space.names import VariableNames
 from optmerge.tracking.coefficients import split_variable
 
 Value = float | int | str
@@ -25,7 +28,7 @@ class RowMaker:
     """Turns records into rows; it must see every record once, in order, also those that are not logged.
 
     Args:
-        variables: Names of the vector's coordinates.
+        variables: Names of the vector's coordinates, as a run's manifest has them.
     """
 
     def __init__(self, variables: Sequence[str]) -> None:
@@ -33,11 +36,12 @@ class RowMaker:
         self._best: float | None = None
         self._generation: list[float] = []
         self._generation_number = -1
-        columns: dict[str, list[int]] = {}
-        for position, name in enumerate(variables):
-            columns.setdefault(split_variable(name)[1], []).append(position)
-        self._columns = columns
-        self._dimension = len(variables)
+        names = VariableNames(variables)
+        stretches: dict[str, list[npt.NDArray[np.int64]]] = {}
+        for name, at in names.spans():
+            stretches.setdefault(split_variable(name)[1], []).append(np.arange(at.start, at.stop))
+        self._columns = {name: np.concatenate(parts) for name, parts in stretches.items()}
+        self._dimension = len(names)
 
     def row(self, record: Record) -> dict[str, Value]:
         """One record as a row."""
