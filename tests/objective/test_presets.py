@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from optmerge.config.objectives import ExpertKLConfig, ObjectiveConfig
-from optmerge.objective import Objective
+from optmerge.config.objectives import TERM_CONFIGS, ExpertKLConfig, ObjectiveConfig
+from optmerge.objective import COEFFICIENT_TERMS, TERMS, ModelTerm, Objective, make_term, term_class
+from optmerge.objective.whole import WholeModelTerm
 
 FOLDER = Path(__file__).parents[2] / "objectives"
+DOCS = Path(__file__).parents[2] / "docs" / "objectives.md"
 PRESETS = sorted(FOLDER.glob("*.yaml"))
 
 
@@ -68,3 +70,22 @@ def test_preset(path: Path) -> None:
     assert ("# Labels: none." in text) != objective.labelled
     assert ("has no gradient" in text) != objective.differentiable
     assert ("a gradient step takes two" in " ".join(text.replace("#", "").split())) == objective.two_passes
+
+
+@pytest.mark.parametrize("name", [*TERMS, *COEFFICIENT_TERMS])
+def test_the_documentation_has_every_term_with_its_unit_and_needs(name: str) -> None:
+    (row,) = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{name}` |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    term = term_class(name)
+    assert not issubclass(term, WholeModelTerm)
+    assert cells[2] == term.unit
+    if issubclass(term, ModelTerm):
+        words = {"labels": "labels", "teacher": "teacher", "hidden": "hidden states"}
+        assert {words[need] for need in term.needs} == {word for word in cells[3].split(", ") if word}
+        assert ("no gradient" in cells[4]) != term.differentiable
+        made = make_term(TERM_CONFIGS[name](name=name))
+        assert isinstance(made, ModelTerm)
+        assert ("two passes" in cells[4]) == (made.summary and made.differentiable)
+        assert ("higher is better" in cells[1]) == term.higher_is_better
+    else:
+        assert float(cells[3]) == TERM_CONFIGS[name](name=name).weight
