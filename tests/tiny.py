@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 VOCABULARY = 64
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>")
@@ -86,6 +88,13 @@ _LLAVA = {
     "tie_word_embeddings": False,
 }
 
+_CLIP_VISION = {**_VIT, "num_hidden_layers": 1, "projection_dim": 8}
+_CLIP = {
+    "vision_config": _CLIP_VISION,
+    "text_config": {**_BERT, "num_hidden_layers": 1, "bos_token_id": 4, "eos_token_id": 5, "projection_dim": 8},
+    "projection_dim": 8,
+}
+
 # kind -> (config class, model class, config values)
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertConfig", "BertForSequenceClassification", _BERT),
@@ -103,6 +112,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "vit": ("ViTConfig", "ViTForImageClassification", {**_VIT, "num_labels": 3}),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", _GPT2),
+    "clip": ("CLIPConfig", "CLIPModel", _CLIP),
     "llava": ("LlavaConfig", "LlavaForConditionalGeneration", _LLAVA),
 }
 
@@ -118,7 +128,7 @@ class TinyFamily:
 def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """A word-level tokenizer over `SPECIAL` and `WORDS`.
 
-    BERT's inputs stand between [CLS] and [SEP], T5's end with </s>.
+    BERT's inputs stand between [CLS] and [SEP], CLIP's between <s> and </s>, T5's end with </s>.
     """
     vocabulary = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
@@ -133,6 +143,8 @@ def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         tokens |= {"bos_token": "<s>", "eos_token": "</s>"}
     if kind.startswith("t5"):
         tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 5)])
+    if kind == "clip":
+        tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 4), ("</s>", 5)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **tokens)
 
 
@@ -170,10 +182,12 @@ def add_noise(model: PreTrainedModel, *, seed: int, scale: float = 0.05) -> PreT
 
 
 def save(model: PreTrainedModel, folder: Path, kind: str, **options: Any) -> Path:
-    """Save a model, and a tokenizer unless it looks at images; ``options`` go to ``save_pretrained``."""
+    """Save a model, and what makes its inputs: a tokenizer, or an image processor; ``options`` go to its own saving."""
     model.save_pretrained(folder, **options)
     if kind != "vit":
         tiny_tokenizer(kind).save_pretrained(folder)
+    if kind in ("vit", "clip"):
+        ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.4, 0.5, 0.6]).save_pretrained(folder)
     return folder
 
 
@@ -229,6 +243,34 @@ def save_family(
         (model.base_model if own_heads else model).load_state_dict(body.state_dict(), strict=False)
         folders[name] = finish(name, add_noise(model, seed=seed + 100 + index, scale=scale), kind)
     return TinyFamily(base, folders)
+
+
+def save_clip(folder: Path, *, towers: bool = True, seed: int = 0, scale: float = 0.05) -> TinyFamily:
+    """Save a whole CLIP model as the base, and experts that differ from it by small noise.
+
+    Args:
+        folder: Gets ``base`` and one folder per expert.
+        towers: Experts are vision towers alone (``CLIPVisionModel``), and not whole models.
+        seed: Of all values.
+        scale: Standard deviation of the noise.
+    """
+    base = make_model("clip", seed=seed)
+    base.logit_scale.data.fill_(2.0)
+    folders = {}
+    for index, name in enumerate(EXPERTS):
+        expert = make_model("clip", seed=seed)
+        expert.load_state_dict(base.state_dict())
+        add_noise(expert, seed=seed + 100 + index, scale=scale)
+        folders[name] = folder / name
+        (expert.vision_model if towers else expert).save_pretrained(folders[name])
+    return TinyFamily(save(base, folder / "base", "clip"), folders)
+
+
+def pictures(count: int, *, seed: int = 0, size: tuple[int, int] = (12, 10)) -> list[Image.Image]:
+    """Distinct random images in colour, ``size`` (width, height) pixels each."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (count, size[1], size[0], 3), generator=generator, dtype=torch.uint8)
+    return [Image.fromarray(array) for array in pixels.numpy()]
 
 
 def sentences(count: int, *, seed: int = 0, longest: int = 12) -> list[str]:
