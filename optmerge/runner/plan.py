@@ -23,6 +23,7 @@ from optmerge.objective.objective import Objective
 from optmerge.records import SplitName
 from optmerge.runner.memory import MemoryPlan, plan_memory, recorded_bytes
 from optmerge.runner.problem import absolute_references, input_reader, load_tasks
+from optmerge.runner.unseen import unseen_notes
 from optmerge.space.space import build_space
 
 EFFICIENCY = 0.4  # share of a plain matrix product's speed that small-batch transformers reach
@@ -37,8 +38,8 @@ class GroupRow:
     kind: str
     tensors: int
     parameters: int
-
     slices: int = 1
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -54,9 +55,9 @@ class Plan:
         memory: Part -> bytes, with their sum as ``peak``.
         mapped: Bytes of mapped files; page cache, which the system takes back when it needs to.
         budget: Bytes that may be used.
-        arithmetic: How candidates are written and gradients contracted, in words.
         disk: Bytes that vectors and gradients of all evaluations take in the run's folder; None where only the clock
             limits them.
+        arithmetic: How candidates are written and gradients contracted, in words.
         seconds: Part -> estimated seconds.
         warnings: What a user should know before starting.
     """
@@ -70,8 +71,8 @@ class Plan:
     memory: dict[str, int]
     mapped: int
     budget: int
-    arithmetic: str
     disk: int | None
+    arithmetic: str
     seconds: dict[str, float]
     warnings: tuple[str, ...]
 
@@ -96,8 +97,8 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     directions = expand_directions(config.directions, list(family.experts), config.method)
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     space = build_space(config.space, roles, [direction.name for direction in directions], shapes=family.parameters)
-    objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
     require_dimension(config.driver.name, space.dimension)
+    objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
     objective.require_gradient(config.driver.name)
     calibration = load_tasks(config, family, input_reader(config, family, dtype), labelled=objective.labelled)
     names: tuple[SplitName, ...] = ("fit", "select", "report")
@@ -133,11 +134,16 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         memory={**memory.parts, "peak": memory.peak},
         mapped=memory.mapped,
         budget=memory.budget,
-        arithmetic=_arithmetic(memory, device),
         disk=None if config.budget.evaluations is None else config.budget.evaluations * recorded_bytes(config, space),
+        arithmetic=_arithmetic(memory, device),
         seconds=seconds,
         warnings=tuple(
-            [*calibration.notes, *memory.notes, *_warnings(config, space.dimension, calibration.fit_sizes())]
+            [
+                *calibration.notes,
+                *memory.notes,
+                *unseen_notes(family, space),
+                *_warnings(config, space.dimension, calibration.fit_sizes()),
+            ]
         ),
     )
 
@@ -223,17 +229,17 @@ def _wait(device: torch.device) -> None:
 
 def _warnings(config: SearchConfig, dimension: int, fit_sizes: dict[str, int]) -> list[str]:
     warnings = []
+    if config.space.granularity == "chunk-wise":
+        warnings.append(
+            "the chunks are shared out here as if all task vectors were of one size; the search measures them, and the "
+            "numbers of chunks will differ somewhat."
+        )
     few = {task: size for task, size in fit_sizes.items() if size < 64}
     if few and dimension > 20:
         listed = ", ".join(f"{task} {size}" for task, size in few.items())
         warnings.append(
             f"{dimension} coefficients from few fit examples ({listed}) over-fit easily: use 64 or more a task, or "
             "layer-wise coefficients."
-    if config.space.granularity == "chunk-wise":
-        warnings.append(
-            "the chunks are shared out here as if all task vectors were of one size; the search measures them, and the "
-            "numbers of chunks will differ somewhat."
-        )
         )
     budget = config.budget.evaluations
     if config.driver.name != "adam" and budget is not None and budget < 5 * dimension:

@@ -43,10 +43,12 @@ from optmerge.objective.outputs import Outputs
 from optmerge.records import Progress, SplitName, Vector
 from optmerge.runner.embedding import base_embedder
 from optmerge.runner.forward import Forward
+from optmerge.runner.geometry import check_regularisers
 from optmerge.runner.heads import zero_shot_heads
 from optmerge.runner.memory import plan_memory
 from optmerge.runner.statistics import GramStatistics
 from optmerge.runner.terms import absolute_terms, open_terms
+from optmerge.runner.unseen import unseen_notes
 from optmerge.space.space import SearchSpace, build_space
 
 if TYPE_CHECKING:
@@ -245,9 +247,10 @@ def open_problem(
         shapes=family.parameters,
         magnitudes=deltas.magnitudes() if config.space.granularity == "chunk-wise" else None,
     )
-    memory = plan_memory(config, family, directions, space, calibration, device, dtype)
-    for note in memory.notes:
+    check_regularisers(objective, space)
     require_dimension(config.driver.name, space.dimension)
+    memory = plan_memory(config, family, directions, space, calibration, device, dtype)
+    for note in [*memory.notes, *unseen_notes(family, space)]:
         log.warning("%s", note)
     resident = ResidentModel(family, device=device, dtype=dtype)
     if deltas.statistics_wanted:
