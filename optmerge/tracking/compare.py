@@ -18,7 +18,7 @@ from optmerge.errors import RunError
 from optmerge.records import Vector
 from optmerge.runner.bootstrap import paired_bootstrap
 from optmerge.runner.folder import RunFolder
-from optmerge.tracking.markdown import NONE, number, score, signed, table
+from optmerge.tracking.markdown import NONE, number, ranged, signed, table
 from optmerge.tracking.terminal import duration
 from optmerge.tracking.view import RunView
 
@@ -33,6 +33,7 @@ class RunSummary:
     status: str
     select: float | None
     mean: float | None
+    interval: tuple[float, float] | None
     metric: str
     best_baseline: str | None
     evaluations: int
@@ -80,7 +81,8 @@ class Comparison:
                 run.name,
                 run.status,
                 number(run.select),
-                score(run.mean) + (f" {run.metric}" if metric == "metric" and run.mean is not None else ""),
+                ranged(run.mean, run.interval)
+                + (f" {run.metric}" if metric == "metric" and run.mean is not None else ""),
                 run.best_baseline or NONE,
                 str(run.evaluations),
                 duration(run.seconds),
@@ -132,6 +134,7 @@ def _summary(view: RunView, name: str) -> RunSummary:
         status=view.status,
         select=view.best.value if view.best else None,
         mean=row.mean if row else None,
+        interval=row.interval if row else None,
         metric=view.metric,
         best_baseline=view.best_baseline[0] if view.best_baseline else None,
         evaluations=view.evaluations,

@@ -47,6 +47,19 @@ def score(value: float | None) -> str:
     return NONE if value is None else f"{value:.3f}"
 
 
+def ranged(value: float | None, interval: tuple[float, float] | None) -> str:
+    """A share with the ends of its interval, where they are known.
+
+    >>> ranged(0.8123, (0.8, 0.82)), ranged(0.8123, None)
+    ('0.812 [0.800, 0.820]', '0.812')
+    """
+    return (
+        score(value)
+        if value is None or interval is None
+        else f"{score(value)} [{score(interval[0])}, {score(interval[1])}]"
+    )
+
+
 def signed(value: float) -> str:
     """A difference of shares in points, with its sign.
 

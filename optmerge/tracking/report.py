@@ -14,13 +14,15 @@ from typing import Any
 from optmerge.atomic import atomic_write
 from optmerge.config.objectives import LABELLED_TERMS
 from optmerge.records import Record
-from optmerge.tracking.markdown import number, score, signed, table
+from optmerge.tracking.evidence_plots import results_figure, signals_figure
+from optmerge.tracking.markdown import number, ranged, signed, table
 from optmerge.tracking.plots import heat_map_figure, save_figure, trajectory_figure
+from optmerge.tracking.signals import curves, seen_alarms
 from optmerge.tracking.terminal import duration
 from optmerge.tracking.verdict import answer
 from optmerge.tracking.view import Row, RunView
 
-TRAJECTORY, COEFFICIENTS = "trajectory.png", "coefficients.png"
+TRAJECTORY, COEFFICIENTS, RESULTS, SIGNALS = "trajectory.png", "coefficients.png", "results.png", "signals.png"
 _MOST_ERRORS = 3
 
 
@@ -35,6 +37,12 @@ def write_report(folder: Path) -> Path:
     if view.records:
         save_figure(trajectory_figure(view), folder / TRAJECTORY)
         pictures.append(TRAJECTORY)
+    if any(row.interval is not None for row in view.rows):
+        save_figure(results_figure(view), folder / RESULTS)
+        pictures.append(RESULTS)
+    if curves(view):
+        save_figure(signals_figure(view), folder / SIGNALS)
+        pictures.append(SIGNALS)
     if view.coefficients is not None:
         save_figure(heat_map_figure(view.coefficients), folder / COEFFICIENTS)
         pictures.append(COEFFICIENTS)
@@ -65,10 +73,11 @@ class ReportSink:
 def render_report(view: RunView, *, pictures: Sequence[str] = ()) -> str:
     """The text of report.md."""
     sections = [
-        [f"# {view.name}", answer(view)],
-        _results(view),
+        [f"# {view.name}", *_alarms(view), answer(view)],
+        _results(view, pictures),
         _per_task(view),
         _comparisons(view),
+        _finalists(view),
         _pictures(view, pictures),
         _searched(view),
         _data(view),
@@ -78,7 +87,7 @@ def render_report(view: RunView, *, pictures: Sequence[str] = ()) -> str:
     return "\n\n".join(part for section in sections for part in section if part) + "\n"
 
 
-def _results(view: RunView) -> list[str]:
+def _results(view: RunView, pictures: Sequence[str]) -> list[str]:
     if not view.rows:
         return []
     rows = sorted(view.rows, key=lambda row: (row.kind == "search", _height(row)))
@@ -86,7 +95,7 @@ def _results(view: RunView) -> list[str]:
         [
             f"**{row.name}**" if row.kind == "search" else row.name,
             number(row.select),
-            score(row.mean),
+            ranged(row.mean, row.interval),
             "" if row.evaluations is None else str(row.evaluations),
             "" if row.seconds is None else duration(row.seconds),
             _marks(row, view),
@@ -97,9 +106,11 @@ def _results(view: RunView) -> list[str]:
     note = (
         f"The objective is minimised and {view.metric} is better when higher, both are means over tasks. "
         "*chosen*: the best of its family on the select split, so it could have been picked without looking at the "
-        "report split. *oracle*: the best of its family on the report split, which nobody could have known."
+        "report split. *oracle*: the best of its family on the report split, which nobody could have known. "
+        "In brackets: 95 % intervals over report examples (percentile bootstrap, stratified by task)."
     )
-    return ["## Results", table(head, lines, left=(0, 5)), note]
+    picture = f"![Report scores with their intervals]({RESULTS})" if RESULTS in pictures else ""
+    return ["## Results", table(head, lines, left=(0, 5)), note, picture]
 
 
 def _marks(row: Row, view: RunView) -> str:
@@ -120,12 +131,56 @@ def _per_task(view: RunView) -> list[str]:
     lines = [
         [
             f"**{row.name}**" if row.kind == "search" else row.name,
-            *(score(row.report.get(task, {}).get(view.metric)) for task in tasks),
-            score(row.mean),
+            *(_of_task(row, task, view.metric) for task in tasks),
+            ranged(row.mean, row.interval),
         ]
         for row in sorted(rows, key=lambda row: (row.kind == "search", row.family != "expert", _height(row)))
     ]
     return [f"## {view.metric.capitalize()} per task, report split", table(["", *tasks, "mean"], lines, left=(0,))]
+
+
+def _of_task(row: Row, task: str, metric: str) -> str:
+    ends = row.per_task.get(task)
+    return ranged(row.report.get(task, {}).get(metric), None if ends is None else (ends[1], ends[2]))
+
+
+def _alarms(view: RunView) -> list[str]:
+    """What went wrong, before anything else."""
+    lines = []
+    for alarm in seen_alarms(view):
+        times = f", {alarm.times} times" if alarm.times > 1 else ""
+        lines.append(
+            f"- **ALARM, {alarm.kind}** (first after {alarm.evaluations} evaluations{times}): {alarm.sentence}."
+        )
+    return ["\n".join(lines)] if lines else []
+
+
+def _finalists(view: RunView) -> list[str]:
+    if len(view.finalists) < 2:
+        return []
+    lines = [
+        [
+            str(entry["rank"]),
+            str(entry["iterate"]),
+            number(entry["select"]),
+            _lead(entry.get("lead")),
+            ranged(entry["mean"], (entry["interval"]["low"], entry["interval"]["high"])),
+            _interval(**entry["behind"]) if "behind" in entry else "",
+        ]
+        for entry in view.finalists
+    ]
+    head = ["rank", "record", "select objective", "behind on select", f"report {view.metric}", "first minus this"]
+    note = (
+        "The best distinct iterates on select, which alone chooses: the first is the result, whatever report says. "
+        "Both differences have 95 % intervals over the same examples; one that holds zero decides nothing."
+    )
+    return ["## The best iterates on select", table(head, lines), note]
+
+
+def _lead(lead: Mapping[str, float] | None) -> str:
+    if lead is None:
+        return ""
+    return f"{number(lead['difference'])} [{number(lead['low'])}, {number(lead['high'])}]"
 
 
 def _comparisons(view: RunView) -> list[str]:
@@ -155,6 +210,8 @@ def _pictures(view: RunView, pictures: Sequence[str]) -> list[str]:
     parts: list[str] = []
     if TRAJECTORY in pictures:
         parts += ["## Trajectory", f"![Fit and select objective against evaluations, with the baselines]({TRAJECTORY})"]
+    if SIGNALS in pictures:
+        parts += ["## Signals on select", f"![What the collapse alarm looks at, with its thresholds]({SIGNALS})"]
     if COEFFICIENTS in pictures:
         title = "Best coefficients" if view.status == "finished" else "Best coefficients so far"
         parts += [f"## {title}", f"![Coefficients by tensor group and direction]({COEFFICIENTS})"]

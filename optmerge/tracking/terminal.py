@@ -65,6 +65,7 @@ class TerminalSink:
         self._minutes: float | None = None
         self._elapsed = 0.0
         self._begun: float | None = None
+        self._alarms: dict[str, str] = {}
 
     def start(self, run: Path) -> None:
         """Take over what an interrupted run has done already."""
@@ -79,7 +80,10 @@ class TerminalSink:
 
     def record(self, record: Record) -> None:
         """Show a record."""
+        known = set(self._alarms)
         news = self._take(record)
+        for kind in self._alarms.keys() - known:
+            self._say(f"ALARM ({kind}): {self._alarms[kind]}")
         if self._console.is_terminal:
             self._show()
         elif record.phase != "baseline" and (news or self._clock() - self._said >= PLAIN_SECONDS):
@@ -125,11 +129,14 @@ class TerminalSink:
             parts.append(f"about {duration(left)} left")
         if self._failed:
             parts.append(f"{self._failed} FAILED")
+        parts += [f"ALARM {kind}" for kind in self._alarms]
         return " | ".join(parts)
 
     def _take(self, record: Record) -> bool:
         """Note a record; whether it is news (a new best, a failure)."""
         self._elapsed = record.elapsed
+        for kind, sentence in record.alarms.items():
+            self._alarms.setdefault(kind, sentence)
         if record.error is not None:
             self._failed += record.phase == "search"
         if record.phase == "baseline":

@@ -38,7 +38,8 @@ def answer(view: RunView) -> str:
     row = view.search_row
     if row is None or row.mean is None:
         return _so_far(view)
-    reached = f"The search reaches **{score(row.mean)}** mean {view.metric} on the report split"
+    interval = "" if row.interval is None else f" (95 % interval {score(row.interval[0])} to {score(row.interval[1])})"
+    reached = f"The search reaches **{score(row.mean)}** mean {view.metric} on the report split{interval}"
     rival = best_rival(view)
     if rival is None or rival.mean is None:
         return f"{reached}; there is no baseline to compare it with."
@@ -57,7 +58,7 @@ def answer(view: RunView) -> str:
             "worse": f"is **worse than** {beside}: {interval}, which leaves zero out",
             "undecided": f"is **not distinguishable** from {beside}: {interval}, which holds zero",
         }[verdict(entry)]
-    return f"{reached} and {told}. {_data_free(view, row)}{_caveats(view)}".strip()
+    return f"{reached} and {told}. {_data_free(view, row)}{_finalists(view)}{_caveats(view)}".strip()
 
 
 def _so_far(view: RunView) -> str:
@@ -94,6 +95,37 @@ def _data_free(view: RunView, row: Row) -> str:
         return f"**A merge that needs no search scores higher: {names}.** "
     names = ", ".join(f"`{r.name}` ({score(r.mean)})" for r in above[:3])
     return f"A merge without a search would score higher on report, though select would not have chosen it: {names}. "
+
+
+def _finalists(view: RunView) -> str:
+    """Whether the choice among the best iterates is more than luck, on select and on report."""
+    others = view.finalists[1:]
+    if not others:
+        return ""
+    said = ""
+    lead = others[0].get("lead")
+    if lead is not None and lead["low"] <= 0:
+        said = (
+            f"Its lead on select over the next iterate ({number(lead['difference'])}, 95 % interval "
+            f"{number(lead['low'])} to {number(lead['high'])}) is within the noise of the select examples. "
+        )
+    better = [other for other in others if other["behind"]["high"] < 0]
+    worse = [other for other in others if other["behind"]["low"] > 0]
+    if better:
+        first = max(better, key=lambda other: other["mean"])
+        apart = first["behind"]
+        return said + (
+            f"Of the {len(view.finalists)} best iterates on select, the one of rank {first['rank']} scores higher on "
+            f"report ({_points(-apart['difference'], -apart['high'], -apart['low'])}); select did not choose it, and "
+            "report never steers. "
+        )
+    if not worse:
+        return f"{said}The {len(view.finalists)} best iterates on select cannot be told apart on report. "
+    return said
+
+
+def _points(difference: float, low: float, high: float) -> str:
+    return f"{signed(difference)} points, 95 % interval {signed(low)} to {signed(high)}"
 
 
 def _caveats(view: RunView) -> str:

@@ -9,7 +9,7 @@ It reads, and never writes. What result.json does not hold yet is worked out fro
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,10 @@ import yaml
 from optmerge.errors import RecipeError, RunError
 from optmerge.merging.recipe import Recipe
 from optmerge.records import Record, Trajectory
+from optmerge.runner.finalists import best_iterates
 from optmerge.runner.folder import RunFolder
-from optmerge.tracking.coefficients import Coefficients, from_recipe, from_vector
 from optmerge.space.names import VariableNames
+from optmerge.tracking.coefficients import Coefficients, from_recipe, from_vector
 
 Status = Literal["started", "running", "finished", "interrupted", "failed"]
 
@@ -45,6 +46,8 @@ class Row:
         select: Objective on the select split; lower is better.
         report: Task -> metric -> mean over the report split.
         mean: Mean over tasks of ``metric`` on the report split; higher is better.
+        interval: The ends of the mean's 95 % interval over report examples.
+        per_task: Task -> (mean, low, high) of ``metric``, likewise.
         chosen: Best of its family on select, so a user could have picked it without the report split.
         oracle: Best of its family on report, which nobody could have known.
     """
@@ -61,6 +64,8 @@ class Row:
     seconds: float | None = None
     chosen: bool = False
     oracle: bool = False
+    interval: tuple[float, float] | None = None
+    per_task: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,8 +139,10 @@ class RunView:
 
     @cached_property
     def best(self) -> Point | None:
-        """The iterate with the lowest select value so far (the earliest of equals)."""
-        return min(self.select, key=lambda point: (point.value, point.record), default=None)
+        """The iterate with the lowest select value so far (the earliest of equals), none that an alarm ruled out."""
+        collapsed = (self.settings.get("alarms") or {}).get("collapse") == "warn"
+        found = best_iterates(self.records, 1, collapsed=collapsed)
+        return next((point for point in self.select if found and point.record == found[0].id), None)
 
     @property
     def evaluations(self) -> int:
@@ -215,6 +222,12 @@ class RunView:
         return tuple(replace(row, chosen=row.name in chosen) for row in rows)
 
     @property
+    def finalists(self) -> Sequence[Mapping[str, Any]]:
+        """The best iterates by select as result.json tells them, select's choice first; none before the report."""
+        found: Sequence[Mapping[str, Any]] = self.result.get("finalists") or []
+        return found
+
+    @property
     def search_row(self) -> Row | None:
         """The row of the search, once it has been reported."""
         return next((row for row in self.rows if row.kind == "search"), None)
@@ -273,6 +286,7 @@ def mean_metric(report: Mapping[str, Mapping[str, float]], metric: str) -> float
 
 
 def _row(entry: Mapping[str, Any], metric: str) -> Row:
+    interval = entry.get("interval")
     return Row(
         name=entry["name"],
         kind=entry["kind"],
@@ -286,6 +300,8 @@ def _row(entry: Mapping[str, Any], metric: str) -> Row:
         seconds=entry.get("seconds"),
         chosen=bool(entry.get("chosen")),
         oracle=bool(entry.get("oracle")),
+        interval=None if interval is None else (interval["low"], interval["high"]),
+        per_task={} if interval is None else {task: tuple(ends) for task, ends in interval["per_task"].items()},
     )
 
 

@@ -66,6 +66,7 @@ class RowMaker:
             self._generation.append(record.value)
         return {
             "objective/value": record.value,
+            **_signals(record),
             "objective/best": self._best,
             "generation/number": record.generation,
             "driver/gradient_norm": record.gradient_norm,
@@ -74,13 +75,15 @@ class RowMaker:
         }
 
     def _select(self, record: Record) -> Mapping[str, Value | None]:
-        if record.value is not None and (self._best is None or record.value < self._best):
+        better = record.value is not None and (self._best is None or record.value < self._best)
+        if better and COLLAPSE not in record.alarms:
             self._best = record.value
         row: dict[str, Value | None] = {
             "select/value": record.value,
             "objective/best": self._best,
             **{f"select/task/{task}": value for task, value in record.per_task.items()},
             **_metrics("select", record),
+            **_signals(record),
         }
         if len(self._generation) > 1:
             values = np.array(self._generation)
@@ -91,6 +94,11 @@ class RowMaker:
         return {f"baseline/{record.split}/value": record.value, **_metrics(f"baseline/{record.split}", record)}
 
     def _report(self, record: Record) -> Mapping[str, Value | None]:
+        rank = (record.name or "").partition(":")[2]  # of a finalist that select did not put first
+        if record.split == "select":
+            return {}  # scored again for its examples; the same value is there already
+        if rank:
+            return _metrics(f"finalist/{rank}", record)
         return {"report/value": record.value, **_metrics("report", record)}
 
     def _means(self, record: Record) -> Mapping[str, Value | None]:
@@ -103,6 +111,11 @@ def _metrics(prefix: str, record: Record) -> dict[str, Value | None]:
     return {
         f"{prefix}/{task}/{name}": value for task, metrics in record.metrics.items() for name, value in metrics.items()
     }
+
+
+def _signals(record: Record) -> dict[str, Value | None]:
+    alarms = {f"alarm/{kind}": sentence for kind, sentence in record.alarms.items()}
+    return {**{f"signal/{record.split}/{name}": value for name, value in record.signals.items()}, **alarms}
 
 
 def _loggable(value: Value | None) -> TypeGuard[Value]:

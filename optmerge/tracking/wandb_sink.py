@@ -46,6 +46,7 @@ class WandbSink:
         self._rows = RowMaker(())
         self._logged: set[int] = set()
         self._seen = -1
+        self._alarmed: set[str] = set()
 
     def start(self, run: Path) -> None:
         """Open the W&B run, and log what the trajectory holds already.
@@ -107,6 +108,10 @@ class WandbSink:
             return
         self._seen = record.id
         row = self._rows.row(record)
+        for kind in record.alarms.keys() - self._alarmed:
+            self._alarmed.add(kind)
+            if record.id not in self._logged:
+                self._run.alert(title=f"{self._folder.resolve().name}: {kind}", text=record.alarms[kind], level="WARN")
         if record.id not in self._logged:
             self._run.log(row)
             self._logged.add(record.id)

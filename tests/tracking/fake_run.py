@@ -15,6 +15,7 @@ from optmerge.config.methods import IsoCConfig
 from optmerge.merging.coefficients import Static
 from optmerge.merging.recipe import Direction, Group, ModelEntry, Recipe
 from optmerge.records import Record, Trajectory, Vector, vector_sha256
+from optmerge.runner.finalists import best_iterates
 from optmerge.runner.folder import RunFolder
 
 TASKS = ("sentiment", "author", "tweets", "topics")
@@ -52,6 +53,8 @@ class FakeRun:
     labels: bool = True
     on_record: Callable[[Record], None] = lambda record: None
     settings_update: Any = None
+    signals: bool = True  # as runs before they had any: False
+    collapse_at: int | None = None  # step from which the first task is predicted as one class
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
@@ -64,6 +67,7 @@ class FakeRun:
         self.variables = [f"{group.name}/{direction}" for group in self.groups for direction in self.directions]
         self.trajectory: Trajectory | None = None
         self.rows: list[dict[str, Any]] = []
+        self.finalists: list[dict[str, Any]] = []
 
     @property
     def metric(self) -> str:
@@ -133,7 +137,7 @@ class FakeRun:
         """``count`` further fit evaluations, each generation's best on select."""
         done = sum(record.phase == "search" for record in self.records)
         for step in range(done, done + (self.evaluations if count is None else count)):
-            vector = self.vector(step)
+            vector, seen = self.vector(step), self.watched(step)
             value = 0.34 + 0.3 * float(np.exp(-step / 40)) + float(self.random.normal(0, 0.01))
             failed = step in fail
             generation = step // self.population
@@ -147,6 +151,7 @@ class FakeRun:
                 error="out of memory" if failed else None,
                 per_task={task: value for task in self.tasks},
                 gradient_norm=0.1,
+                **seen,
             )
             if (step + 1) % self.population == 0 and not failed:
                 self.add(
@@ -156,12 +161,30 @@ class FakeRun:
                     value=value + 0.03,
                     generation=generation,
                     vector=vector,
+                    **seen,
                 )
         return self
 
+    def watched(self, step: int) -> dict[str, Any]:
+        """Signals of a step, and its alarm where there is one."""
+        if not self.signals:
+            return {}
+        gone = self.collapse_at is not None and step >= self.collapse_at
+        signals = {"at-bound": 0.1, "row-sum/mean": 1.2, "row-sum/max": 1.5}
+        for task in self.tasks:
+            bad = gone and task == self.tasks[0]
+            signals |= {
+                f"agreement/{task}": 0.4 if bad else 0.8 + 0.001 * step,
+                f"top-share/{task}": 0.95 if bad else 0.3,
+                f"marginal-entropy/{task}": 0.1 if bad else 0.9,
+                f"expert-top-share/{task}": 0.25,
+                f"expert-marginal-entropy/{task}": 0.95,
+            }
+        return {"signals": signals} | ({"alarms": {"collapse": f"task {self.tasks[0]} collapses"}} if gone else {})
+
     def finish(self) -> FakeRun:
         """Report, recipe, result."""
-        best = min((r for r in self.records if r.phase == "select"), key=lambda record: record.value or 9.0)
+        best = best_iterates(self.records, 1)[0]
         self.row("adam", "search", "search", best, 0.797 + self.gain)
         assert best.vector is not None
         recipe = Recipe(
@@ -192,6 +215,7 @@ class FakeRun:
                 "best": {"record": best.id, "select": best.value},
                 "metric": self.metric,
                 "rows": self.rows,
+                "finalists": self.finalists,
                 "comparison": comparison,
                 "evaluations": self.evaluations,
                 "seconds": 100.0,
@@ -261,11 +285,38 @@ class FakeRun:
                 "select": select.value,
                 "report": report,
                 "mean": accuracy,
+                "interval": {
+                    "low": accuracy - 0.02,
+                    "high": accuracy + 0.02,
+                    "level": 0.95,
+                    "per_task": {
+                        task: [v[self.metric], v[self.metric] - 0.03, v[self.metric] + 0.03]
+                        for task, v in report.items()
+                    },
+                },
                 "metric": self.metric,
                 "evaluations": self.evaluations if kind == "search" else 1,
                 "seconds": 100.0 if kind == "search" else 4.0,
             }
         )
+
+    def finals(self, *, lead: float = 0.01, behind: float = 0.0) -> FakeRun:
+        """Three finalists, each ``lead`` behind the one before on select, the others ``behind`` the first on report."""
+        for rank, record in enumerate(best_iterates(self.records, 3), 1):
+            entry = {
+                "rank": rank,
+                "iterate": record.id,
+                "select": record.value,
+                "record": 900 + rank,
+                "mean": 0.827 - (behind if rank > 1 else 0.0),
+                "interval": {"low": 0.8, "high": 0.85, "level": 0.95, "per_task": {}},
+            }
+            if rank > 1:
+                gap = lead * (rank - 1)
+                entry["lead"] = {"difference": gap, "low": gap - 0.005, "high": gap + 0.005}
+                entry["behind"] = {"difference": behind, "low": behind - 0.005, "high": behind + 0.005}
+            self.finalists.append(entry)
+        return self
 
     def compared(self, row: dict[str, Any]) -> dict[str, Any]:
         difference = self.rows[-1]["mean"] - row["mean"]

@@ -37,6 +37,7 @@ def test_settings_scores_and_paired_intervals(fake) -> None:
     assert (pair.difference, pair.low, pair.high) == (expected.mean, expected.low, expected.high)
     text = comparison.markdown()
     assert "driver.name" in text
+    assert "0.827 [0.807, 0.847]" in text
     assert "| a " in text
     json.dumps(comparison.to_dict())
 

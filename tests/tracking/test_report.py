@@ -23,7 +23,7 @@ def test_files_of_a_finished_run(fake) -> None:
     run = fake().baselines().search().finish()
     path = write_report(run.folder)
     text = path.read_text()
-    for name in ("trajectory.png", "coefficients.png"):
+    for name in ("trajectory.png", "coefficients.png", "results.png", "signals.png"):
         assert f"({name})" in text
         assert (run.folder / name).stat().st_size > 1000
     assert not list(run.folder.glob(".*tmp*"))
@@ -109,6 +109,58 @@ def test_a_run_before_its_first_evaluation(fake) -> None:
     text = write_report(fake().close().folder).read_text()
     assert "no value on the select split yet" in text
     assert "## Results" not in text
+
+
+def test_alarms_stand_before_everything_else(fake) -> None:
+    run = fake(collapse_at=20).baselines().search().finish()
+    text = render_report(RunView.open(run.folder))
+    first = text.split("\n\n")[1]
+    assert first == ("- **ALARM, collapse** (first after 21 evaluations, 20 times): task sentiment collapses.")
+    assert "**beats**" in text.split("\n\n")[2]
+    assert "ALARM" not in render_report(RunView.open(fake("healthy").baselines().search().finish().folder))
+
+
+def test_scores_have_their_intervals(fake) -> None:
+    text = render_report(RunView.open(fake().baselines().search().finish().folder))
+    assert "0.827 [0.807, 0.847]" in text
+    assert "(95 % interval 0.807 to 0.847)" in text.split("\n\n")[1]
+    per_task = text.split("## Accuracy per task")[1].split("\n\n")[1]
+    assert per_task.splitlines()[-1].count("[") == 3  # two tasks and the mean
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lead": 0.01, "behind": 0.0}, ["The 3 best iterates on select cannot be told apart on report."]),
+        ({"lead": 0.002, "behind": 0.0}, ["Its lead on select over the next iterate", "within the noise"]),
+        ({"lead": 0.01, "behind": -0.02}, ["rank 2 scores higher on report (+2.0 points", "report never steers"]),
+        ({"lead": 0.01, "behind": 0.02}, []),
+    ],
+)
+def test_finalists_are_told_apart_or_not(fake, options: dict, words: list[str]) -> None:
+    run = fake().baselines().search().finals(**options).finish()
+    answer = _answer(run.folder)
+    for word in words:
+        assert word in answer
+    assert ("told apart" in answer) == (options["behind"] == 0.0)
+    assert ("within the noise" in answer) == (options["lead"] < 0.005)
+    text = render_report(RunView.open(run.folder))
+    assert "## The best iterates on select" in text
+    assert "## The best iterates on select" not in render_report(
+        RunView.open(fake("one").baselines().search().finish().folder)
+    )
+
+
+def test_runs_of_before_signals_and_intervals(fake) -> None:
+    run = fake(signals=False).baselines().search().finish()
+    rows = json.loads((run.folder / "result.json").read_text())["rows"]
+    for row in rows:
+        del row["interval"]
+    _edit(run, rows=rows)
+    text = write_report(run.folder).read_text()
+    assert "signals.png" not in text
+    assert "results.png" not in text
+    assert "**0.827** mean accuracy on the report split and **beats**" in text
 
 
 def test_sink_writes_when_the_run_ends(fake) -> None:

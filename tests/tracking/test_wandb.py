@@ -116,6 +116,7 @@ class FakeWandb:
         self.Table = lambda columns: SimpleNamespace(add_data=lambda *row: None)
         self.Artifact = lambda *args, **rest: SimpleNamespace(add_file=lambda path: None)
         self.finished: int | None = None
+        self.alerts: list[dict[str, Any]] = []
 
     def _call(self, name: str) -> None:
         if name == self.bad:
@@ -138,7 +139,8 @@ class FakeWandb:
 
     def log_artifact(self, artifact: Any, aliases: list[str]) -> None: ...
 
-    def alert(self, **rest: Any) -> None: ...
+    def alert(self, **rest: Any) -> None:
+        self.alerts.append(rest)
 
     def finish(self, exit_code: int) -> None:
         self._call("finish")
@@ -182,6 +184,16 @@ def test_online_resume_continues_where_the_server_is(fake, monkeypatch: pytest.M
     assert wandb.options["resume"] == "allow"
     assert wandb.rows[0]["evaluations"] == 3
     assert wandb.finished == 0
+
+
+def test_an_alarm_alerts_once(fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fake(collapse_at=2)
+    wandb = FakeWandb()
+    sink = _online(monkeypatch, wandb)
+    sink.start(run.folder)
+    run.on_record = sink.record
+    run.baselines().search(6).close()
+    assert wandb.alerts == [{"title": "first: collapse", "text": "task sentiment collapses", "level": "WARN"}]
 
 
 def test_skipped_events_are_made_up_for(fake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,91 @@
+"""What a run's signals and alarms were, for every view.
+
+    for alarm in seen_alarms(view): alarm.sentence
+    curves(view)["top-share"]["topic"]        # what the alarm compares, over evaluations
+
+The alarms are those that the run recorded; nothing is judged again here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from optmerge.config.alarms import AlarmsConfig
+from optmerge.records import Record
+from optmerge.runner.alarms import by_task
+from optmerge.tracking.view import RunView
+
+Curve = tuple[tuple[int, float], ...]
+"""(evaluations on fit, value), in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenAlarm:
+    """An alarm of a run, where it was first raised.
+
+    Attributes:
+        kind: collapse, gradient or at-bound.
+        sentence: What it says, with numbers and remedy.
+        evaluations: Fit evaluations that had been made.
+        record: The trajectory's id.
+        times: How many records show it.
+    """
+
+    kind: str
+    sentence: str
+    evaluations: int
+    record: int
+    times: int
+
+
+def seen_alarms(view: RunView) -> tuple[SeenAlarm, ...]:
+    """The alarms of a run, each kind once, in the order in which they were raised."""
+    seen: dict[str, SeenAlarm] = {}
+    evaluations = 0
+    for record in view.records:
+        evaluations += record.phase == "search"
+        for kind, sentence in record.alarms.items():
+            first = seen.get(kind)
+            if first is None:
+                seen[kind] = SeenAlarm(kind, sentence, evaluations, record.id, 1)
+            else:
+                seen[kind] = SeenAlarm(kind, first.sentence, first.evaluations, first.record, first.times + 1)
+    return tuple(seen.values())
+
+
+def alarm_settings(view: RunView) -> AlarmsConfig:
+    """The run's thresholds."""
+    return AlarmsConfig.model_validate(view.settings.get("alarms") or {})
+
+
+def curves(view: RunView) -> Mapping[str, Mapping[str, Curve]]:
+    """What the collapse alarm looks at, on select: measure -> task -> curve; nothing for a run without signals.
+
+    ``agreement`` is a share of the start's, ``top-share`` an excess over the expert's, ``marginal-entropy`` a share of
+    the expert's.
+    """
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {"agreement": {}, "top-share": {}, "marginal-entropy": {}}
+    evaluations = 0
+    start: Record | None = None
+    for record in view.records:
+        evaluations += record.phase == "search"
+        if record.phase != "select" or not record.signals:
+            continue
+        start = start or record
+        agreements = by_task(record.signals, "agreement")
+        for task, agreement in agreements.items():
+            before = start.signals.get(f"agreement/{task}", 0.0)
+            expert = record.signals[f"expert-marginal-entropy/{task}"]
+            excess = record.signals[f"top-share/{task}"] - record.signals[f"expert-top-share/{task}"]
+            values = {
+                "agreement": agreement / before if before > 0 else None,
+                "top-share": excess,
+                "marginal-entropy": record.signals[f"marginal-entropy/{task}"] / expert if expert > 0 else None,
+            }
+            for measure, value in values.items():
+                if value is not None:
+                    found[measure].setdefault(task, []).append((evaluations, value))
+    return {
+        measure: {task: tuple(points) for task, points in tasks.items()} for measure, tasks in found.items() if tasks
+    }
