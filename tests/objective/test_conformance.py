@@ -17,6 +17,7 @@ from optmerge.objective import (
     ModelTerm,
     Objective,
     Outputs,
+    TeacherBatch,
     TeacherOutputs,
     base,
     term_class,
@@ -263,3 +264,25 @@ def test_a_frozen_coefficient_counts_for_nothing(name: str, settings: Settings) 
     value = term.value(coefficients, geometry)
     moved = torch.where(geometry.free, coefficients, 5.0)
     torch.testing.assert_close(term.value(moved, geometry), value, rtol=0, atol=0)
+
+
+@every_variant
+@both
+def test_no_term_waits_for_its_device(name: str, settings: Settings, kind: str) -> None:
+    """On the meta device there are no values to look at, so that whatever would synchronise raises."""
+    case, teacher = make_case(kind), teacher_of(make_case(kind, seed=1), 3)
+    batch, outputs = case.batch([0, 1, 2, 3])
+    known = teacher.batch(batch)
+    assert known.indices is not None
+    away = TeacherBatch(
+        known.log_probs.to("meta"),
+        known.indices.to("meta"),
+        known.choice.to("meta"),
+        {layer: states.to("meta") for layer, states in known.hidden.items()},
+    )
+    hidden = {layer: states.to("meta").requires_grad_() for layer, states in outputs.hidden.items()}
+    said = Outputs(outputs.logits.to("meta").requires_grad_(), hidden)
+    term = make_term(name, settings)
+    value = term.finish(term.per_example(said, batch.to("meta"), away).mean(0))
+    assert value.device.type == "meta"
+    assert value.requires_grad == term.differentiable
