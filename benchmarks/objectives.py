@@ -31,6 +31,7 @@ from benchmarks.demo_searches import (
 from benchmarks.harness import machine, parser
 from optmerge.atomic import atomic_write
 from optmerge.tracking.markdown import NONE, score, signed, table
+from optmerge.tracking.signals import seen_alarms
 from optmerge.tracking.view import RunView
 
 START = 0.3
@@ -92,9 +93,9 @@ def passes(view: RunView, size: Size) -> int:
 
 
 def alarm(view: RunView) -> str:
-    """The first alarm of a run, in its own words."""
-    alarms = view.result.get("alarms") or []
-    return str(alarms[0]["reason"]) if alarms else NONE
+    """The first alarm of a run, and when."""
+    alarms = seen_alarms(view)
+    return f"{alarms[0].kind} at {alarms[0].evaluations}" if alarms else NONE
 
 
 def markdown(views: Mapping[str, RunView], size: Size, command: str) -> str:
@@ -117,6 +118,11 @@ def markdown(views: Mapping[str, RunView], size: Size, command: str) -> str:
     for name, view in views.items():
         found = search_line(SEARCHES[name].title, view)
         rows.append(_row(found, view, chosen, start, size))
+    told = "".join(
+        f"- {SEARCHES[name].title}: {found.sentence}.\n"
+        for name, view in views.items()
+        for found in seen_alarms(view)[:1]
+    )
     return (
         f"### Objectives, on the demo's experts\n\n{table(head, rows, left=(0,))}\n\n"
         f"- Command: `{command}`\n"
@@ -128,6 +134,7 @@ def markdown(views: Mapping[str, RunView], size: Size, command: str) -> str:
         "stratified by task); worst task: the task with the least difference.\n"
         "- seconds: of the search, without baselines; texts: what fit and select sent forward, in thousands. A first "
         "look without gradients, which some objectives need, is not counted twice.\n"
+        f"- alarm: the first one, and after how many evaluations.\n{told}"
         f"- {machine()}\n"
     )
 
