@@ -1,7 +1,7 @@
 """Preset name -> file: the YAML files of ``search_spaces/`` and ``objectives/``.
 
     path = find_preset("space", "layer-wise")
-    preset_names("objective")            # ['accuracy', 'cross-entropy', 'entropy', 'expert-kl']
+    preset_names("objective")            # ['accuracy', 'cross-entropy', 'dam', ...]
 
 An installed wheel carries the folders under ``optmerge/data/``; in an editable install they stand beside the package.
 """
