@@ -146,3 +146,30 @@ def test_layers_of_real_architectures(kind: str, wanted: Callable[[str], bool]) 
         rows = parameters[name].shape[0 if kind == "gpt2" else 1]
         assert gram.shape == (rows, rows)
         assert bool((gram.diagonal() > 0).any())
+
+
+@pytest.mark.parametrize("longest", [3, 4])
+def test_both_paddings_of_an_encoder_and_decoder_are_left_out(longest: int) -> None:
+    """Together or one by one, the same matrices; with ``longest`` 4, encoder and decoder are equally wide."""
+    model = make_model("t5")
+    sources, targets = [[6, 7, 8, 5], [9, 5]], [[0, 10], [0, 11, 12, 13][:longest]]
+
+    def padded(lists: list[list[int]], name: str) -> Inputs:
+        width = max(map(len, lists))
+        prefix = "decoder_" if name == "decoder" else ""
+        ids = torch.tensor([values + [0] * (width - len(values)) for values in lists])
+        mask = torch.tensor([[1] * len(values) + [0] * (width - len(values)) for values in lists])
+        return {f"{prefix}input_ids": ids, f"{prefix}attention_mask": mask}
+
+    def grams(data: list[Inputs]) -> dict[str, torch.Tensor]:
+        parts = collect_grams(
+            model, dict(model.named_parameters()), lambda: data, lambda inputs: model(**inputs, use_cache=False)
+        )
+        return {name: gram for part in parts for name, gram in part.items()}
+
+    together = grams([{**padded(sources, "encoder"), **padded(targets, "decoder")}])
+    alone = grams([{**padded([a], "encoder"), **padded([b], "decoder")} for a, b in zip(sources, targets, strict=True)])
+    assert "decoder.block.1.layer.1.EncDecAttention.k.weight" in together
+    assert together.keys() == alone.keys()
+    for name, gram in together.items():
+        torch.testing.assert_close(gram, alone[name], rtol=1e-4, atol=1e-5, msg=name)
