@@ -36,7 +36,7 @@ class Similarity(CoefficientTerm):
         Raises:
             ConfigError: No two directions have a group in common.
         """
-        cosines = [torch.cosine_similarity(a, b, dim=0, eps=1e-12) for a, b in _pairs(coefficients, geometry, self)]
+        cosines = [_cosine(a, b) for a, b in _pairs(coefficients, geometry, self)]
         return torch.stack(cosines).mean()
 
 
@@ -56,6 +56,12 @@ class Overlap(CoefficientTerm):
         """
         shared = [torch.minimum(a.abs(), b.abs()).sum() for a, b in _pairs(coefficients, geometry, self)]
         return torch.stack(shared).mean()
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """0 with slope 0 where one of them is zero, as a search that starts from an expert has it: no angle is there."""
+    scale = a.norm() * b.norm()
+    return a @ b / scale if scale > 0 else (a.sum() + b.sum()) * 0.0
 
 
 def _pairs(coefficients: Tensor, geometry: Geometry, term: CoefficientTerm) -> list[tuple[Tensor, Tensor]]:

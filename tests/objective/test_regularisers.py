@@ -147,3 +147,11 @@ def test_smoothness_needs_three_layers() -> None:
     whole = geometry_of(table([0.0]), layers=[("model", None)])
     with pytest.raises(ConfigError, match="granularity layer-wise or finer"):
         Smoothness().value(table([1.0]), whole)
+
+
+def test_similarity_has_no_slope_where_a_direction_is_not_used() -> None:
+    coefficients = table([0.4, 0.0], [0.2, 0.0]).requires_grad_()
+    value = Similarity().value(coefficients, geometry_of(coefficients.detach()))
+    (slope,) = torch.autograd.grad(value, coefficients)
+    assert float(value.detach()) == 0.0
+    assert not bool(slope.any())

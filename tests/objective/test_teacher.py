@@ -7,9 +7,10 @@ import torch
 
 from optmerge.errors import RunError
 from optmerge.objective import Outputs, TeacherBatch, TeacherOutputs
+from optmerge.objective.projection import projected
 from optmerge.objective.teacher import coarse_log_probs
 
-from .cases import CLASSES, make_case
+from .cases import CLASSES, WIDTH, make_case
 
 KINDS = ["classifier", "lm"]
 both = pytest.mark.parametrize("kind", KINDS)
@@ -95,3 +96,48 @@ def test_what_is_kept_is_small() -> None:
     outputs = TeacherOutputs.collect([(batch, Outputs(logits))], 128)
     assert outputs.nbytes < 4 * (128 * 8 + 32)
     assert not outputs.batch(batch).log_probs.requires_grad
+
+
+@both
+@pytest.mark.parametrize("project", [None, 2, 50])
+def test_hidden_states_are_kept_where_the_model_looks(kind: str, project: int | None, tmp_path: Path) -> None:
+    case = make_case(kind)
+    collected = [case.batch([2]), case.batch([3, 0], extra=2), case.batch([1], left=True)]
+    made = TeacherOutputs.collect(collected, 2, layers=(0, 2), project=project)
+    bare = TeacherOutputs.collect(collected, 2)
+    path = tmp_path / "teacher.safetensors"
+    made.save(path)
+    for outputs in (made, TeacherOutputs.load(path)):
+        assert outputs.nbytes == made.nbytes
+        for positions in ([2], [3, 0], [0, 1, 2, 3], [1, 1]):
+            batch, _ = case.batch(positions, extra=1)
+            found = outputs.batch(batch)
+            assert sorted(found.hidden) == [0, 2]
+            assert_same(found, bare.batch(batch))
+            for layer, states in found.hidden.items():
+                wanted = torch.cat([case.hidden[p][layer] for p in positions])
+                assert torch.equal(states, projected(wanted, project or WIDTH))
+    places = sum(len(ids) for ids in case.ids)
+    assert made.nbytes == bare.nbytes + 2 * (4 * places * min(project or WIDTH, WIDTH) + 2 * 8 * 4)
+
+
+@both
+def test_hidden_states_are_kept_in_the_models_dtype(kind: str) -> None:
+    case = make_case(kind, dtype=torch.bfloat16)
+    collected = [case.batch([0, 1, 2, 3])]
+    for project in (None, 2):
+        outputs = TeacherOutputs.collect(collected, None, layers=(1,), project=project)
+        assert outputs.batch(collected[0][0]).hidden[1].dtype == torch.bfloat16
+
+
+def test_a_projection_keeps_mean_squares_and_is_the_same_every_time() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(2000, 512, generator=generator)
+    small = projected(states, 64)
+    assert small.shape == (2000, 64)
+    ratio = small.square().mean(-1) / states.square().mean(-1)
+    assert abs(float(ratio.mean()) - 1) < 0.03
+    assert float(ratio.std()) < 1.3 * (2 / 64) ** 0.5
+    torch.testing.assert_close(projected(states[3:5].clone(), 64), small[3:5])
+    assert projected(states.double(), 64).dtype == torch.float64
+    assert projected(states, 512) is states
