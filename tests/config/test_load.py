@@ -116,9 +116,9 @@ def test_everything_wrong_is_told_at_once(data: Data) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("space=tensor-wis", "space is 'tensor-wis'; expected one of layer-kind-wise"),
+        ("space=tensor-wis", "space is 'tensor-wis'; expected one of adamerging, chunk-wise"),
         ("space=tensor-wis", "Did you mean 'tensor-wise'"),
-        ("objective=expert_kl", "Did you mean 'expert-kl'?"),
+        ("objective=expert_kl", "Did you mean 'expert-kl' or 'expert-alignment'?"),
         ("space=other/space.yaml", "there is no file other/space.yaml"),
         ("space={preset: 3}", "space.preset is 3; expected a name or a path."),
         ("space.bounds=[1, 0]", "bounds [1.0, 0.0] are not in increasing order"),
