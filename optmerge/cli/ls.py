@@ -110,7 +110,8 @@ def _objectives() -> list[dict[str, Any]]:
     entries = []
     for name in preset_names("objective"):
         path = find_preset("objective", name)
-        terms = [term["name"] for term in read_mapping(path)["terms"]]
+        preset = read_mapping(path)
+        terms = [term["name"] for term in (*preset["terms"], *preset.get("select", ()))]
         labels = "yes" if LABELLED_TERMS.intersection(terms) else "no"
         entries.append({"name": name, "labels": labels, "what": preset_summary(path).removeprefix(f"{name}: ")})
     return entries
