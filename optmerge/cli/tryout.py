@@ -57,6 +57,8 @@ class Tryout:
 
     def __init__(self, recipe: Recipe, family: Family, *, device: str = "auto", dtype: str = "auto") -> None:
         self.family = family
+        if family.kind not in ("causal-lm", "sequence-classification"):
+            raise ConfigError(f"These are {family.kind} models; `optmerge try` classifies or generates text.")
         self.tokenizer: PreTrainedTokenizerBase = tokenizer_for(family, recipe.tokenizer)
         self.device = pick_device(device)
         self.resident = ResidentModel(family, device=self.device, dtype=pick_dtype(dtype, family))
@@ -130,8 +132,6 @@ class Tryout:
             probabilities = module(**inputs).logits[0].float().softmax(-1)
             best = int(probabilities.argmax())
             return str(self.family.configs[who].id2label[best]), float(probabilities[best])
-        if self.family.kind != "causal-lm":
-            raise ConfigError(f"These are {self.family.kind} models; `optmerge try` classifies or generates text.")
         padding = self.tokenizer.pad_token_id
         produced = module.generate(
             **inputs,

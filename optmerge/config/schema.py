@@ -45,7 +45,10 @@ class TaskConfig(Strict):
     """One task's calibration data and the expert that knows it."""
 
     expert: str = Field(description="name of the expert whose behaviour the merge should keep on this data")
-    data: str = Field(description="jsonl, json, csv, parquet or text file, or a hub data set id[:split]")
+    data: str = Field(
+        description="jsonl, json, csv, parquet or text file, a folder of images (with a sub-folder per class), or a hub "
+        "data set id[:split]"
+    )
     text: str = Field("text", description="column with the input")
     image: str = Field(
         "image", description="column with the image, for models of images: a path, the bytes of a file, or an array"

@@ -18,6 +18,7 @@ import yaml
 from optmerge.export.references import hub_id, outside_reference
 from optmerge.merging.coefficients import Table
 from optmerge.merging.recipe import Group, Recipe
+from optmerge.models.architecture import AUTO_CLASSES
 
 if TYPE_CHECKING:
     from optmerge.models.checkpoint import Checkpoint
@@ -25,8 +26,13 @@ if TYPE_CHECKING:
 
 ROWS = 40  # coefficient tables up to this length are shown whole, longer ones per layer
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
-_PIPELINES = {"causal-lm": "text-generation", "sequence-classification": "text-classification"}
-_AUTO_CLASSES = {"causal-lm": "AutoModelForCausalLM", "sequence-classification": "AutoModelForSequenceClassification"}
+_PIPELINES = {
+    "causal-lm": "text-generation",
+    "sequence-classification": "text-classification",
+    "token-classification": "token-classification",
+    "image-classification": "image-classification",
+    "zero-shot-image-classification": "zero-shot-image-classification",
+}
 
 
 def model_card(
@@ -49,7 +55,7 @@ def model_card(
         base_model_relation="merge" if on_hub else None,
         library_name="transformers",
         license=_license(family.base),
-        pipeline_tag=_PIPELINES.get(family.kind),
+        pipeline_tag="image-text-to-text" if _sees(family) else _PIPELINES.get(family.kind),
         tags=["merge", "optmerge"],
     )
     sections = [
@@ -77,8 +83,13 @@ def _introduction(recipe: Recipe) -> str:
     )
 
 
+def _sees(family: Family) -> bool:
+    """Whether it is a language model that sees images."""
+    return any(parameter.role.part == "vision" for parameter in family.parameters.values())
+
+
 def _usage(recipe: Recipe, family: Family, folders: Sequence[str]) -> str:
-    auto = _AUTO_CLASSES.get(family.kind, "AutoModel")
+    auto = AUTO_CLASSES.get(family.kind, ("AutoModel",))[-1 if _sees(family) else 0]
     if not folders:
         lines = [f"from transformers import {auto}", "", f'model = {auto}.from_pretrained("path/to/this/folder")']
     else:

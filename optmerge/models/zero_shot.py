@@ -113,7 +113,7 @@ class TextTower:
     def _read(self, ids: Sequence[Sequence[int]], counts: Sequence[int]) -> Tensor:
         model = self._model()
         embeddings = torch.cat([self._embed(model, ids[lo : lo + _BLOCK]) for lo in range(0, len(ids), _BLOCK)])
-        classes = [nn.functional.normalize(part.mean(0), dim=-1) for part in embeddings.split(list(counts))]
+        classes = [nn.functional.normalize(part.mean(0), dim=-1) for part in torch.split(embeddings, list(counts))]
         scale = self.checkpoint.read(_SCALE).float().exp()
         return (torch.stack(classes, dim=1) * scale).contiguous()
 
