@@ -17,6 +17,7 @@ from optmerge.drivers import require_dimension
 from optmerge.merging import kernels
 from optmerge.merging.directions import expand_directions, known_directions
 from optmerge.merging.methods import build_method
+from optmerge.models.architecture import GENERATIVE
 from optmerge.models.device import pick_device, pick_dtype
 from optmerge.models.family import Family, open_family
 from optmerge.objective.objective import Objective
@@ -163,7 +164,7 @@ def _seconds(
     used = sum(
         parameter.numel
         for parameter in family.parameters.values()
-        if parameter.role.kind != "embedding" or family.kind == "causal-lm"
+        if parameter.role.kind != "embedding" or family.kind in GENERATIVE
     )
     rate = _product_rate(device, dtype) * EFFICIENCY
     forward = {split: 2.0 * used * count / rate for split, count in tokens.items()}
