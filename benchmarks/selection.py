@@ -29,7 +29,7 @@ from optmerge.tracking.markdown import NONE, score, table
 SEEDS = (0, 1, 2)
 START = 0.3
 LEFT_OUT = 0.4  # of the texts that are not in report
-POOL = 2000
+POOL = 800
 DIVERSE: dict[str, Any] = {"name": "diverse", "pool": POOL}
 SIDES: dict[str, tuple[int, str | dict[str, Any]]] = {  # name -> fit texts a task, sampling
     "diverse-32": (32, DIVERSE),
@@ -47,7 +47,7 @@ def thinned(data: Path, to: Path, *, report: int, seed: int) -> Path:
         report: Texts in report: those whose content hashes come first.
         seed: Which part is left out.
     """
-    rows = {content_key(row["text"], None): row for row in map(json.loads, data.read_text("utf-8").splitlines())}
+    rows = {content_key(row["text"], None): row for row in map(json.loads, data.read_text("utf-8").split("\n")[:-1])}
     ordered = sorted(rows)
     rest = ordered[report:]
     kept = np.random.default_rng(seed).permutation(len(rest))[: round((1 - LEFT_OUT) * len(rest))]
