@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
+from optmerge.config.load import load_config
 from optmerge.config.objectives import TERM_CONFIGS, ExpertKLConfig, ObjectiveConfig
 from optmerge.objective import COEFFICIENT_TERMS, TERMS, ModelTerm, Objective, make_term, term_class
 from optmerge.objective.whole import WholeModelTerm
@@ -18,6 +20,24 @@ PRESETS = sorted(FOLDER.glob("*.yaml"))
 
 def read(path: Path) -> ObjectiveConfig:
     return ObjectiveConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_the_command_of_a_preset_can_be_given(path: Path, tmp_path: Path) -> None:
+    lines = [
+        line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"
+    ]
+    (begin,) = [number for number, line in enumerate(lines) if line.startswith("Run:")]
+    words = shlex.split(" ".join(lines[begin:]))
+    assert words[1:4] == ["optmerge", "search", "search.yaml"]
+    assert words[4::2] == ["--set"] * (len(words[4:]) // 2)
+    search = tmp_path / "search.yaml"
+    task = {"expert": "a", "data": "a.jsonl", "label": "label"}
+    search.write_text(
+        yaml.safe_dump({"base": "base", "experts": {"a": "a"}, "tasks": {"a": task}, "objective": "expert-kl"}),
+        encoding="utf-8",
+    )
+    assert load_config(search, overrides=words[5::2]).objective == read(path)
 
 
 def test_the_presets_that_papers_and_habits_ask_for_are_there() -> None:
