@@ -25,6 +25,7 @@ from optmerge.merging.batch import Batch
 from optmerge.merging.coefficients import Table
 from optmerge.merging.placement import Placement
 from optmerge.merging.sliced import contract_sliced, write_sliced
+from optmerge.merging.sliced_batch import SlicedBatch
 from optmerge.merging.slices import Cut
 from optmerge.merging.sources import Segment
 from optmerge.merging.writing import Workspace, accumulation_dtype, contract, write_merge
@@ -69,6 +70,7 @@ class Engine:
         self._placement = placement or Placement()
         self._kept: dict[str, list[Segment]] = {}
         self._batches: dict[tuple[int, ...] | None, Batch] = {}
+        self._sliced_batches: dict[tuple[int, ...] | None, SlicedBatch] = {}
         self._resident: Table | None = None  # what the parameters hold, but for those that are unknown
         self._unknown: set[str] = set()
 
@@ -110,7 +112,8 @@ class Engine:
                 for segment in self.segments(name):
                     write_merge(self.parameters[name].data[segment.index], segment, row, self.workspace)
         if sliced:
-            self._apply_sliced(table, sliced)
+            self._sliced_batch().merge(table, {name: self.parameters[name].data for name in sliced})
+            self._apply_sliced(table, [name for name in sliced if name not in self._sliced_batch()])
         self._resident = table.copy()
         self._unknown.clear()
         return len(changed)
@@ -141,6 +144,8 @@ class Engine:
 
     def _apply_sliced(self, table: Table, names: Collection[str]) -> None:
         """Write parameters with coefficients of their own for every slice; the table goes to the device once."""
+        if not names:
+            return
         wide = np.float64 if self.accumulate == torch.float64 else np.float32
         columns = torch.from_numpy(table.T.astype(wide)).to(self.device, non_blocking=True)
         for name in self.parameters:
@@ -179,8 +184,12 @@ class Engine:
         """Add the contributions of some parameters' gradients to ``out`` [G, D]."""
         batch = self._batch(tuple(columns))
         batch.contract({name: gradient for name, gradient in gradients.items() if name not in self.cuts}, out)
+        sliced = self._sliced_batch(tuple(columns))
+        sliced.contract(gradients, out)
         for name, gradient in gradients.items():
             cut = self.cuts.get(name)
+            if name in sliced:
+                continue
             if cut is not None:
                 into = out[self._rows(name)]
                 for segment in self.segments(name):
@@ -196,6 +205,14 @@ class Engine:
                 self.workspace.library, self.parameters, self.segments, self.group_of, columns=columns
             )
         return self._batches[columns]
+
+    def _sliced_batch(self, columns: tuple[int, ...] | None = None) -> SlicedBatch:
+        """Likewise, of the parameters that are cut."""
+        if columns not in self._sliced_batches:
+            self._sliced_batches[columns] = SlicedBatch(
+                self.workspace.library, self.parameters, self.segments, self.group_of, self.cuts, columns=columns
+            )
+        return self._sliced_batches[columns]
 
 
 class GradientGatherer:

@@ -1,4 +1,6 @@
-"""The compiled passes over weights: `kernels.c` for host memory, built once by the C compiler here; `fused` for CUDA.
+"""The compiled passes over weights: C for host memory, built once by the C compiler here; `fused` for CUDA.
+
+`kernels.c` has those with a coefficient per tensor, `sliced_kernels.c` those with one per column or row.
 
 They only make merging faster: where nothing can be compiled the same arithmetic is done by torch's own operations, with
 the same bits for a merge, and the sums of a contraction in another order. Which of them is used is logged, shown by
@@ -56,7 +58,25 @@ JOB = np.dtype(
     align=True,
 )
 
-_SOURCE_FILE = Path(__file__).with_name("kernels.c")
+SLICED_SOURCE = np.dtype([("data", "u8"), ("type", "i4"), ("absolute", "i4"), ("slices", "u8")], align=True)
+SLICED_JOB = np.dtype(
+    [
+        ("out", "u8"),
+        ("base", "u8"),
+        ("sources", "u8"),
+        ("rows", "i8"),
+        ("width", "i8"),
+        ("stride", "i8"),
+        ("out_type", "i4"),
+        ("base_type", "i4"),
+        ("count", "i8"),
+        ("across", "i8"),
+    ],
+    align=True,
+)
+
+_SOURCE_FILE = Path(__file__).with_name("sliced_kernels.c")
+_INCLUDED = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _TUNED = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
 
@@ -69,6 +89,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
         assert self._library.struct_sizes() == SOURCE.itemsize * 1000 + JOB.itemsize
+        assert self._library.sliced_struct_sizes() == SLICED_SOURCE.itemsize * 1000 + SLICED_JOB.itemsize
         assert self._library.most_sources() == MOST
         self.half = bool(self._library.has_half())
         self._pool: ThreadPoolExecutor | None = None
@@ -90,6 +111,14 @@ class Library:
         partials = np.zeros((len(jobs), width))
         self._share(self._library.contract, jobs, ctypes.c_void_p(partials.ctypes.data), ctypes.c_int64(width))
         return partials
+
+    def merge_sliced(self, jobs: Jobs) -> None:
+        """Run merge jobs of slices; each writes its ``out``."""
+        self._share(self._library.merge_sliced, jobs)
+
+    def contract_sliced(self, jobs: Jobs) -> None:
+        """Run contraction jobs of slices; each one's ``out`` is the gradient, and its sums are added to ``slices``."""
+        self._share(self._library.contract_sliced, jobs)
 
     def _share(self, function: ctypes._NamedFuncPointer, jobs: Jobs, *rest: object) -> None:
         threads = min(torch.get_num_threads(), len(jobs))
@@ -179,7 +208,15 @@ def _build() -> Path:
     """The path of the shared library for this source, compiler and processor."""
     compiler = _compiler()
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
-    identity = [_SOURCE_FILE.read_text(), version, *_FLAGS, *map(str, _TUNED), platform.machine(), _processor()]
+    identity = [
+        _SOURCE_FILE.read_text(),
+        _INCLUDED.read_text(),
+        version,
+        *_FLAGS,
+        *map(str, _TUNED),
+        platform.machine(),
+        _processor(),
+    ]
     name = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32]
     path = cache_dir() / "kernels" / f"{name}.so"
     if not path.exists():
