@@ -21,7 +21,8 @@ def projected(states: Tensor, dimensions: int) -> Tensor:
     if dimensions >= states.shape[-1]:
         return states
     precise = states if states.dtype == torch.float64 else states.float()
-    return precise @ _matrix(states.shape[-1], dimensions, precise.device).to(precise.dtype)
+    small: Tensor = precise @ _matrix(states.shape[-1], dimensions, precise.device).to(precise.dtype)
+    return small
 
 
 @lru_cache(maxsize=8)

@@ -111,6 +111,15 @@ def test_pairs_by_hand(point: Tensor, similarity: float, overlap: float) -> None
     assert float(Overlap().value(point, geometry)) == pytest.approx(overlap, abs=1e-12)
 
 
+def test_a_direction_that_is_not_used_is_similar_to_none() -> None:
+    """A cosine with zero has no slope worth following; divided by a small number it would be one of 1e12."""
+    point = table([0.3, 0.0], [0.1, 0.0]).requires_grad_()
+    value = Similarity().value(point, geometry_of(point.detach()))
+    (slope,) = torch.autograd.grad(value, point)
+    assert float(value.detach()) == 0.0
+    assert not bool(slope.any())
+
+
 @pytest.mark.parametrize("term", [Similarity(), Overlap()])
 def test_one_direction_makes_no_pair(term: CoefficientTerm) -> None:
     with pytest.raises(ConfigError, match=f"{term.name} compares .* no two of the 1 directions"):
