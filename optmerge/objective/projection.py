@@ -10,6 +10,7 @@ months ago is what a merged model's are projected with today.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -21,13 +22,12 @@ def projected(states: Tensor, dimensions: int) -> Tensor:
     if dimensions >= states.shape[-1]:
         return states
     precise = states if states.dtype == torch.float64 else states.float()
-    small: Tensor = precise @ _matrix(states.shape[-1], dimensions, precise.device).to(precise.dtype)
-    return small
+    return precise @ _matrix(states.shape[-1], dimensions, precise.device).to(precise.dtype)
 
 
 @lru_cache(maxsize=8)
 def _matrix(width: int, dimensions: int, device: torch.device) -> Tensor:
     """fp32[H, d], drawn on the CPU whatever the device is."""
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(width, dimensions, generator=generator) / width**0.5
+    drawn: Tensor = torch.randn(width, dimensions, generator=generator) / math.sqrt(width)
     return drawn.to(device)
