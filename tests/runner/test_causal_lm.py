@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,41 @@ def test_top_k_of_the_whole_vocabulary_equals_all_classes(language_settings: Set
 def test_the_result_is_plain_json(language_settings: Settings, tmp_path: Path) -> None:
     run = search(build_config(language_settings(), root=tmp_path), root=tmp_path)
     assert json.loads((run.folder / "result.json").read_text()) == run.result
+
+
+CHAT = (
+    "{% for m in messages %}<s> {{ m.role }} {{ m.content }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}<s> assistant {% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"template": "chat"},
+        {"template": {"prompt": "{text}", "completion": "w1 {text}", "chat": True}},
+        {"max_tokens": 6, "stride": 3},
+    ],
+    ids=["messages", "prompts", "windows"],
+)
+def test_chats_and_windows_are_searched(
+    language_settings: Settings, language_zoo: Path, tmp_path: Path, task: dict[str, Any]
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(language_zoo / "base", base)
+    (base / "chat_template.jinja").write_text(CHAT)
+    settings = language_settings(base=str(base), budget={"evaluations": 3}, baselines={"grid": [0.3]})
+    for name, spec in settings["tasks"].items():
+        rows = [json.loads(line) for line in Path(spec["data"]).read_text().splitlines()]
+        for row in rows:
+            asked, said = row["text"].rsplit(" ", 1)
+            row["messages"] = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        spec |= {"data": str(path), **task}
+    run = search(build_config(settings, root=tmp_path), root=tmp_path)
+    fit = [record.value for record in Trajectory.read(run.folder).records if record.phase == "search"]
+    assert all(value is not None and math.isfinite(value) for value in fit)
+    rows = {row["name"]: row for row in run.result["rows"]}
+    assert rows["expert:a"]["report"]["a"]["agreement"] == 1.0
+    assert rows["expert:b"]["report"]["a"]["agreement"] < 1.0
