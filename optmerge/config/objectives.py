@@ -242,6 +242,7 @@ class LmEvalConfig(TermConfig):
     """Tasks of EleutherAI's lm-evaluation-harness, scored on the merged causal language model. Reads their answers."""
 
     differentiable: ClassVar[bool] = False
+    labelled: ClassVar[bool] = True
     about: ClassVar[Literal["model", "coefficients", "whole-model"]] = "whole-model"
 
     name: Literal["lm-eval"] = "lm-eval"

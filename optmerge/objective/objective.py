@@ -68,18 +68,27 @@ class Objective:
         whole: The terms of the whole model.
         needs: What any of the model's terms needs.
         labelled: Whether labels are read, on the select split too.
+        answered: Names of the terms that read labels or answers, on either split.
         without_gradient: Names of the terms that have none.
         shares: Each task's share of the mean over tasks; they sum to 1.
         needs_parts: Whether the tasks' weights depend on their parts, which must then be known before a backward pass.
     """
 
-    def __init__(self, config: ObjectiveConfig, tasks: Sequence[str], num_labels: Mapping[str, int | None]) -> None:
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        tasks: Sequence[str],
+        num_labels: Mapping[str, int | None],
+        *,
+        key: str = "terms",
+    ) -> None:
         """Make the terms.
 
         Args:
             config: What the search file says.
             tasks: Names of the tasks.
             num_labels: Task -> classes of its head; None for language models, which share one vocabulary.
+            key: Where the terms stand in the search file's objective.
 
         Raises:
             ConfigError: A term is named twice, or task weights do not fit the tasks.
@@ -90,7 +99,7 @@ class Objective:
             term = make_term(settings)
             if term.name in self.configs:
                 raise ConfigError(
-                    f"objective.terms names {term.name!r} twice; give it once, with the weight that you want."
+                    f"objective.{key} names {term.name!r} twice; give it once, with the weight that you want."
                 )
             self.configs[term.name] = settings
             self._by_name[term.name] = term
@@ -99,12 +108,19 @@ class Objective:
         self.regularisers = [term for term in made if isinstance(term, CoefficientTerm)]
         self.whole = [term for term in made if isinstance(term, WholeModelTerm)]
         self._selection: Objective = (
-            Objective(config.model_copy(update={"terms": config.select, "select": None}), tasks, num_labels)
+            Objective(
+                config.model_copy(update={"terms": config.select, "select": None}), tasks, num_labels, key="select"
+            )
             if config.select is not None
             else self
         )
         self.needs: frozenset[Need] = frozenset().union(*(term.needs for term in self.terms))
         self.labelled: bool = "labels" in self.needs or (self._selection is not self and self._selection.labelled)
+        answered = [name for name, term in self._by_name.items() if "labels" in getattr(term, "needs", ())]
+        answered += [term.name for term in self.whole if self.configs[term.name].labelled]
+        self.answered: tuple[str, ...] = tuple(
+            dict.fromkeys([*answered, *(self._selection.answered if self._selection is not self else ())])
+        )
         self.without_gradient = tuple(
             term.name for term in made if isinstance(term, WholeModelTerm) or not term.differentiable
         )

@@ -56,6 +56,7 @@ def make_manifest(problem: Problem) -> dict[str, Any]:
         },
         "data": {name: data.sha256 for name, data in problem.calibration.tasks.items()},
         "terms": term_hashes(problem.config.objective, problem.objective),
+        "labelled_terms": list(problem.objective.answered),
         "splits": {
             name: {split: data.splits[split].size for split in data.splits}
             for name, data in problem.calibration.tasks.items()

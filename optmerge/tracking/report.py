@@ -14,10 +14,11 @@ from typing import Any
 from optmerge.atomic import atomic_write
 from optmerge.config.objectives import LABELLED_TERMS
 from optmerge.records import Record
+from optmerge.runner.alarms import raised_alarms
 from optmerge.tracking.evidence_plots import results_figure, signals_figure
 from optmerge.tracking.markdown import number, ranged, signed, table
 from optmerge.tracking.plots import heat_map_figure, save_figure, trajectory_figure
-from optmerge.tracking.signals import curves, seen_alarms
+from optmerge.tracking.signals import curves
 from optmerge.tracking.terminal import duration
 from optmerge.tracking.verdict import answer
 from optmerge.tracking.view import Row, RunView
@@ -147,7 +148,7 @@ def _of_task(row: Row, task: str, metric: str) -> str:
 def _alarms(view: RunView) -> list[str]:
     """What went wrong, before anything else."""
     lines = []
-    for alarm in seen_alarms(view):
+    for alarm in raised_alarms(view.records):
         times = f", {alarm.times} times" if alarm.times > 1 else ""
         lines.append(
             f"- **ALARM, {alarm.kind}** (first after {alarm.evaluations} evaluations{times}): {alarm.sentence}."
@@ -250,8 +251,10 @@ def _data(view: RunView) -> list[str]:
         + [str(sizes.get(task, {}).get(split, "")) for split in ("fit", "select", "report")]
         for task, spec in tasks.items()
     ]
-    terms = [term["name"] for term in (view.settings.get("objective") or {}).get("terms", [])]
-    reading = [name for name in terms if name in LABELLED_TERMS]
+    objective: Mapping[str, Any] = view.settings.get("objective") or {}
+    terms = [term["name"] for term in [*objective.get("terms", []), *(objective.get("select") or [])]]
+    # The manifest knows what the settings cannot tell: what a term of the user's own reads.
+    reading = dict.fromkeys([n for n in terms if n in LABELLED_TERMS] + (view.manifest.get("labelled_terms") or []))
     report = (
         "Labels of the report split are used for the tables only."
         if view.metric == "accuracy"

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from optmerge.config.objectives import ObjectiveConfig
 from optmerge.errors import ConfigError, RunFailed
 from optmerge.objective import Objective, report_metrics
+from optmerge.objective.teacher import Keep
+
+from .cases import make_geometry
 
 MEANS = {
     "a": {"entropy": 0.3, "expert-kl": 0.2, "accuracy": 0.75},
@@ -132,3 +136,73 @@ def test_metrics_of_the_report() -> None:
     for kind, names in labelled.items():
         assert [term.name for term in report_metrics(kind, True)] == names  # type: ignore[arg-type]
         assert [term.name for term in report_metrics(kind, False)] == ["agreement"]  # type: ignore[arg-type]
+
+
+def test_select_may_be_judged_by_other_terms() -> None:
+    objective = make(
+        {"name": "entropy", "normalise": "none"},
+        select=[{"name": "expert-kl"}, {"name": "accuracy"}],
+        task_weights={"b": 3},
+    )
+    assert objective.on("fit") is objective
+    assert objective.on("report") is objective
+    chosen = objective.on("select")
+    assert [term.name for term in chosen.terms] == ["expert-kl", "accuracy"]
+    assert chosen.shares == objective.shares
+    assert not objective.needs_base
+    assert chosen.needs_base
+    assert objective.needs == frozenset()
+    assert objective.labelled, "labels are loaded, for select"
+    assert objective.differentiable, "nothing is differentiated on select"
+    assert objective.answered == ("accuracy",)
+    plain = make({"name": "entropy"})
+    assert plain.on("select") is plain
+    assert plain.answered == ()
+    with pytest.raises(ConfigError, match=r"objective\.select names 'entropy' twice"):
+        make({"name": "entropy"}, select=[{"name": "entropy"}, {"name": "entropy"}])
+
+
+@pytest.mark.parametrize(
+    ("terms", "select", "wanted"),
+    [
+        (["entropy"], None, Keep(128)),
+        ([{"name": "expert-kl", "top_k": 5}], None, Keep(5)),
+        ([{"name": "expert-kl", "top_k": 5}], [{"name": "jensen-shannon", "top_k": 9}], Keep(9)),
+        ([{"name": "expert-kl", "top_k": 5}, {"name": "jensen-shannon", "top_k": None}], None, Keep(None)),
+        ([{"name": "hidden-alignment", "layers": [3], "project": 8}], None, Keep(128, (3,), 8)),
+        (
+            [{"name": "hidden-alignment", "layers": [3], "project": 8}],
+            [{"name": "hidden-alignment", "layers": [0, 1.0]}],
+            Keep(128, (0, 3, 5), None),
+        ),
+    ],
+)
+def test_what_is_kept_of_the_experts(terms: list[object], select: list[object] | None, wanted: Keep) -> None:
+    named = [{"name": term} if isinstance(term, str) else term for term in terms]
+    assert make(*named, select=select).keep(6) == wanted  # type: ignore[arg-type]
+
+
+def test_parts_are_added_once_and_turned_round_where_higher_is_better() -> None:
+    objective = make({"name": "expert-kl", "normalise": "none"}, {"name": "l2", "weight": 0.5})
+    value, per_task = objective.combine("fit", MEANS, {"l2": 3.0})
+    assert value == pytest.approx(0.5 + 0.5 * 3.0)
+    assert per_task == objective.combine("fit", MEANS)[1]
+    assert objective.combine("fit", MEANS)[0] == pytest.approx(0.5)
+
+
+def test_terms_of_the_coefficients_give_values_and_the_slope_of_their_sum() -> None:
+    objective = make({"name": "entropy"}, {"name": "anchor-l2", "weight": 2.0}, {"name": "l1", "weight": 0.1})
+    geometry, coefficients = make_geometry(layers=1)
+    table = coefficients.numpy()
+    values, slope = objective.regularise(table, geometry, gradient=True)
+    assert list(values) == ["anchor-l2", "l1"]
+    assert slope is not None
+    for cell in np.ndindex(*table.shape):
+        moved = []
+        for step in (1e-6, -1e-6):
+            other = table.copy()
+            other[cell] += step
+            found, none = objective.regularise(other, geometry, gradient=False)
+            assert none is None
+            moved.append(2.0 * found["anchor-l2"] + 0.1 * found["l1"])
+        assert slope[cell] == pytest.approx((moved[0] - moved[1]) / 2e-6, rel=1e-4, abs=1e-9)

@@ -83,6 +83,12 @@ def test_labelled_and_transductive_searches_say_so(fake) -> None:
     assert "**Transductive**" in text
 
 
+def test_labels_that_only_choose_the_iterate_are_labels_too(fake) -> None:
+    chosen = {"terms": [{"name": "entropy"}], "select": [{"name": "accuracy"}]}
+    run = fake(settings_update={"objective": chosen}).baselines().search().finish()
+    assert "**The search used labels**: the objective's accuracy" in render_report(RunView.open(run.folder))
+
+
 def test_agreement_is_named_so(fake) -> None:
     text = render_report(RunView.open(fake(labels=False).baselines().search().finish().folder))
     assert "mean agreement on the report split" in text
