@@ -18,7 +18,8 @@ have no marginal); of drivers that explore, only what would be the best on selec
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from optmerge.config.alarms import AlarmsConfig
 from optmerge.records import Record
@@ -129,6 +130,41 @@ class Alarms:
             GRADIENT: f"the gradient's norm is {norm:.3g} in generation {record.generation}, and was at most "
             f"{largest:.3g} in the first {FIRST}; a collapse often begins so: take smaller steps (driver.lr)"
         }
+
+
+@dataclass(frozen=True, slots=True)
+class RaisedAlarm:
+    """An alarm of a run, where it was first raised.
+
+    Attributes:
+        kind: collapse, gradient or at-bound.
+        sentence: What it says, with numbers and remedy.
+        evaluations: Fit evaluations that had been made.
+        record: The trajectory's id.
+        times: How many records show it.
+    """
+
+    kind: str
+    sentence: str
+    evaluations: int
+    record: int
+    times: int
+
+
+def raised_alarms(records: Iterable[Record]) -> tuple[RaisedAlarm, ...]:
+    """The alarms of a trajectory, each kind once, in the order in which they were raised."""
+    raised: dict[str, RaisedAlarm] = {}
+    evaluations = 0
+    for record in records:
+        evaluations += record.phase == "search"
+        for kind, sentence in record.alarms.items():
+            first = raised.get(kind)
+            raised[kind] = (
+                RaisedAlarm(kind, sentence, evaluations, record.id, 1)
+                if first is None
+                else replace(first, times=first.times + 1)
+            )
+    return tuple(raised.values())
 
 
 def by_task(signals: Mapping[str, float], name: str) -> dict[str, float]:

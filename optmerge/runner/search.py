@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from optmerge.drivers.base import Driver, Variables
 from optmerge.errors import RunFailed, RunInterrupted
 from optmerge.merging.recipe import Recipe
 from optmerge.records import Candidate, Evaluation, Progress, Record, Sink, SplitName, Trajectory, Vector
-from optmerge.runner.alarms import Alarms
+from optmerge.runner.alarms import Alarms, raised_alarms
 from optmerge.runner.baselines import Baseline, CachedMeasurements, make_baselines, representable
 from optmerge.runner.evaluator import Evaluator
 from optmerge.runner.finalists import make_finalists
@@ -189,6 +189,7 @@ class _Session:
             "comparison": make_comparisons(winner, scored, metric, seed=config.seed),
             "evaluations": outcome.progress.evaluations,
             "seconds": outcome.progress.seconds,
+            "alarms": [asdict(alarm) for alarm in raised_alarms(self.journal.trajectory.records)],
             "transductive": config.splits.transductive,
             "labels": {task: problem.labelled(task) for task in config.tasks},
         }

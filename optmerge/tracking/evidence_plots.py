@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from optmerge.runner.alarms import COLLAPSE, raised_alarms
 from optmerge.tracking.plots import BEST, LINES, SELECT
-from optmerge.tracking.signals import alarm_settings, curves, seen_alarms
+from optmerge.tracking.signals import alarm_settings, curves
 from optmerge.tracking.view import Row, RunView
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def signals_figure(view: RunView) -> Figure:
         "marginal-entropy": settings.marginal_entropy,
     }
     found = curves(view)
-    raised = [alarm.evaluations for alarm in seen_alarms(view) if alarm.kind == "collapse"]
+    raised = [alarm.evaluations for alarm in raised_alarms(view.records) if alarm.kind == COLLAPSE]
     figure = Figure(figsize=(9.0, 2.9), layout="constrained")
     panels = figure.subplots(1, len(_TITLES))
     for axes, (measure, title) in zip(panels, _TITLES.items(), strict=True):

@@ -1,15 +1,13 @@
-"""What a run's signals and alarms were, for every view.
+"""What a run's signals were, for the views.
 
-    for alarm in seen_alarms(view): alarm.sentence
-    curves(view)["top-share"]["topic"]        # what the alarm compares, over evaluations
+    curves(view)["top-share"]["topic"]        # what the collapse alarm compares, over evaluations
 
-The alarms are those that the run recorded; nothing is judged again here.
+The alarms themselves are those that the run recorded (`optmerge.runner.alarms.raised_alarms`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from optmerge.config.alarms import AlarmsConfig
 from optmerge.records import Record
@@ -18,40 +16,6 @@ from optmerge.tracking.view import RunView
 
 Curve = tuple[tuple[int, float], ...]
 """(evaluations on fit, value), in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class SeenAlarm:
-    """An alarm of a run, where it was first raised.
-
-    Attributes:
-        kind: collapse, gradient or at-bound.
-        sentence: What it says, with numbers and remedy.
-        evaluations: Fit evaluations that had been made.
-        record: The trajectory's id.
-        times: How many records show it.
-    """
-
-    kind: str
-    sentence: str
-    evaluations: int
-    record: int
-    times: int
-
-
-def seen_alarms(view: RunView) -> tuple[SeenAlarm, ...]:
-    """The alarms of a run, each kind once, in the order in which they were raised."""
-    seen: dict[str, SeenAlarm] = {}
-    evaluations = 0
-    for record in view.records:
-        evaluations += record.phase == "search"
-        for kind, sentence in record.alarms.items():
-            first = seen.get(kind)
-            if first is None:
-                seen[kind] = SeenAlarm(kind, sentence, evaluations, record.id, 1)
-            else:
-                seen[kind] = SeenAlarm(kind, first.sentence, first.evaluations, first.record, first.times + 1)
-    return tuple(seen.values())
 
 
 def alarm_settings(view: RunView) -> AlarmsConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from optmerge.config.schema import BudgetConfig
 from optmerge.drivers import Variables, make_driver
 from optmerge.errors import RunInterrupted
 from optmerge.records import Candidate, Evaluation, Record, Trajectory, Vector
-from optmerge.runner.alarms import Alarms, by_task
+from optmerge.runner.alarms import Alarms, RaisedAlarm, by_task, raised_alarms
 from optmerge.runner.journal import Journal
 from optmerge.runner.loop import Outcome, run_loop
 from optmerge.runner.state import StateStore
@@ -155,6 +156,12 @@ def test_records_without_signals_raise_nothing() -> None:
     assert see(plain, plain) == {}
     failed = Record(0, "select", "adam", "select", None, error="out of memory")
     assert see(record(), failed) == {}
+
+
+def test_alarms_of_a_trajectory_each_kind_once() -> None:
+    told = [{}, {"gradient": "g"}, {"collapse": "first"}, {"collapse": "second"}]
+    records = [replace(STEP, id=number, alarms=alarms) for number, alarms in enumerate(told)]
+    assert raised_alarms(records) == (RaisedAlarm("gradient", "g", 2, 1, 1), RaisedAlarm("collapse", "first", 3, 2, 2))
 
 
 def test_signals_by_task() -> None:

@@ -9,17 +9,10 @@ from rich.console import Console
 
 from optmerge.tracking.evidence_plots import results_figure, signals_figure
 from optmerge.tracking.plots import save_figure
-from optmerge.tracking.signals import alarm_settings, curves, seen_alarms
+from optmerge.tracking.signals import alarm_settings, curves
 from optmerge.tracking.terminal import TerminalSink
 from optmerge.tracking.view import RunView
 from optmerge.tracking.wandb_rows import RowMaker
-
-
-def test_alarms_are_those_of_the_trajectory_each_kind_once(fake) -> None:
-    view = RunView.open(fake(collapse_at=4).baselines().search(8).close().folder)
-    (alarm,) = seen_alarms(view)
-    assert (alarm.kind, alarm.evaluations, alarm.times) == ("collapse", 5, 8)
-    assert alarm.record == next(record.id for record in view.records if record.alarms)
 
 
 def test_a_collapsed_iterate_is_no_best_one_unless_alarms_only_warn(fake) -> None:
