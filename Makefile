@@ -4,6 +4,7 @@
 #   make test         format, lint, types, layers, tests
 #   make test-peers   mergekit and FusionBench beside ours, in environments of their own
 #   make test-triton  the kernels for CUDA devices, interpreted and compiled on the CPU, in an environment of its own
+#   make example-language   real language: LoRA experts of a small instruct model, trained here and merged
 #   make bench        every measurement of benchmarks/, beside the peers (34 GB of disk; --work DIR chooses which)
 #
 # Another interpreter: make demo PYTHON=python3.12
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 
 BENCHES := startup apply gradient memory merge large lora directions objectives selection
 
-.PHONY: help demo test lint test-peers test-triton bench bench-env $(BENCHES:%=bench-%) clean-env
+.PHONY: help demo example-language test lint test-peers test-triton bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +38,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# gguf reads the archive that the base model is in.
+example-language: $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt gguf accelerate
+	$(BIN)/python -m benchmarks.language $(BENCH)
 
 test-peers: $(VENV)/.installed $(PEERS)/.installed $(FUSIONBENCH)/.installed
 	OPTMERGE_PEERS=$(CURDIR)/$(PEERS) OPTMERGE_FUSIONBENCH=$(CURDIR)/$(FUSIONBENCH) $(BIN)/pytest -m peers tests/peers
@@ -69,7 +75,7 @@ clean-env:
 # The stamps are newer than what they were installed from, so a second run installs nothing.
 $(VENV)/.installed: pyproject.toml constraints.txt | check-python
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,peft]'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,peft,lm-eval]'
 	touch $@
 
 $(PEERS)/.installed: requirements/peers-mergekit.txt | check-python
