@@ -47,6 +47,7 @@ class ImageProcessor:
         self._patch = patch
         self._dtype = dtype
         self._where = where
+        self._scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._bytes: bool | None = None  # not known before an image was seen, as is the size
         self._size: tuple[int, ...] | None = None
         scaled, normalised = getattr(processor, "do_rescale", False), getattr(processor, "do_normalize", False)
@@ -83,7 +84,9 @@ class ImageProcessor:
     def finish(self, pixels: Tensor) -> Tensor:
         """What the model takes: [..., C, H, W] of its dtype, on the device of ``pixels``."""
         if pixels.dtype == torch.uint8:
-            slope, shift = self._slope.to(pixels.device), self._shift.to(pixels.device)
+            if pixels.device not in self._scales:  # once, not for every batch
+                self._scales[pixels.device] = self._slope.to(pixels.device), self._shift.to(pixels.device)
+            slope, shift = self._scales[pixels.device]
             pixels = pixels.float().mul_(slope).sub_(shift)
         return pixels.to(self._dtype)
 

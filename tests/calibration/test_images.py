@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from optmerge.calibration.images import Picture, class_folders
+from optmerge.calibration.pixel_keys import PixelKeys
 from optmerge.calibration.sources import read_rows
 from optmerge.errors import DataError
 from tests.tiny import pictures
 
 HERE = "tasks.pets: pets.jsonl, row 3"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTMERGE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def written(image: Image.Image, format: str) -> bytes:
@@ -61,6 +68,36 @@ def test_images_stand_upright() -> None:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", exif=exif)
     assert picture(buffer.getvalue()).open("RGB").size == (image.height, image.width)
+
+
+def test_what_was_decoded_once_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = pictures(2)
+    path = tmp_path / "one.png"
+    first.save(path)
+    os.utime(path, (1e9, 1e9))
+    found = [picture(str(path)), picture(written(second, "PNG"))]
+    keys = PixelKeys("pets", "RGB")
+    wanted = [keys.of(one) for one in found]
+    assert wanted == [one.key("RGB") for one in found]
+    keys.save()
+    with monkeypatch.context() as patch:
+        patch.setattr(Picture, "open", lambda *_: pytest.fail("decoded again"))
+        assert [PixelKeys("pets", "RGB").of(one) for one in found] == wanted
+    assert PixelKeys("pets", "L").of(found[0]) != wanted[0]
+    second.save(path)
+    os.utime(path, (2e9, 1e9 + 1))
+    assert PixelKeys("pets", "RGB").of(picture(str(path))) == wanted[1]
+
+
+def test_a_file_that_has_only_just_changed_is_looked_at_again(tmp_path: Path) -> None:
+    path = tmp_path / "one.png"
+    keys = []
+    for image in pictures(2):
+        image.save(path)
+        known = PixelKeys("pets", "RGB")
+        keys.append(known.of(picture(str(path))))
+        known.save()
+    assert keys[0] != keys[1]
 
 
 @pytest.mark.parametrize("value", [None, "", b"", {"bytes": None, "path": None}])

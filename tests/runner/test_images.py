@@ -112,6 +112,15 @@ def test_a_labelled_objective_reads_the_folders(image_zoo: Path, tmp_path: Path)
     assert all(0 <= value <= 1 for value in values(searched(settings, tmp_path), "fit"))
 
 
+def test_statistics_and_representatives_are_of_images_too(image_zoo: Path, tmp_path: Path) -> None:
+    settings = image_settings(image_zoo, directions=["experts", "regmean"], budget={"evaluations": 2})
+    for task in settings["tasks"].values():
+        task["sampling"] = {"name": "diverse", "pool": 45}
+    run = searched(settings, tmp_path)
+    assert len(values(run, "fit")) == 2
+    assert any("representatives" in note for note in json.loads((run.folder / "manifest.json").read_text())["notes"])
+
+
 def test_plan_counts_patches_and_memory(image_zoo: Path, tmp_path: Path) -> None:
     plan = make_plan(build_config(image_settings(image_zoo), root=tmp_path), root=tmp_path)
     assert plan.tokens == {"fit": 2 * 24 * 4, "select": 2 * 16 * 4, "report": 2 * 24 * 4}

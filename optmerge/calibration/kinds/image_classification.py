@@ -16,6 +16,7 @@ from torch import Tensor
 from optmerge.calibration.batches import Batch, Examples
 from optmerge.calibration.images import Picture
 from optmerge.calibration.labels import HeadLabels
+from optmerge.calibration.pixel_keys import PixelKeys
 from optmerge.calibration.reader import Kind, Reader, Task
 from optmerge.models.image_processor import ImageProcessor
 
@@ -40,6 +41,7 @@ class ImageReader(Reader[Picture, Tensor]):
         self._images = task.images
         data = task.folder / Path(spec.data).expanduser()
         self._folder = data if data.is_dir() else data.parent
+        self._keys = PixelKeys(str(data), self._images.mode)
 
     def raw(self, values: Mapping[str, Any], where: str) -> Picture | None:
         """See `Reader.raw`."""
@@ -47,10 +49,11 @@ class ImageReader(Reader[Picture, Tensor]):
 
     def key(self, raw: Picture) -> str:
         """See `Reader.key`."""
-        return raw.key(self._images.mode)
+        return self._keys.of(raw)
 
     def encode(self, raws: Sequence[Picture]) -> list[list[Tensor]]:
         """See `Reader.encode`."""
+        self._keys.save()  # by now every image has one
         return [[self._images.prepare(raw.open(self._images.mode))] for raw in raws]
 
     def label(self, value: Any, encoded: Tensor, names: Sequence[str], where: str) -> list[int]:
