@@ -38,7 +38,7 @@ SEARCHES = {"expert-kl": "expert-kl", "jensen-shannon": {"terms": [{"name": "jen
 class Size:
     """How much is trained and searched; passages are counted per domain."""
 
-    training_steps: int = 80
+    training_steps: int = 48
     steps: int = 16
     fit: int = 32
     batch: int = 8

@@ -28,8 +28,8 @@ class LoraRecipe:
     """How an expert is trained: AdamW with a linear decay, next-token cross-entropy over whole windows."""
 
     rank: int = 16
-    steps: int = 80
-    batch: int = 8
+    steps: int = 48
+    batch: int = 4
     tokens: int = 128
     learning_rate: float = 1e-3
     seed: int = 0
