@@ -18,6 +18,8 @@ from torch.func import functional_call
 from optmerge.config.load import build_config
 from optmerge.merging.slices import Cut
 from optmerge.models.checkpointing import Checkpointing
+from optmerge.models.hidden import layer_outputs
+from optmerge.models.roles import layer_modules
 from optmerge.objective.objective import Objective
 from optmerge.objective.outputs import Outputs
 from optmerge.records import Vector
@@ -53,6 +55,10 @@ COEFFICIENTS = (
     {"name": "anchor-l2", "weight": 0.4, "scale": "norms"},
     {"name": "similarity", "weight": 0.2},
 )
+HIDDEN = (
+    {"name": "hidden-alignment", "layers": [0, 1.0], "normalise": "none"},
+    {"name": "jensen-shannon", "weight": 0.5},
+)
 CASES = {
     "mean": Case("tensor-wise"),
     "model-wise": Case("model-wise", checkpointing=True),
@@ -67,6 +73,7 @@ CASES = {
     "sum, worst, checkpointed": Case("tensor-wise", "sum", "worst", checkpointing=True, frozen=True),
     "summaries": Case("tensor-wise", terms=SUMMARIES),
     "summaries, worst, checkpointed": Case("layer-wise", "sum", "worst", checkpointing=True, terms=SUMMARIES),
+    "hidden, checkpointed": Case("tensor-wise", checkpointing=True, terms=HIDDEN),
     "coefficients": Case("layer-kind-wise", terms=COEFFICIENTS, frozen=True),
     "coefficients, softmax, cvar": Case(
         "layer-wise", "softmax", {"name": "cvar", "share": 0.5}, terms=COEFFICIENTS, frozen=True
@@ -104,7 +111,8 @@ def prepare(problem: Problem, teachers: Teachers, case: Case) -> Evaluator:
     problem.engine.group_of, problem.engine.cuts = problem.space.row_of, problem.space.cuts
     models = [problem.resident.model_for(expert) for expert in problem.family.experts]
     problem.checkpointing = Checkpointing(models) if case.checkpointing else None
-    return Evaluator(problem, teachers)
+    hidden = problem.objective.keep(problem.family.num_layers).layers
+    return Evaluator(problem, Teachers.make(problem) if hidden else teachers)
 
 
 def plain_coefficients(problem: Problem, variables: torch.Tensor) -> list[list[torch.Tensor | float]]:
@@ -148,12 +156,12 @@ def plain_value(evaluator: Evaluator, variables: torch.Tensor) -> torch.Tensor:
         for position in range(data.splits["fit"].size):
             (batch,) = data.splits["fit"].batches(batch_tokens=1, positions=[position])
             options = {**batch.inputs, **problem.forward.options}
-            logits = functional_call(
-                problem.resident.model_for(data.expert), merged, kwargs=options, tie_weights=True
-            ).logits
+            model = problem.resident.model_for(data.expert)
+            with layer_outputs(layer_modules(model), composed.layers(family.num_layers)) as hidden:
+                logits = functional_call(model, merged, kwargs=options, tie_weights=True).logits
             teacher = evaluator.teachers.batch(task, "fit", batch)
             for term in composed.terms:
-                found = term.per_example(Outputs(logits), batch, teacher).sum(0)
+                found = term.per_example(Outputs(logits, hidden), batch, teacher).sum(0)
                 sums[term.name] = sums[term.name] + found if term.name in sums else found
         count = data.splits["fit"].size
         values = {term.name: term.finish(sums[term.name] / count) for term in composed.terms}
