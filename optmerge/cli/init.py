@@ -39,7 +39,8 @@ REST = """
 # What gets coefficients: the experts' task vectors, and the deltas of whole methods beside them, e.g. [experts, iso-c].
 directions: [experts]
 
-# How many coefficients: model-wise, task-wise, layer-wise, layer-kind-wise, tensor-wise; a path; or a mapping, e.g.
+# How many coefficients: model-wise, task-wise, layer-wise, layer-kind-wise, tensor-wise, chunk-wise, column-wise; a
+# path; or a mapping, e.g.
 #   {preset: layer-wise, bounds: [0, 1]}
 space: tensor-wise
 

@@ -30,7 +30,7 @@ from optmerge.config.schema import (
     TemplateConfig,
     TrackingConfig,
 )
-from optmerge.config.spaces import RuleConfig, SpaceConfig
+from optmerge.config.spaces import ChunksConfig, RuleConfig, SpaceConfig
 
 OPENING = """\
 # The search file
@@ -57,6 +57,7 @@ SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("tasks.*.template", "For language models; `{column}` is replaced by the row's value.", TemplateConfig),
     ("splits", "Examples are assigned to splits by the hash of their content, never by their order.", SplitsConfig),
     ("space", "", SpaceConfig),
+    ("space.chunks", "", ChunksConfig),
     ("space.rules", "A list; the last rule that matches wins.", RuleConfig),
     ("objective", "", ObjectiveConfig),
     ("budget", "The search stops at the first limit that it reaches; null means no such limit.", BudgetConfig),
