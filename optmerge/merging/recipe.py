@@ -24,9 +24,9 @@ from optmerge.config.methods import MethodConfig
 from optmerge.errors import RecipeError
 from optmerge.merging.coefficients import CoefficientFn, Table
 from optmerge.merging.recipe_slices import pack_slices, remove_others, slices_sha256
-from optmerge.merging.slices import Cut
 
 if TYPE_CHECKING:
+    from optmerge.merging.slices import Cut
     from optmerge.models.family import Family
 
 FORMAT = 1
