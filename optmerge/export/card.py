@@ -148,13 +148,17 @@ def _scores(result: Mapping[str, Any]) -> str:
     rows = []
     for row in shown:
         cells = [_score(row["report"].get(task, {}).get(metric)) for task in tasks]
-        rows.append([row["name"], _score(row.get("mean")), *cells])
-    head = f"Mean {metric} on each task's report split, which steered nothing."
-    return f"## Scores\n\n{head}\n\n" + _table(["model", "mean", *tasks], rows)
+        rows.append([row["name"], _score(row.get("mean")), _ends(row.get("interval")), *cells])
+    head = f"Mean {metric} on each task's report split, which steered nothing, with the mean's interval over examples."
+    return f"## Scores\n\n{head}\n\n" + _table(["model", "mean", "95 % interval", *tasks], rows)
 
 
 def _score(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float | int) else ""
+
+
+def _ends(interval: Mapping[str, Any] | None) -> str:
+    return "" if interval is None else f"{_score(interval['low'])} to {_score(interval['high'])}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

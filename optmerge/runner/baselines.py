@@ -123,7 +123,7 @@ class CachedMeasurements:
         problem = self.evaluator.problem
         # Coefficients are keyed per parameter: the same merge under another grouping is the same measurement.
         used = np.flatnonzero(np.any(table != 0.0, axis=0)).tolist()
-        rows = {}
+        rows: dict[str, list[float] | str] = {}
         for group, at in zip(problem.space.groups, problem.space.rows, strict=True):
             part = table[at][:, used]
             alike = bool((part == part[0]).all())
