@@ -100,8 +100,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertConfig", "BertForSequenceClassification", _BERT),
     "bert-body": ("BertConfig", "BertModel", _BERT),
     "bert-tags": ("BertConfig", "BertForTokenClassification", _BERT),
-    "t5": ("T5Config", "T5ForConditionalGeneration", {**_T5, "tie_word_embeddings": False}),
-    "t5-tied": ("T5Config", "T5ForConditionalGeneration", {**_T5, "tie_word_embeddings": True}),
+    "t5": ("T5Config", "T5ForConditionalGeneration", _T5),
     "llama": ("LlamaConfig", "LlamaForCausalLM", {**_LLAMA, "tie_word_embeddings": False}),
     "llama-tied": ("LlamaConfig", "LlamaForCausalLM", {**_LLAMA, "tie_word_embeddings": True}),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {**_LLAMA, "tie_word_embeddings": False}),
@@ -141,7 +140,7 @@ def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         tokens |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
     else:
         tokens |= {"bos_token": "<s>", "eos_token": "</s>"}
-    if kind.startswith("t5"):
+    if kind == "t5":
         tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 5)])
     if kind == "clip":
         tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 4), ("</s>", 5)])
@@ -243,6 +242,15 @@ def save_family(
         (model.base_model if own_heads else model).load_state_dict(body.state_dict(), strict=False)
         folders[name] = finish(name, add_noise(model, seed=seed + 100 + index, scale=scale), kind)
     return TinyFamily(base, folders)
+
+
+def own_output(who: str, model: PreTrainedModel) -> None:
+    """A ``change`` for `save_family` that gives T5s an output layer of their own, as FLAN-T5 has it."""
+    generator = torch.Generator().manual_seed(sum(map(ord, who)))
+    shared = torch.Generator().manual_seed(7)
+    weight = torch.randn(model.shared.weight.shape, generator=shared)
+    weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    model.lm_head.weight = torch.nn.Parameter(weight.to(model.dtype))
 
 
 def save_clip(folder: Path, *, towers: bool = True, seed: int = 0, scale: float = 0.05) -> TinyFamily:

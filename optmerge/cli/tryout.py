@@ -20,6 +20,7 @@ from optmerge.merging.deltas import Deltas
 from optmerge.merging.engine import Engine, one_hot
 from optmerge.merging.merge import rows_of_parameters
 from optmerge.merging.recipe import Direction, Recipe, open_recipe
+from optmerge.models.architecture import GENERATIVE
 from optmerge.models.cache import cache_dir
 from optmerge.models.device import pick_device, pick_dtype
 from optmerge.models.family import Family
@@ -41,8 +42,8 @@ class Answer:
         text: What was asked.
         head: Whose head answered; "" where all models have the same one.
         model: ``merged``, or an expert's name.
-        says: A label, or the generated continuation.
-        probability: Of the label; None for a continuation.
+        says: A label, words with their tags, or what was generated.
+        probability: Of the label; None elsewhere.
     """
 
     text: str
@@ -57,7 +58,7 @@ class Tryout:
 
     def __init__(self, recipe: Recipe, family: Family, *, device: str = "auto", dtype: str = "auto") -> None:
         self.family = family
-        if family.kind not in ("causal-lm", "sequence-classification"):
+        if family.kind not in (*GENERATIVE, "sequence-classification", "token-classification"):
             raise ConfigError(f"These are {family.kind} models; `optmerge try` classifies or generates text.")
         self.tokenizer: PreTrainedTokenizerBase = tokenizer_for(family, recipe.tokenizer)
         self.device = pick_device(device)
@@ -132,6 +133,8 @@ class Tryout:
             probabilities = module(**inputs).logits[0].float().softmax(-1)
             best = int(probabilities.argmax())
             return str(self.family.configs[who].id2label[best]), float(probabilities[best])
+        if self.family.kind == "token-classification":
+            return self._tagged(module(**inputs).logits[0].argmax(-1).tolist(), who, text), None
         padding = self.tokenizer.pad_token_id
         produced = module.generate(
             **inputs,
@@ -139,5 +142,15 @@ class Tryout:
             do_sample=False,
             pad_token_id=self.tokenizer.eos_token_id if padding is None else padding,
         )
-        new = produced[0, inputs["input_ids"].shape[1] :]
-        return str(self.tokenizer.decode(new, skip_special_tokens=True)), None
+        known = 0 if self.family.kind == "seq2seq-lm" else inputs["input_ids"].shape[1]
+        return str(self.tokenizer.decode(produced[0, known:], skip_special_tokens=True)), None
+
+    def _tagged(self, classes: Sequence[int], who: str, text: str) -> str:
+        """The words of a text, each with the tag that its first token is given: ``in/O Paris/B-CITY``."""
+        encoded = self.tokenizer(text, truncation=True)
+        said = []
+        for word in dict.fromkeys(word for word in encoded.word_ids() if word is not None):
+            first, last = encoded.word_to_chars(word)
+            tag = self.family.configs[who].id2label[classes[encoded.word_to_tokens(word).start]]
+            said.append(f"{text[first:last].strip()}/{tag}")
+        return " ".join(said)

@@ -29,6 +29,7 @@ from optmerge.models.checkpoint import Checkpoint, open_checkpoint
 from optmerge.models.layouts import Layout, Parameter, layout_key, recall_layout, remember_layout
 from optmerge.models.mapping import CheckpointMap, checkpoint_map
 from optmerge.models.roles import Role, input_first, roles
+from optmerge.models.ties import OUTPUT, has_own_output, untie
 from optmerge.models.validation import (
     Member,
     check_family,
@@ -266,6 +267,8 @@ def _examine(
 
     def member(who: str, checkpoint: Checkpoint, config: PreTrainedConfig) -> Member:
         empty = model_on_meta(config, kind, architecture=architecture)
+        if has_own_output(checkpoint):
+            untie(empty, [OUTPUT])
         described = config if kind != "zero-shot-image-classification" else cast(Any, empty).config
         return Member(who, checkpoint, described, empty, checkpoint_map(empty, checkpoint))
 

@@ -28,9 +28,10 @@ from optmerge.models.cache import recall, remember
 from optmerge.models.checkpoint import Checkpoint, FolderCheckpoint, config_facts
 from optmerge.models.mapping import CheckpointMap, Piece
 from optmerge.models.roles import Part, Role, RoleKind
+from optmerge.models.ties import has_own_output
 
 # What decides, beside data.
-_CODE = ("architecture", "family", "layouts", "mapping", "roles", "tracing", "validation", "vision_tower")
+_CODE = ("architecture", "family", "layouts", "mapping", "roles", "ties", "tracing", "validation", "vision_tower")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ def layout_key(checkpoints: Mapping[str, Checkpoint], *, heads: str) -> str | No
                 who,
                 _config(checkpoint),
                 [[info.name, list(info.shape), str(info.dtype)] for info in checkpoint.tensors.values()],
+                has_own_output(checkpoint),
             ]
             for who, checkpoint in checkpoints.items()
         ],

@@ -20,6 +20,7 @@ from torch import nn
 from optmerge.errors import ModelError, did_you_mean
 from optmerge.models.architecture import body_prefix, model_on_meta
 from optmerge.models.device import to_device
+from optmerge.models.ties import untie
 
 if TYPE_CHECKING:
     from optmerge.models.family import Family
@@ -51,6 +52,7 @@ class ResidentModel:
             self._models = self._with_own_heads(device, dtype)
         else:
             model = model_on_meta(family.configs["base"], family.kind, dtype=dtype)
+            untie(model, family.parameters)
             _materialise(model, model.named_parameters(), self._reader("base"), device)
             self._load_buffers(model, "", "base", family.maps["base"].buffers)
             self._models = {who: model for who in ("base", *family.experts)}

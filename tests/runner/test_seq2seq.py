@@ -11,19 +11,20 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
+from optmerge.cli.tryout import MERGED, Tryout
 from optmerge.config.load import build_config
 from optmerge.export.api import export
 from optmerge.records import Trajectory
 from optmerge.runner.search import search
-from tests.tiny import save_family, sentences
+from tests.tiny import own_output, save_family, sentences
 from tests.zoo import zoo_settings
 
 
-@pytest.fixture(scope="module", params=["t5", "t5-tied"])
+@pytest.fixture(scope="module", params=["tied", "own"])
 def zoo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny T5s with data of their own: a text and its words in reverse order."""
     folder = tmp_path_factory.mktemp(request.param)
-    save_family(request.param, folder, scale=0.3)
+    save_family("t5", folder, scale=0.3, change=own_output if request.param == "own" else None)
     for number, name in enumerate(("one", "two")):
         rows = [{"text": text, "back": " ".join(text.split()[::-1])} for text in sentences(90, seed=number)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -61,12 +62,16 @@ def test_an_exported_model_says_what_the_search_measured(zoo: Path, tmp_path: Pa
     run = search(build_config(settings(zoo), root=tmp_path), root=tmp_path)
     export(run.folder, "checkpoint", tmp_path / "merged")
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged").eval()
-    assert run.recipe is not None
-    base = AutoModelForSeq2SeqLM.from_pretrained(zoo / "base").eval()
-    ids = torch.tensor([[6, 7, 8, 5]])
+    tryout = Tryout.open(run.folder)
+    tryout.engine.apply(tryout.tables[MERGED])
+    resident = tryout.resident.model_for("a")
+    inputs = {"input_ids": torch.tensor([[6, 7, 8, 5]]), "decoder_input_ids": torch.tensor([[0, 9]])}
     with torch.no_grad():
-        inputs = {"input_ids": ids, "decoder_input_ids": torch.tensor([[0, 9]])}
-        moved = (model(**inputs).logits - base(**inputs).logits).abs().max()
-    assert moved > 1e-3
-    tied = model.lm_head.weight is model.shared.weight
-    assert tied == (base.lm_head.weight is base.shared.weight)
+        assert torch.equal(model(**inputs).logits, resident(**inputs).logits)
+        tryout.engine.apply(tryout.tables["a"])
+        assert not torch.allclose(model(**inputs).logits, resident(**inputs).logits, atol=1e-3)
+    assert (model.lm_head.weight is model.shared.weight) == ("tied" in zoo.name)
+    answers = list(tryout.answers(["w1 w2"], max_new_tokens=4))
+    assert [answer.model for answer in answers] == [MERGED, "a", "b"]
+    written = model.generate(torch.tensor([[7, 8, 5]]), max_new_tokens=4, do_sample=False)
+    assert answers[0].says == tryout.tokenizer.decode(written[0], skip_special_tokens=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from optmerge.cli.tryout import Tryout
 from optmerge.config.load import build_config
 from optmerge.records import Trajectory
 from optmerge.runner.search import search
@@ -63,3 +65,6 @@ def test_without_labels_the_report_shows_agreement(zoo: Path, tmp_path: Path) ->
     assert run.result["metric"] == "agreement"
     rows = {row["name"]: row for row in run.result["rows"]}
     assert rows["expert:a"]["report"]["a"]["agreement"] == 1.0
+    answers = list(Tryout.open(run.folder).answers(["w1 w22"]))
+    assert {answer.head for answer in answers} == {"a", "b"}
+    assert all(re.fullmatch(r"w1/LABEL_\d w22/LABEL_\d", answer.says) for answer in answers)
