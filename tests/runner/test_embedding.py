@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 from optmerge.config.load import build_config
 from optmerge.records import SplitName
 from optmerge.runner.embedding import BaseEmbedder
-from optmerge.runner.problem import open_problem
+from optmerge.runner.problem import absolute_references, open_problem
 from optmerge.runner.search import search
-from tests.zoo import facts
+from tests.image_zoo import image_settings, make_image_zoo
+from tests.zoo import facts, make_zoo, zoo_settings
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -43,6 +44,42 @@ def test_vectors_by_definition(make: Settings, tmp_path: Path) -> None:
             hidden = model(**batch.inputs).last_hidden_state
         for found in vectors.values():
             torch.testing.assert_close(found[batch.positions], hidden.mean(1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vit", "clip"])
+def test_images(kind: str, tmp_path: Path) -> None:
+    zoo = make_image_zoo(tmp_path / "zoo", kind)
+    heads = {"heads": "zero-shot"} if kind == "clip" else {}
+    config = build_config(image_settings(zoo, **heads), root=tmp_path)
+    problem = open_problem(absolute_references(config, tmp_path))
+    cpu = torch.device("cpu")
+    embed = BaseEmbedder(problem.family, {"a": "a"}, device=cpu, dtype=torch.float32, batch_tokens=64)
+    split = problem.calibration.tasks["a"].splits["fit"]
+    found = embed("a", split)
+    model = AutoModel.from_pretrained(zoo / "base").eval()
+    tower = model.vision_model if kind == "clip" else model
+    (batch,) = split.batches(batch_tokens=100_000)
+    with torch.no_grad():
+        hidden = tower(batch.to("cpu").inputs["pixel_values"]).last_hidden_state
+    torch.testing.assert_close(found[batch.positions], hidden.mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_encoder_of_a_pair_reads(tmp_path: Path) -> None:
+    zoo = make_zoo(tmp_path / "zoo", "t5")
+    settings = zoo_settings(zoo)
+    for task in settings["tasks"].values():
+        del task["label"]
+        task["template"] = {"prompt": "{text}", "completion": "{text}"}
+    problem = open_problem(build_config(settings, root=tmp_path))
+    cpu = torch.device("cpu")
+    embed = BaseEmbedder(problem.family, {"a": "a"}, device=cpu, dtype=torch.float32, batch_tokens=64)
+    split = problem.calibration.tasks["a"].splits["fit"]
+    found = embed("a", split)
+    model = AutoModelForSeq2SeqLM.from_pretrained(zoo / "base").eval()
+    for batch in split.batches(batch_tokens=1):
+        with torch.no_grad():
+            hidden = model.get_encoder()(input_ids=batch.inputs["input_ids"]).last_hidden_state
+        torch.testing.assert_close(found[batch.positions], hidden.mean(1), rtol=1e-4, atol=1e-5)
 
 
 def test_a_search_over_diverse_examples(make: Settings, tmp_path: Path) -> None:
