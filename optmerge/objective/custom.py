@@ -70,8 +70,8 @@ def load_term(config: CustomConfig) -> CustomTerm:
         made: CustomTerm = _checked(found)(**config.settings)
     except Exception as problem:  # whatever the constructor of somebody else raises
         raise ConfigError(
-            f"{config.path} cannot be made with the settings {config.settings}: {_reason(problem)}. Settings are the "
-            f"keyword arguments of {name}{inspect.signature(found)}."
+            f"{config.path} cannot be made with the settings {config.settings}: {_reason(problem, str(path))}. Settings "
+            f"are the keyword arguments of {name}{inspect.signature(found)}."
         ) from problem
     return made
 
@@ -126,14 +126,16 @@ def _run(path: Path) -> ModuleType:
         exec(compile(source, str(path), "exec"), module.__dict__)
     except Exception as problem:  # whatever somebody else's file raises
         del sys.modules[name]
-        raise ConfigError(f"{path}, the file of the custom term, cannot be run: {_reason(problem)}.") from problem
+        raise ConfigError(
+            f"{path}, the file of the custom term, cannot be run: {_reason(problem, str(path))}."
+        ) from problem
     return module
 
 
-def _reason(problem: Exception) -> str:
-    """An exception in one line, with the line of the file that it came from."""
-    frames = traceback.extract_tb(problem.__traceback__)
-    where = f", line {frames[-1].lineno}" if frames and frames[-1].filename != __file__ else ""
+def _reason(problem: Exception, file: str) -> str:
+    """An exception in one line, with the last line of the user's file on the way to it."""
+    lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if frame.filename == file]
+    where = f" ({Path(file).name}, line {lines[-1]})" if lines else ""
     return f"{type(problem).__name__}: {' '.join(str(problem).split()) or 'no message'}{where}"
 
 
@@ -173,7 +175,17 @@ class _CheckedModelTerm(ModelTerm):
 
     def per_example(self, outputs: Outputs, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
         """See `ModelTerm.per_example`."""
-        values = super().per_example(outputs, batch, teacher)  # type: ignore[safe-super]
+        try:
+            values = super().per_example(outputs, batch, teacher)  # type: ignore[safe-super]
+        except (RuntimeError, NotImplementedError) as problem:
+            if outputs.logits.device.type != "meta":
+                raise
+            file = str(sys.modules[type(self).__module__].__file__)
+            raise ConfigError(
+                f"The custom term {self.name} cannot be computed on shapes without values (the meta device), which is "
+                f"how memory is planned: {_reason(problem, file)}. Leave out .item(), float(), if on tensors and "
+                "boolean indexing; torch.where does the same."
+            ) from problem
         size = len(outputs.logits)
         shape = f"[{size}, m]" if self.summary else f"[{size}]"
         if (

@@ -24,6 +24,7 @@ from optmerge.objective.objective import Objective
 from optmerge.records import SplitName
 from optmerge.runner.memory import MemoryPlan, plan_memory, recorded_bytes
 from optmerge.runner.problem import absolute_references, input_reader, load_tasks
+from optmerge.runner.terms import untimed_notes
 from optmerge.runner.unseen import unseen_notes
 from optmerge.space.space import build_space
 
@@ -143,6 +144,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
                 *calibration.notes,
                 *memory.notes,
                 *unseen_notes(family, space),
+                *untimed_notes(objective),
                 *_warnings(config, space.dimension, calibration.fit_sizes()),
             ]
         ),

@@ -93,6 +93,12 @@ def open_terms(objective: Objective, family: Family, reads: PreTrainedTokenizerB
         term.open(around)
 
 
+def untimed_notes(objective: Objective) -> list[str]:
+    """What a plan must say of terms whose cost it cannot know."""
+    names = dict.fromkeys(term.name for term in whole_terms(objective))
+    return [f"the time of the term {name}, which judges the whole model, is not in the estimate" for name in names]
+
+
 def term_hashes(config: ObjectiveConfig, objective: Objective) -> dict[str, str]:
     """What the terms' values depend on beside models, data and settings: name -> hash.
 

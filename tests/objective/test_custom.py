@@ -11,7 +11,7 @@ import torch
 
 from optmerge.config.objectives import CustomConfig, ObjectiveConfig
 from optmerge.errors import ConfigError
-from optmerge.objective import CoefficientTerm, ModelTerm, Objective, WholeModelTerm, make_term
+from optmerge.objective import CoefficientTerm, ModelTerm, Objective, Outputs, WholeModelTerm, make_term
 from optmerge.objective.custom import CustomTerm, file_hash, load_term
 
 from .cases import make_case, make_geometry
@@ -136,14 +136,14 @@ def test_a_file_runs_once_and_its_hash_follows_it(tmp_path: Path) -> None:
         ("x = 1\n", "Margin", {}, ["no class 'Margin'; it has no term at all"]),
         ("class Margin: pass\n", "Margin", {}, ["is no term", "subclass of ModelTerm, CoefficientTerm"]),
         ("Margin = 3\n", "Margin", {}, ["is no term"]),
-        ("import no_such_module\n", "Margin", {}, ["cannot be run", "ModuleNotFoundError", "line 1"]),
+        ("import no_such_module\n", "Margin", {}, ["cannot be run", "ModuleNotFoundError", "(mine.py, line 1)"]),
         ("def (\n", "Margin", {}, ["cannot be run", "SyntaxError"]),
         (CONSTANT, "Constant", {"valeu": 1}, ["{'valeu': 1}", "unexpected keyword argument", "Constant(value=1.0)"]),
         (
             CONSTANT.replace("super().__init__()", "raise ValueError('too big')"),
             "Constant",
             {},
-            ["ValueError: too big, line 12"],
+            ["ValueError: too big (mine.py, line 12)"],
         ),
         (CONSTANT.replace('"constant"', '"entropy"'), "Constant", {}, ["'entropy', as a term of optmerge is"]),
         (
@@ -197,6 +197,21 @@ def test_values_of_another_shape_are_refused(tmp_path: Path, result: str, word: 
     batch, outputs = case.batch(case.everything())
     with pytest.raises(ConfigError, match=word):
         term.per_example(outputs, batch, None)
+
+
+def test_a_term_that_needs_values_where_there_are_none_is_told(tmp_path: Path) -> None:
+    source = re.sub(
+        r"return outputs\.logits\.new_full.*", "return outputs.logits[:, 0] * float(outputs.logits.sum())", CONSTANT
+    )
+    term = load(write(tmp_path, source), "Constant")
+    assert isinstance(term, ModelTerm)
+    case = make_case("classifier")
+    batch, outputs = case.batch(case.everything())
+    assert term.per_example(outputs, batch, None).shape == (4,)
+    with pytest.raises(
+        ConfigError, match=r"constant cannot be computed on shapes without values.*\(mine\.py, line 16\)\."
+    ):
+        term.per_example(Outputs(outputs.logits.to("meta")), batch, None)
 
 
 def test_a_coefficient_term_gives_one_number(tmp_path: Path) -> None:

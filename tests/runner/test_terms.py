@@ -163,6 +163,16 @@ def test_a_term_of_the_whole_model_wants_one_model(tmp_path: Path) -> None:
         run(zoo_settings(zoo, objective=objective, driver=CMA), tmp_path)
 
 
+def test_a_plan_says_what_it_cannot_time(zoo: Path, tmp_path: Path) -> None:
+    from optmerge.runner.plan import make_plan
+
+    (tmp_path / "depth.py").write_text(DEPTH)
+    terms = [{"name": "expert-kl"}, {"name": "custom", "path": "depth.py:Depth"}]
+    config = build_config(zoo_settings(zoo, objective={"terms": terms}, driver=CMA), root=tmp_path)
+    note = "the time of the term depth, which judges the whole model, is not in the estimate"
+    assert make_plan(config, root=tmp_path).warnings.count(note) == 1
+
+
 def test_validate_loads_them(zoo: Path, tmp_path: Path) -> None:
     from optmerge.runner.terms import absolute_terms, check_terms
 
