@@ -39,11 +39,11 @@ class Size:
     """How much is trained and searched; passages are counted per domain."""
 
     training_steps: int = 48
-    steps: int = 16
+    steps: int = 12
     fit: int = 32
     batch: int = 8
-    select: int = 24
-    report: int = 100
+    select: int = 16
+    report: int = 60
     tokens: int = 128
 
 
@@ -102,8 +102,8 @@ def settings(zoo: LanguageZoo, size: Size, objective: object, folder: Path, **ch
         "objective": objective,
         "driver": {"name": "adam", "lr": 0.05, "batch": size.batch, "schedule": "cosine"},
         "splits": {"fit": size.fit, "select": size.select, "report": size.report},
-        "baselines": {"grid": [0.5, 0.7, 1.0]},
-        "budget": {"evaluations": size.steps, "select_every": 4},
+        "baselines": {"grid": [0.6, 1.0]},
+        "budget": {"evaluations": size.steps, "select_every": 4, "finalists": 1},
         "output": str(folder),
     } | changes
 

@@ -70,8 +70,8 @@ def load_term(config: CustomConfig) -> CustomTerm:
         made: CustomTerm = _checked(found)(**config.settings)
     except Exception as problem:  # whatever the constructor of somebody else raises
         raise ConfigError(
-            f"{config.path} cannot be made with the settings {config.settings}: {_reason(problem, str(path))}. Settings "
-            f"are the keyword arguments of {name}{inspect.signature(found)}."
+            f"{config.path} cannot be made with the settings {config.settings}: {_reason(problem, str(path))}. "
+            f"Settings are the keyword arguments of {name}{inspect.signature(found)}."
         ) from problem
     return made
 
