@@ -46,8 +46,8 @@ class TaskConfig(Strict):
 
     expert: str = Field(description="name of the expert whose behaviour the merge should keep on this data")
     data: str = Field(
-        description="jsonl, json, csv, parquet or text file, a folder of images (with a sub-folder per class), or a hub "
-        "data set id[:split]"
+        description="jsonl, json, csv, parquet or text file, a folder of images (with a sub-folder per class), or a "
+        "hub data set id[:split]"
     )
     text: str = Field("text", description="column with the input")
     image: str = Field(

@@ -53,7 +53,7 @@ def test_coefficients_are_read_only() -> None:
     [
         (("optmerge_recipe: 1", "optmerge_recipe: 9"), "recipe format 9; this optmerge reads 1"),
         (("optmerge_recipe: 1", "merge_method: linear"), "not an optmerge recipe"),
-        (("heads: own", "heads: mine"), "heads is 'mine'; expected one of own, merged, auto"),
+        (("heads: own", "heads: mine"), "heads is 'mine'; expected one of own, merged, zero-shot, auto"),
         (("dtype: bfloat16", "dtype: bf16"), "dtype is 'bf16'; expected one of float32, bfloat16"),
         (("tokenizer: base", "tokenizer: z"), "tokenizer is 'z'; expected one of base, x, y"),
         (("created:", "craeted:"), "'craeted' is not a key of a recipe.*Did you mean 'created'"),
