@@ -242,7 +242,7 @@ def _compile(compiler: list[str], to: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:  # compilers leave temporary files beside the output
             built = Path(folder, "kernels.so")
             command = [*compiler, *_FLAGS, *tuned, "-o", str(built), str(_SOURCE_FILE)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
             if done.returncode == 0:
                 shutil.copyfile(built, to)
                 return

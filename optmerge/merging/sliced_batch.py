@@ -23,7 +23,7 @@ from optmerge.merging.kernels import PIECE, SLICED_JOB, SLICED_SOURCE, TYPES, Li
 from optmerge.merging.slices import Cut, Piece
 from optmerge.merging.sources import LowRank, Segment, Source
 
-STRIP = 512  # columns of a contraction's job: BLOCK in kernels.c
+STRIP = 2048  # most columns of a contraction's job, as in sliced_kernels.c
 LAYERS = 64  # most jobs of a contraction that may add to the same slice
 
 

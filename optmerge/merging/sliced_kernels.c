@@ -3,15 +3,14 @@
  *   merge_sliced:    out = cast(theta + sum_k fl(c_k * fl(theta_k - theta))), with the c_k of a value's column or row
  *   contract_sliced: sums[k][column or row] = <gradient, theta_k - theta> over it; products in fp32, sums in fp64
  *
- * A job is a matrix [rows, width] whose rows are `stride` elements apart. For a contraction by columns it is a strip of at
- * most BLOCK columns, whose sums stay in the first-level cache while the rows go by. This file holds the whole library:
- * it includes the other.
+ * A job is a matrix [rows, width] whose rows are `stride` elements apart; for a contraction by columns it is a strip of at
+ * most STRIP columns. This file holds the whole library: it includes the other.
  */
 
 #include "kernels.c"
 
 #define FLUSH 16 /* rows whose products are summed in fp32 before they go to fp64 */
-#define STRIPS 8 /* sources of a strip at a time */
+#define STRIP 2048 /* most columns of a job that is contracted by columns */
 
 typedef struct {
     const void *data;
@@ -35,30 +34,70 @@ typedef struct {
 
 int sliced_struct_sizes(void) { return (int)(sizeof(SlicedSource) * 1000 + sizeof(SlicedJob)); }
 
-/* values[i] = delta of the source at a position */
-static inline void load_delta(float *restrict values, const SlicedSource *source, int64_t position,
-                              const float *restrict theta, int64_t length) {
-    load(values, at(source->data, source->type, position), source->type, length);
-    if (source->absolute) EACH values[i] = values[i] - theta[i];
+/* A block of a source as fp32 or bf16; fp16 is converted first. */
+static inline const void *block_of(const SlicedSource *source, int64_t position, float *converted, int64_t length,
+                                   int32_t *type) {
+    const void *data = at(source->data, source->type, position);
+    *type = source->type;
+    if (source->type != F16) return data;
+    load(converted, data, F16, length);
+    *type = F32;
+    return converted;
+}
+
+#define WHOLE(data) (((const float *)(data))[i])
+#define SHORT(data) (from_bf16(((const uint16_t *)(data))[i]))
+
+/* DO(delta) for every value of a block */
+#define DELTAS(DO)                                                       \
+    if (type == F32) {                                                   \
+        if (absolute) EACH { DO((WHOLE(data) - theta[i])); }             \
+        else EACH { DO(WHOLE(data)); }                                   \
+    } else {                                                             \
+        if (absolute) EACH { DO((SHORT(data) - theta[i])); }             \
+        else EACH { DO(SHORT(data)); }                                   \
+    }
+
+#define FIRST_OF_COLUMN(delta) total[i] = c[i] * delta
+#define NEXT_OF_COLUMN(delta) total[i] = total[i] + c[i] * delta
+#define FIRST_OF_ROW(delta) total[i] = one * delta
+#define NEXT_OF_ROW(delta) total[i] = total[i] + one * delta
+#define PRODUCT(delta) sum[i] += slope[i] * delta
+
+static void add_source(float *restrict total, const float *restrict theta, const void *data, int32_t type,
+                       int32_t absolute, const float *restrict c, int64_t across, int first, int64_t length) {
+    const float one = c[0];
+    if (across) {
+        if (first) { DELTAS(FIRST_OF_COLUMN) } else { DELTAS(NEXT_OF_COLUMN) }
+    } else {
+        if (first) { DELTAS(FIRST_OF_ROW) } else { DELTAS(NEXT_OF_ROW) }
+    }
+}
+
+static void add_products(float *restrict sum, const float *restrict slope, const float *restrict theta,
+                         const void *data, int32_t type, int32_t absolute, int64_t length) {
+    DELTAS(PRODUCT)
 }
 
 static void merge_sliced_one(const SlicedJob *job) {
     float theta[BLOCK] __attribute__((aligned(64))), total[BLOCK] __attribute__((aligned(64)));
-    float delta[BLOCK] __attribute__((aligned(64)));
+    float converted[BLOCK] __attribute__((aligned(64)));
+    int64_t elements = job->rows * job->stride;
     for (int64_t row = 0; row < job->rows; row++) {
         for (int64_t lo = 0; lo < job->width; lo += BLOCK) {
             int64_t length = least(BLOCK, job->width - lo), position = row * job->stride + lo;
+            int64_t next = position + AHEAD, ahead = next < elements ? least(length, elements - next) : 0;
             int first = 1;
+            prefetch(job->base, job->base_type, next, ahead);
             load(theta, at(job->base, job->base_type, position), job->base_type, length);
             for (int64_t k = 0; k < job->count; k++) {
                 const SlicedSource *source = &job->sources[k];
+                int32_t type;
                 if (!source->slices) continue;
+                prefetch(source->data, source->type, next, ahead);
                 const float *c = (const float *)source->slices + (job->across ? lo : row);
-                load_delta(delta, source, position, theta, length);
-                if (job->across) EACH delta[i] = c[i] * delta[i];
-                else EACH delta[i] = c[0] * delta[i];
-                if (first) memcpy(total, delta, (size_t)length * 4);
-                else EACH total[i] = total[i] + delta[i];
+                const void *data = block_of(source, position, converted, length, &type);
+                add_source(total, theta, data, type, source->absolute, c, job->across, first, length);
                 first = 0;
             }
             if (first) memcpy(total, theta, (size_t)length * 4);
@@ -68,28 +107,42 @@ static void merge_sliced_one(const SlicedJob *job) {
     }
 }
 
-static void contract_columns(const SlicedJob *job, int64_t first, int64_t count) {
+/* A strip's sums stay in the second-level cache while its rows go by. */
+static void contract_columns(const SlicedJob *job, int64_t from, int64_t count) {
     float theta[BLOCK] __attribute__((aligned(64))), slope[BLOCK] __attribute__((aligned(64)));
-    float delta[BLOCK] __attribute__((aligned(64))), sums[STRIPS][BLOCK] __attribute__((aligned(64)));
-    int64_t length = job->width;
+    float converted[BLOCK] __attribute__((aligned(64))), sums[AT_ONCE][STRIP] __attribute__((aligned(64)));
     memset(sums, 0, sizeof(sums));
     for (int64_t row = 0; row < job->rows; row++) {
-        int64_t position = row * job->stride;
-        load(slope, at(job->out, job->out_type, position), job->out_type, length);
-        load(theta, at(job->base, job->base_type, position), job->base_type, length);
-        for (int64_t k = 0; k < count; k++) {
-            float *restrict sum = sums[k];
-            load_delta(delta, &job->sources[first + k], position, theta, length);
-            EACH sum[i] += slope[i] * delta[i];
+        for (int64_t lo = 0; lo < job->width; lo += BLOCK) {
+            int64_t length = least(BLOCK, job->width - lo), position = row * job->stride + lo;
+            int64_t next = position + job->stride, ahead = row + 1 < job->rows ? length : 0; /* the row below */
+            prefetch(job->out, job->out_type, next, ahead);
+            prefetch(job->base, job->base_type, next, ahead);
+            load(slope, at(job->out, job->out_type, position), job->out_type, length);
+            load(theta, at(job->base, job->base_type, position), job->base_type, length);
+            for (int64_t k = 0; k < count; k++) {
+                const SlicedSource *source = &job->sources[from + k];
+                int32_t type;
+                prefetch(source->data, source->type, next, ahead);
+                const void *data = block_of(source, position, converted, length, &type);
+                add_products(sums[k] + lo, slope, theta, data, type, source->absolute, length);
+            }
         }
         if ((row + 1) % FLUSH == 0 || row + 1 == job->rows) {
             for (int64_t k = 0; k < count; k++) {
-                double *to = (double *)job->sources[first + k].slices;
-                EACH to[i] += (double)sums[k][i];
+                double *to = (double *)job->sources[from + k].slices;
+                for (int64_t i = 0; i < job->width; i++) to[i] += (double)sums[k][i];
+                memset(sums[k], 0, (size_t)job->width * 4);
             }
-            memset(sums, 0, sizeof(sums));
         }
     }
+}
+
+/* values[i] = delta of the source at a position */
+static inline void load_delta(float *restrict values, const SlicedSource *source, int64_t position,
+                              const float *restrict theta, int64_t length) {
+    load(values, at(source->data, source->type, position), source->type, length);
+    if (source->absolute) EACH values[i] = values[i] - theta[i];
 }
 
 static void contract_rows(const SlicedJob *job) {
@@ -133,7 +186,7 @@ void contract_sliced(const SlicedJob *jobs, int64_t count, int64_t *next) {
         const SlicedJob *job = &jobs[mine];
         if (!job->across) contract_rows(job);
         else
-            for (int64_t first = 0; first < job->count; first += STRIPS)
-                contract_columns(job, first, least(STRIPS, job->count - first));
+            for (int64_t first = 0; first < job->count; first += AT_ONCE)
+                contract_columns(job, first, least(AT_ONCE, job->count - first));
     }
 }

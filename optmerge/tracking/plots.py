@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from optmerge.atomic import atomic_path
 from optmerge.tracking.coefficients import Coefficients
@@ -83,48 +84,65 @@ def trajectory_figure(view: RunView) -> Figure:
 
 
 def heat_map_figure(coefficients: Coefficients) -> Figure:
-    """Coefficients by group (in depth order, down) and direction (across); white is zero, grey is not known."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    """Coefficients by group (in depth order, down) and direction (across); white is zero, grey is not known.
+
+    Where tensors have coefficients for their slices, a second map has the standard deviations beside the means.
+    """
     from matplotlib.figure import Figure
 
-    values = coefficients.values
+    values, spread = coefficients.values, coefficients.spread
     rows, columns = values.shape
     every_row = rows * _ROW_INCHES <= _TALLEST
     row_inches = (0.3 if rows <= 30 else _ROW_INCHES) if every_row else _DENSE / rows
     labels = coefficients.labels
     names = max((len(label) for label in labels), default=0) * 0.062 if every_row else 1.0
-    column_inches = max(0.55, min(1.1, 4.5 / columns))
-    width = max(4.8, names + columns * column_inches + 1.8)
+    maps = [("coefficient", values, "RdBu_r")]
+    if spread is not None:
+        maps = [("mean over slices", values, "RdBu_r"), ("standard deviation over slices", spread, "Purples")]
+    column_inches = max(0.55, min(1.1, 4.5 / columns)) * len(maps)
+    width = max(4.8, names + columns * column_inches + 1.8 * len(maps))
     figure = Figure(figsize=(width, rows * row_inches + 1.5), layout="constrained")
-    axes = figure.add_subplot()
+    slanted = max((len(name) for name in coefficients.columns), default=0) * 0.085 > (width - names - 1.8) / (
+        columns * len(maps)
+    )
+    for axes, (label, table, colours) in zip(
+        figure.subplots(1, len(maps), sharey=True, squeeze=False)[0], maps, strict=True
+    ):
+        _draw_table(figure, axes, table, label, colours, height=rows * row_inches + 1.5)
+        if slanted:
+            axes.set_xticks(
+                range(columns), coefficients.columns, rotation=35, ha="left", rotation_mode="anchor", fontsize=9
+            )
+        else:
+            axes.set_xticks(range(columns), coefficients.columns, fontsize=9)
+    _label_rows(figure.axes[0], coefficients, labels if every_row else None)
+    return figure
+
+
+def _draw_table(
+    figure: Figure, axes: Axes, values: npt.NDArray[np.float64], label: str, colours: str, *, height: float
+) -> None:
+    """One heat map with its colour bar; numbers stand in it where they are few. Signed ones are white at zero."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
     finite = np.abs(values[np.isfinite(values)])
     limit = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
-    norm = Normalize(-limit, limit)
+    norm = Normalize(-limit if colours == "RdBu_r" else 0.0, limit)
     axes.set_facecolor("#DDDDDD")
-    axes.imshow(np.ma.masked_invalid(values), cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
-    if max((len(name) for name in coefficients.columns), default=0) * 0.085 <= (width - names - 1.8) / columns:
-        axes.set_xticks(range(columns), coefficients.columns, fontsize=9)
-    else:
-        axes.set_xticks(
-            range(columns), coefficients.columns, rotation=35, ha="left", rotation_mode="anchor", fontsize=9
-        )
+    axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto", interpolation="nearest")
     axes.xaxis.tick_top()
-    _label_rows(axes, coefficients, labels if every_row else None)
     axes.tick_params(length=0)
     if values.size <= _WRITTEN_CELLS:
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 ink = "white" if abs(value) > 0.65 * limit else "black"
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
-    for column in range(1, columns):
+    for column in range(1, values.shape[1]):
         axes.axvline(column - 0.5, color="white", linewidth=1.0)
-    bar = figure.colorbar(
-        ScalarMappable(norm, "RdBu_r"), ax=axes, shrink=min(1.0, 4.0 / (rows * row_inches + 1.5)), anchor=(0.0, 1.0)
-    )
-    bar.set_label("coefficient", fontsize=9)
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, shrink=min(1.0, 4.0 / height), anchor=(0.0, 1.0))
+    bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    return figure
 
 
 def _title(view: RunView) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 
 from optmerge.merging.coefficients import Static
 from optmerge.merging.recipe import Direction, Group, ModelEntry, Recipe
+from optmerge.merging.slices import Rows
 from optmerge.tracking.coefficients import from_recipe, from_vector
 
 
@@ -38,3 +39,25 @@ def test_labels_drop_what_all_rows_share() -> None:
 
 def test_one_row_keeps_its_name() -> None:
     assert from_vector(["model"], np.zeros(1)).labels == ("model",)
+
+
+def test_slices_are_one_row_with_their_mean_and_spread() -> None:
+    names = ["embedding/a", "layers.0.up.weight[0:3]/a", "layers.0.up.weight[0:3]/b"]
+    table = from_vector(names, np.array([0.5, 1.0, 2.0, 3.0, 4.0, 4.0, 4.0]))
+    assert table.rows == ("embedding", "layers.0.up.weight")
+    np.testing.assert_allclose(table.values, [[0.5, np.nan], [2.0, 4.0]])
+    assert table.spread is not None
+    np.testing.assert_allclose(table.spread, [[0.0, np.nan], [np.sqrt(2 / 3), 0.0]])
+    assert from_vector(["embedding/a"], np.array([0.5])).spread is None
+    recipe = Recipe(
+        ModelEntry("base"),
+        {"a": ModelEntry("a")},
+        (Direction("a", "expert"),),
+        (Group("up", ("up.weight",), 0, "mlp", Rows(2, 5)), Group("embedding", ("embedding",), None, "embedding")),
+        Static(np.array([[1.0], [3.0], [0.5]])),
+    )
+    shown = from_recipe(recipe)
+    assert shown.rows == ("embedding", "up")
+    assert shown.values.tolist() == [[0.5], [2.0]]
+    assert shown.spread is not None
+    assert shown.spread.tolist() == [[0.0], [1.0]]

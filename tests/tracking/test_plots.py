@@ -56,6 +56,16 @@ def test_heat_map_of_every_size_is_centred_at_zero(rows: int, columns: int) -> N
     assert names == list(table.labels) if rows <= 96 else names[0] == "layer 0"
 
 
+def test_slices_have_their_mean_and_their_spread_side_by_side() -> None:
+    values, spread = np.array([[0.3, -0.4], [0.5, 0.1]]), np.array([[0.0, 0.2], [0.1, 0.05]])
+    figure = heat_map_figure(Coefficients(("a", "b"), (0, 1), ("x", "y"), values, spread))
+    means, deviations = figure.axes[:2]
+    np.testing.assert_array_equal(means.images[0].get_array(), values)
+    np.testing.assert_array_equal(deviations.images[0].get_array(), spread)
+    assert (deviations.images[0].norm.vmin, deviations.images[0].norm.vmax) == (0.0, 0.2)
+    assert [axes.get_ylabel() for axes in figure.axes[2:]] == ["mean over slices", "standard deviation over slices"]
+
+
 def test_heat_map_of_zeros() -> None:
     figure = heat_map_figure(Coefficients(("a", "b"), (None, None), ("x",), np.zeros((2, 1))))
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["x"]
