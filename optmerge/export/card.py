@@ -18,7 +18,6 @@ import yaml
 from optmerge.export.references import hub_id, outside_reference
 from optmerge.merging.coefficients import Table
 from optmerge.merging.recipe import Group, Recipe
-from optmerge.models.architecture import AUTO_CLASSES
 
 if TYPE_CHECKING:
     from optmerge.models.checkpoint import Checkpoint
@@ -55,7 +54,7 @@ def model_card(
         base_model_relation="merge" if on_hub else None,
         library_name="transformers",
         license=_license(family.base),
-        pipeline_tag="image-text-to-text" if _sees(family) else _PIPELINES.get(family.kind),
+        pipeline_tag="image-text-to-text" if family.sees else _PIPELINES.get(family.kind),
         tags=["merge", "optmerge"],
     )
     sections = [
@@ -83,13 +82,8 @@ def _introduction(recipe: Recipe) -> str:
     )
 
 
-def _sees(family: Family) -> bool:
-    """Whether it is a language model that sees images."""
-    return any(parameter.role.part == "vision" for parameter in family.parameters.values())
-
-
 def _usage(recipe: Recipe, family: Family, folders: Sequence[str]) -> str:
-    auto = AUTO_CLASSES.get(family.kind, ("AutoModel",))[-1 if _sees(family) else 0]
+    auto = family.auto_class
     if not folders:
         lines = [f"from transformers import {auto}", "", f'model = {auto}.from_pretrained("path/to/this/folder")']
     else:

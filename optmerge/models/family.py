@@ -24,7 +24,7 @@ import torch
 from optmerge.errors import ConfigError
 from optmerge.models.adapter import AdapterCheckpoint, DeltaForm, same_values
 from optmerge.models.ahead import read_ahead
-from optmerge.models.architecture import GENERATIVE, ModelKind, body_prefix, kind_of, model_on_meta
+from optmerge.models.architecture import AUTO_CLASSES, GENERATIVE, ModelKind, body_prefix, kind_of, model_on_meta
 from optmerge.models.checkpoint import Checkpoint, open_checkpoint
 from optmerge.models.layouts import Layout, Parameter, layout_key, recall_layout, remember_layout
 from optmerge.models.mapping import CheckpointMap, checkpoint_map
@@ -76,6 +76,16 @@ class Family:
     maps: dict[str, CheckpointMap]
     configs: Mapping[str, PreTrainedConfig]
     num_layers: int
+
+    @property
+    def sees(self) -> bool:
+        """Whether it is a language model that can be shown images."""
+        return any(parameter.role.part == "vision" for parameter in self.parameters.values())
+
+    @property
+    def auto_class(self) -> str:
+        """The Auto class of transformers that loads what is exported."""
+        return AUTO_CLASSES.get(self.kind, ("AutoModel",))[-1 if self.sees else 0]
 
     def checkpoint(self, who: str) -> Checkpoint:
         """The checkpoint of ``"base"`` or of an expert."""

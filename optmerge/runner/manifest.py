@@ -68,6 +68,7 @@ def make_manifest(problem: Problem) -> dict[str, Any]:
             name: _hash(data.splits["report"].keys) for name, data in problem.calibration.tasks.items()
         },
         "kind": family.kind,
+        "auto_class": family.auto_class,
         "heads": family.heads,
         "gradient": problem.engine.form,
         "kept": list(problem.kept),

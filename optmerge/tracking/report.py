@@ -342,8 +342,7 @@ def _going_on(view: RunView) -> list[str]:
 def _loading(view: RunView) -> list[str]:
     if view.recipe is None:
         return []
-    classifier = view.recipe.heads == "own" or view.manifest.get("kind") == "sequence-classification"
-    kind = "AutoModelForSequenceClassification" if classifier else "AutoModelForCausalLM"
+    kind = view.manifest.get("auto_class", "AutoModel")
     expert = next(iter(view.recipe.experts))
     folder = f'"merged/{expert}")  # one folder per expert' if view.recipe.heads == "own" else '"merged")'
     return [f"```python\nfrom transformers import {kind}\n\nmodel = {kind}.from_pretrained({folder}\n```"]

@@ -56,6 +56,7 @@ def test_expert_kl_falls_and_the_export_is_a_whole_clip_model(clip_zoo: Path, tm
     assert "accuracy" in rows["expert:b"]["report"]["b"]
     assert json.loads((run.folder / "manifest.json").read_text())["heads"] == "zero-shot"
     merged = optmerge.merge(run.folder, tmp_path / "merged")
+    assert "pipeline_tag: zero-shot-image-classification" in (merged / "README.md").read_text()
     model = CLIPModel.from_pretrained(merged)
     before, after = load_file(clip_zoo / "base" / "model.safetensors"), load_file(merged / "model.safetensors")
     assert before.keys() == after.keys()

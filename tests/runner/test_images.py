@@ -16,6 +16,8 @@ from optmerge.records import Trajectory
 from optmerge.runner.plan import make_plan
 from optmerge.runner.problem import absolute_references, open_problem
 from optmerge.runner.search import Run, search
+from optmerge.tracking.report import render_report
+from optmerge.tracking.view import RunView
 from tests.image_zoo import CLASSES, OTHERS, image_settings, make_image_zoo
 from tests.tiny import pictures, save_family
 from tests.zoo import zoo_settings
@@ -44,6 +46,8 @@ def test_expert_kl_falls_and_the_export_says_the_same(image_zoo: Path, tmp_path:
     assert rows["expert:a"]["report"]["a"]["agreement"] == 1.0
     assert "accuracy" in rows["expert:a"]["report"]["a"]
     merged = optmerge.merge(run.folder, tmp_path / "merged")
+    assert "AutoModelForImageClassification" in (merged / "README.md").read_text()
+    assert "AutoModelForImageClassification" in render_report(RunView.open(run.folder))
     problem = open_problem(absolute_references(build_config(image_settings(image_zoo), root=tmp_path), tmp_path))
     assert run.recipe is not None
     problem.engine.apply(problem.expand(problem.space.encode(run.recipe.coefficients)))

@@ -17,6 +17,8 @@ from optmerge.records import Trajectory
 from optmerge.runner.plan import make_plan
 from optmerge.runner.problem import absolute_references, open_problem
 from optmerge.runner.search import search
+from optmerge.tracking.report import render_report
+from optmerge.tracking.view import RunView
 from tests.zoo import make_zoo, zoo_settings
 
 Settings = Callable[..., dict[str, Any]]
@@ -49,6 +51,8 @@ def test_the_language_part_is_searched_and_the_rest_stays_the_bases(
         values = [record.value for record in records if record.split == split]
         assert values[-1] < values[0]
     merged = optmerge.merge(run.folder, tmp_path / "merged")
+    assert "AutoModelForImageTextToText" in (merged / "README.md").read_text()
+    assert "AutoModelForImageTextToText" in render_report(RunView.open(run.folder))
     base, after = load_file(seeing_zoo / "base" / "model.safetensors"), load_file(merged / "model.safetensors")
     assert base.keys() == after.keys()
     same = {name for name in base if torch.equal(base[name], after[name])}
