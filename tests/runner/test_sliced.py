@@ -68,7 +68,7 @@ def test_a_resumed_search_is_that_of_an_uninterrupted_run(settings: Settings, tm
     whole = run(configured, tmp_path / "whole")
     asked = iter(range(100))
     with pytest.raises(RunInterrupted):
-        run(configured, tmp_path / "cut", stop=lambda: "asked to" if next(asked) > 14 else None)
+        run(configured, tmp_path / "cut", stop=lambda: "asked to" if next(asked) >= 10 else None)
     (folder,) = (path.parent for path in (tmp_path / "cut").rglob("trajectory.jsonl"))
     again = resume(folder)
     assert facts(again.folder) == facts(whole.folder)
