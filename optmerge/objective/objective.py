@@ -53,6 +53,7 @@ from optmerge.objective.teacher import Keep
 from optmerge.objective.whole import WholeModelTerm
 from optmerge.records import SplitName
 
+_ROUNDING = 1e-4  # how far below 0 a base cost may be that is 0 but for rounding
 _LEAST_SHARE = 1e-3  # a base cost below this share of the tasks' mean is raised to it: such a task has nothing to gain
 
 Number = TypeVar("Number", float, Tensor)
@@ -91,7 +92,7 @@ class Objective:
             key: Where the terms stand in the search file's objective.
 
         Raises:
-            ConfigError: A term is named twice, or task weights do not fit the tasks.
+            ConfigError: A term is named twice, no term judges the model, or task weights do not fit the tasks.
         """
         self.configs: dict[str, TermConfig] = {}
         self._by_name: dict[str, AnyTerm] = {}
@@ -107,6 +108,7 @@ class Objective:
         self.terms = [term for term in made if isinstance(term, ModelTerm)]
         self.regularisers = [term for term in made if isinstance(term, CoefficientTerm)]
         self.whole = [term for term in made if isinstance(term, WholeModelTerm)]
+        _require_judges(self._by_name, key)
         self._selection: Objective = (
             Objective(
                 config.model_copy(update={"terms": config.select, "select": None}), tasks, num_labels, key="select"
@@ -188,7 +190,7 @@ class Objective:
             base_means: Task -> term -> mean of the base model, raw.
 
         Raises:
-            RunFailed: The base model's mean is not finite.
+            RunFailed: The base model's mean is not finite, or below 0: dividing by it would turn the term round.
         """
         divisors: dict[str, dict[str, float]] = {task: {} for task in self.shares}
         for name in (term.name for term in self.terms):
@@ -196,13 +198,13 @@ class Objective:
                 continue
             costs = {task: self._cost(name, base_means[task][name]) for task in self.shares}
             for task, cost in costs.items():
-                if not math.isfinite(cost):
+                if not -_ROUNDING < cost < math.inf:
                     raise RunFailed(
                         f"The base model's {name} on task {task!r} ({split} split) is {cost}, so nothing "
-                        "can be divided by it. Look at the base model on this data, or set `normalise: none` for the "
-                        f"term {name}."
+                        "can be divided by it: expected a finite number of 0 or more. Look at the base model on this "
+                        f"data, or set `normalise: none` for the term {name}."
                     )
-            least = _LEAST_SHARE * sum(costs.values()) / len(costs)
+            least = _LEAST_SHARE * max(0.0, sum(costs.values())) / len(costs)
             for task, cost in costs.items():
                 divisors[task][name] = max(cost, least) or 1.0
         self._divisors[split] = divisors
@@ -340,6 +342,23 @@ def report_metrics(kind: Kind, labelled: bool) -> list[ModelTerm]:
     return [*(known if labelled else []), Agreement()]
 
 
+def _require_judges(terms: Mapping[str, AnyTerm], key: str) -> None:
+    """Refuse terms of the coefficients where nothing else is, and where they would not count: on select.
+
+    Raises:
+        ConfigError: It is so.
+    """
+    blind = [name for name, term in terms.items() if isinstance(term, CoefficientTerm)]
+    if blind and (key == "select" or len(blind) == len(terms)):
+        why = (
+            "and does not count on the select split" if key == "select" else "so that nothing says what a good merge is"
+        )
+        raise ConfigError(
+            f"objective.{key}: {', '.join(blind)} looks at the coefficients only, {why}. Name a term that judges the "
+            f"model{' instead' if key == 'select' else ' too'}, such as expert-kl."
+        )
+
+
 def _shares(weights: Mapping[str, float], tasks: Sequence[str]) -> dict[str, float]:
     """Each task's share of the mean over tasks."""
     for task in weights:
@@ -347,6 +366,6 @@ def _shares(weights: Mapping[str, float], tasks: Sequence[str]) -> dict[str, flo
             raise ConfigError(f"objective.task_weights names {task!r}, which is not a task.{did_you_mean(task, tasks)}")
     given = {task: float(weights.get(task, 1.0)) for task in tasks}
     total = sum(given.values())
-    if min(given.values(), default=0.0) < 0 or total <= 0:
-        raise ConfigError(f"objective.task_weights are {given}; expected weights of 0 or more, not all 0.")
+    if min(given.values(), default=0.0) < 0 or not 0 < total < math.inf:
+        raise ConfigError(f"objective.task_weights are {given}; expected finite weights of 0 or more, not all 0.")
     return {task: weight / total for task, weight in given.items()}

@@ -110,6 +110,15 @@ def test_a_base_without_a_finite_value_is_refused() -> None:
         make({"name": "expert-kl"}).set_normalisers("fit", {**BASE, "b": {"expert-kl": math.nan}})
 
 
+def test_a_base_below_zero_turns_no_term_round() -> None:
+    objective = make({"name": "expert-kl"})
+    rounding = {"a": {"expert-kl": -1e-8}, "b": {"expert-kl": -1e-8}}  # what fp32 gives where base and expert are one
+    objective.set_normalisers("fit", rounding)
+    assert objective.combine("fit", MEANS)[1] == {"a": 0.2, "b": 0.8}
+    with pytest.raises(RunFailed, match=r"base model's expert-kl on task 'b' \(fit split\) is -2"):
+        objective.set_normalisers("fit", {**BASE, "b": {"expert-kl": -2.0}})
+
+
 def test_a_failed_candidate_has_no_finite_value() -> None:
     objective = make({"name": "entropy"})
     value, per_task = objective.combine("fit", {**MEANS, "b": {"entropy": math.nan}})
@@ -122,7 +131,7 @@ def test_settings_that_contradict_each_other() -> None:
         make({"name": "entropy"}, {"name": "entropy", "weight": 2})
     with pytest.raises(ConfigError, match="names 'c', which is not a task"):
         make({"name": "entropy"}, task_weights={"c": 1})
-    for weights in ({"a": 0, "b": 0}, {"a": -1}):
+    for weights in ({"a": 0, "b": 0}, {"a": -1}, {"a": math.nan}, {"b": math.inf}):
         with pytest.raises(ConfigError, match="weights of 0 or more"):
             make({"name": "entropy"}, task_weights=weights)
 
