@@ -14,23 +14,29 @@ import importlib.util
 import inspect
 import sys
 import traceback
+from collections.abc import Iterable
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+import torch
 from torch import Tensor
 
 from optmerge.config.objectives import TERM_CONFIGS, CustomConfig
-from optmerge.errors import ConfigError, did_you_mean
+from optmerge.errors import ConfigError, OptmergeError, did_you_mean
 from optmerge.objective.base import ModelTerm, Need
 from optmerge.objective.coefficient import CoefficientTerm
 from optmerge.objective.whole import WholeModelTerm
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from optmerge.calibration.batches import Batch
     from optmerge.objective.geometry import Geometry
     from optmerge.objective.outputs import Outputs
     from optmerge.objective.teacher import TeacherBatch
+    from optmerge.records import SplitName
 
 CustomTerm = ModelTerm | CoefficientTerm | WholeModelTerm
 _KINDS: tuple[type[Any], ...] = (ModelTerm, CoefficientTerm, WholeModelTerm)
@@ -164,7 +170,11 @@ def _check_attributes(found: type[Any], where: str) -> None:
 
 def _checked(found: type[Any]) -> type[Any]:
     """The class, with its values looked at."""
-    checks = {ModelTerm: _CheckedModelTerm, CoefficientTerm: _CheckedCoefficientTerm}
+    checks = {
+        ModelTerm: _CheckedModelTerm,
+        CoefficientTerm: _CheckedCoefficientTerm,
+        WholeModelTerm: _CheckedWholeModelTerm,
+    }
     mixins = tuple(check for kind, check in checks.items() if issubclass(found, kind))
     body = {"paper": getattr(found, "paper", "the user's own"), "__module__": found.__module__}
     return cast("type[Any]", type(found.__name__, (*mixins, found), body))
@@ -177,14 +187,18 @@ class _CheckedModelTerm(ModelTerm):
         """See `ModelTerm.per_example`."""
         try:
             values = super().per_example(outputs, batch, teacher)  # type: ignore[safe-super]
-        except (RuntimeError, NotImplementedError) as problem:
-            if outputs.logits.device.type != "meta":
+        except OptmergeError:
+            raise
+        except Exception as problem:  # whatever somebody else's code raises
+            if outputs.logits.device.type != "meta":  # an evaluation that fails
                 raise
-            file = str(sys.modules[type(self).__module__].__file__)
+            reason = _reason(problem, _file(self))
+            if not isinstance(problem, RuntimeError | TypeError):  # what an operation that wants values raises
+                raise ConfigError(f"The custom term {self.name} cannot be computed: {reason}.") from problem
             raise ConfigError(
                 f"The custom term {self.name} cannot be computed on shapes without values (the meta device), which is "
-                f"how memory is planned: {_reason(problem, file)}. Leave out .item(), float(), if on tensors and "
-                "boolean indexing; torch.where does the same."
+                f"how memory is planned: {reason}. Leave out .item(), float(), if on tensors and boolean indexing; "
+                "torch.where does the same."
             ) from problem
         size = len(outputs.logits)
         shape = f"[{size}, m]" if self.summary else f"[{size}]"
@@ -199,7 +213,24 @@ class _CheckedModelTerm(ModelTerm):
                 f"tensor {shape}, one {'row of statistics' if self.summary else 'value'} per example "
                 "(mean_per_example of optmerge.objective.base makes them of a language model's tokens)."
             )
+        wanted = self.differentiable and torch.is_grad_enabled() and outputs.logits.requires_grad
+        if wanted and not values.requires_grad:
+            raise ConfigError(
+                f"The custom term {self.name} says that it is differentiable, and its values have no gradient. Leave "
+                "out detach(), no_grad() and argmax, or say differentiable = False and take a driver that needs none."
+            )
         return values
+
+    def layers(self, count: int) -> tuple[int, ...]:
+        """See `ModelTerm.layers`."""
+        found = super().layers(count)
+        known = isinstance(found, tuple) and all(isinstance(layer, int) and 0 <= layer < count for layer in found)
+        if not known or (not found and "hidden" in self.needs):
+            raise ConfigError(
+                f"The custom term {self.name} names the layers {found} of {count}; expected a tuple of numbers from 0 "
+                f"to {count - 1}{', one at least, because it needs hidden' if 'hidden' in self.needs else ''}."
+            )
+        return found
 
 
 class _CheckedCoefficientTerm(CoefficientTerm):
@@ -211,6 +242,48 @@ class _CheckedCoefficientTerm(CoefficientTerm):
         if not isinstance(value, Tensor) or value.dim() != 0:
             raise ConfigError(f"The custom term {self.name} gives {_what(value)}; expected a tensor with one number.")
         return value
+
+
+class _CheckedWholeModelTerm(WholeModelTerm):
+    """Stands before a user's class, and looks at what that one gives."""
+
+    def measure(self, model: nn.Module, split: SplitName) -> float:
+        """See `WholeModelTerm.measure`."""
+        value: object = super().measure(model, split)  # type: ignore[safe-super]
+        if not isinstance(value, Real):
+            raise ConfigError(f"The custom term {self.name} gives {_what(value)}; expected a number, such as a float.")
+        return float(value)
+
+
+def try_regularisers(terms: Iterable[CoefficientTerm], coefficients: Tensor, geometry: Geometry) -> None:
+    """Compute terms of the coefficients once, so that a mistake in a user's file is found before a search.
+
+    Args:
+        terms: The user's, and others.
+        coefficients: fp64[G, D].
+        geometry: Of the table.
+
+    Raises:
+        ConfigError: A term cannot be computed, or has nothing to look at.
+    """
+    for term in terms:
+        try:
+            term.value(coefficients, geometry)
+        except OptmergeError:
+            raise
+        except Exception as problem:  # whatever somebody else's code raises
+            if not isinstance(term, _CheckedCoefficientTerm):
+                raise
+            file = _file(term)
+            raise ConfigError(
+                f"The custom term {file}:{type(term).__name__} cannot be computed where the search starts: "
+                f"{_reason(problem, file)}."
+            ) from problem
+
+
+def _file(term: CustomTerm) -> str:
+    """The file that a user's term is from."""
+    return str(sys.modules[type(term).__module__].__file__)
 
 
 def _what(value: object) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from optmerge.merging.products import delta_cosines, delta_norms, group_sizes
+from optmerge.objective.custom import try_regularisers
 from optmerge.objective.geometry import Geometry, Measured
 from optmerge.records import Vector
 
@@ -41,7 +42,8 @@ def check_regularisers(objective: Objective, space: SearchSpace) -> None:
     """Let every term of the coefficients look at the space once, before anything that takes time.
 
     Raises:
-        ConfigError: A term has nothing to look at in this space, such as neighbouring layers.
+        ConfigError: A term has nothing to look at in this space, such as neighbouring layers, or is a user's own and
+            cannot be computed.
     """
     rows, columns = space.frozen.shape
     made_up = _geometry(
@@ -51,7 +53,7 @@ def check_regularisers(objective: Objective, space: SearchSpace) -> None:
         norms=torch.ones(rows, columns, dtype=torch.float64),
         cosines=lambda: torch.eye(columns, dtype=torch.float64).expand(rows, -1, -1),
     )
-    objective.regularise(space.decode(space.start), made_up, gradient=False)
+    try_regularisers(objective.regularisers, torch.from_numpy(space.decode(space.start)), made_up)
 
 
 def _geometry(

@@ -221,6 +221,68 @@ def test_a_coefficient_term_gives_one_number(tmp_path: Path) -> None:
         term.value(torch.zeros(2, 2, dtype=torch.float64), make_geometry()[0])
 
 
+@pytest.mark.parametrize(
+    ("result", "word"), [("None", "a NoneType"), ("'high'", "a str"), ("model.weight", r"a tensor \[2, 3\] of float32")]
+)
+def test_a_whole_model_term_gives_one_number(tmp_path: Path, result: str, word: str) -> None:
+    source = DEPTH.replace("float(model.config.num_hidden_layers)", result)
+    term = load(write(tmp_path, source), "Depth")
+    assert isinstance(term, WholeModelTerm)
+    with pytest.raises(ConfigError, match=f"depth gives {word}; expected a number"):
+        term.measure(torch.nn.Linear(3, 2), "fit")
+
+
+def test_a_mistake_in_the_code_is_told_where_memory_is_planned(tmp_path: Path) -> None:
+    source = re.sub(r"return outputs\.logits\.new_full.*", "return outputs.logitz", CONSTANT)
+    term = load(write(tmp_path, source), "Constant")
+    assert isinstance(term, ModelTerm)
+    case = make_case("classifier")
+    batch, outputs = case.batch(case.everything())
+    with pytest.raises(
+        ConfigError, match=r"constant cannot be computed: AttributeError.*logitz.*\(mine\.py, line 16\)"
+    ):
+        term.per_example(Outputs(outputs.logits.to("meta")), batch, None)
+
+
+def test_a_gradient_that_is_promised_and_not_there_is_told(tmp_path: Path) -> None:
+    source = re.sub(r"return outputs\.logits\.new_full.*", "return outputs.logits.detach().amax(-1)", CONSTANT).replace(
+        "differentiable = False", "differentiable = True"
+    )
+    term = load(write(tmp_path, source), "Constant")
+    assert isinstance(term, ModelTerm)
+    case = make_case("classifier")
+    batch, outputs = case.batch(case.everything())
+    wanted = Outputs(outputs.logits.detach().requires_grad_())
+    with torch.no_grad():
+        assert term.per_example(wanted, batch, None).shape == (4,)
+    with pytest.raises(ConfigError, match="constant says that it is differentiable, and its values have no gradient"):
+        term.per_example(wanted, batch, None)
+
+
+@pytest.mark.parametrize(("layers", "word"), [("(4,)", r"\(4,\)"), ("1", "1"), ("()", r"\(\)")])
+def test_layers_that_a_model_does_not_have_are_told(tmp_path: Path, layers: str, word: str) -> None:
+    source = CONSTANT.replace("frozenset()", 'frozenset({"hidden"})')
+    source += f"\n    def layers(self, count):\n        return {layers}\n"
+    term = load(write(tmp_path, source), "Constant")
+    assert isinstance(term, ModelTerm)
+    with pytest.raises(ConfigError, match=f"constant names the layers {word} of 4; expected a tuple of numbers from 0"):
+        term.layers(4)
+
+
+def test_coefficients_alone_are_no_objective_and_choose_no_iterate(tmp_path: Path) -> None:
+    own = {"name": "custom", "path": f"{write(tmp_path, SIZE)}:Size"}
+    for content, word in (
+        ({"terms": [own]}, r"objective\.terms: my-size looks at the coefficients only"),
+        ({"terms": [{"name": "entropy"}], "select": [own]}, r"objective\.select: my-size looks at the coefficients"),
+        (
+            {"terms": [{"name": "entropy"}], "select": [{"name": "entropy"}, own]},
+            r"objective\.select: my-size looks at",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            Objective(ObjectiveConfig.model_validate(content), ["a"], {"a": 3})
+
+
 def test_two_terms_of_one_name_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, CONSTANT)
     entry = {"name": "custom", "path": f"{path}:Constant"}

@@ -147,6 +147,15 @@ def test_a_file_that_changed_is_not_resumed(zoo: Path, tmp_path: Path) -> None:
     assert resume(tmp_path / "run").result["status"] == "finished"
 
 
+def test_a_mistake_in_a_coefficient_term_is_told_before_anything_runs(zoo: Path, tmp_path: Path) -> None:
+    (tmp_path / "size.py").write_text(SIZE.replace("coefficients.abs()", "coefficient.abs()"))
+    terms = [{"name": "expert-kl"}, {"name": "custom", "path": "size.py:Size"}]
+    told = r"size\.py:Size cannot be computed where the search starts: NameError.*\(size\.py, line 10\)\."
+    with pytest.raises(ConfigError, match=told):
+        run(zoo_settings(zoo, objective={"terms": terms}), tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_gradient_that_a_term_does_not_have_is_told_before_anything_runs(zoo: Path, tmp_path: Path) -> None:
     (tmp_path / "constant.py").write_text(CONSTANT)
     objective = {"terms": [{"name": "custom", "path": "constant.py:Constant"}]}
