@@ -27,6 +27,7 @@ from optmerge.errors import RunError
 from optmerge.objective.base import CHUNK, attended, scored_logits
 from optmerge.objective.outputs import Outputs
 from optmerge.objective.projection import projected
+from optmerge.records import SplitName
 
 _FORMAT = "optmerge teacher outputs 2"
 
@@ -37,13 +38,22 @@ class Keep:
 
     Attributes:
         classes: How many of the likeliest classes; None is all.
-        layers: Of which transformer layers hidden states are kept.
+        layers: Of which transformer layers hidden states are kept, on fit and select.
         project: Dimensions that they are projected to (`optmerge.objective.projection`); None keeps them as they are.
     """
 
     classes: int | None
     layers: tuple[int, ...] = ()
     project: int | None = None
+
+    def layers_on(self, split: SplitName) -> tuple[int, ...]:
+        """The layers on one split: none on report, whose metrics look at predictions only."""
+        return () if split == "report" else self.layers
+
+    def identity(self, split: SplitName) -> list[object]:
+        """What tells outputs that are kept so from others, as data."""
+        layers = self.layers_on(split)
+        return [self.classes, layers, self.project if layers else None]
 
     def columns(self, classes: int) -> int:
         """Log-probabilities per row of a head of so many classes."""

@@ -81,14 +81,14 @@ def representable(problem: Problem, baseline: Baseline) -> bool:
     used = set(np.flatnonzero(np.abs(baseline.table).sum(axis=0)).tolist())
     if not used <= set(problem.columns):
         return False
-    return problem.space.normalise is None or problem.space.reaches(baseline.table[:, problem.columns])
+    return problem.space.reaches(baseline.table[:, problem.columns])
 
 
 class CachedMeasurements:
     """Whole-split measurements without gradients, kept in the user's cache by content.
 
-    A measurement depends on models, data, arithmetic, coefficients and terms only, so every search over the same
-    models and data shares its baselines.
+    A measurement depends on models, data, arithmetic, coefficients, terms and what is kept of the experts only, so
+    every search over the same models and data shares its baselines.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:
@@ -97,6 +97,7 @@ class CachedMeasurements:
         self._identities = {split: evaluator.problem.identity(split) for split in SPLITS}
         objective = evaluator.problem.objective
         self._terms = term_hashes(evaluator.problem.config.objective, objective)
+        self._keep = objective.keep(evaluator.problem.family.num_layers)
         self._whole = [
             composed.configs[term.name].model_dump()
             for composed in (objective, objective.on("select"))
@@ -139,6 +140,7 @@ class CachedMeasurements:
             [settings.model_dump() for settings in problem.objective.on(split).configs.values()] if objective else None,
             self._terms if objective or self._whole else None,
             self._whole if split == "report" else None,
+            self._keep.identity(split),
             metrics,
             self.evaluator.batch_tokens,
         ]

@@ -170,10 +170,11 @@ def teacher_bytes(
         columns = keep.columns(classes)
         index = 2 if classes <= 1 << 15 else 4
         per_row = 4 * columns + (0 if columns == classes else index * (columns - 1)) + 4  # then the likeliest class
-        per_place = keep.width(_hidden_size(expert)) * dtype.itemsize * len(keep.layers)
-        for split in data.splits.values():
-            total += 16 * split.size * (1 + len(keep.layers))  # where every example's rows are
-            total += per_place * split.tokens
+        per_place = keep.width(_hidden_size(expert)) * dtype.itemsize
+        for name, split in data.splits.items():
+            layers = len(keep.layers_on(name))
+            total += 16 * split.size * (1 + layers)  # where every example's rows are
+            total += per_place * layers * split.tokens
             for batch in split.batches(batch_tokens=config.batch_tokens):
                 total += per_row * (len(batch.rows) if batch.rows is not None else batch.size)
     return total

@@ -84,8 +84,9 @@ def _collect(problem: Problem, task: str, split: SplitName) -> TeacherOutputs:
     keep = problem.objective.keep(problem.family.num_layers)
     while True:
         try:
-            outputs = _outputs(problem, task, split, batch_tokens, keep.layers)
-            return TeacherOutputs.collect(outputs, keep.classes, layers=keep.layers, project=keep.project)
+            layers = keep.layers_on(split)
+            outputs = _outputs(problem, task, split, batch_tokens, layers)
+            return TeacherOutputs.collect(outputs, keep.classes, layers=layers, project=keep.project)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -120,7 +121,7 @@ def _key(problem: Problem, task: str, split: SplitName) -> str:
         problem.family.heads,
         problem.forward.head_sha256(task),
         data.splits[split].sha256,
-        [keep.classes, keep.layers, keep.project],
+        keep.identity(split),
         str(problem.dtype),
         str(problem.device),
         problem.config.batch_tokens,

@@ -11,13 +11,14 @@ import pytest
 
 from optmerge.config.load import build_config
 from optmerge.errors import ConfigError
-from optmerge.records import Record, Trajectory
+from optmerge.records import Evaluation, Record, Trajectory
+from optmerge.runner.baselines import CachedMeasurements
 from optmerge.runner.evaluator import Evaluator
 from optmerge.runner.memory import teacher_bytes
 from optmerge.runner.plan import make_plan
 from optmerge.runner.problem import open_problem
 from optmerge.runner.search import Run, search
-from optmerge.runner.teachers import Teachers
+from optmerge.runner.teachers import SPLITS, Teachers
 from tests.zoo import facts
 
 Settings = Callable[..., dict[str, Any]]
@@ -113,6 +114,31 @@ def test_the_plan_knows_what_teachers_take(
     held = Teachers.make(problem).nbytes
     assert teacher_bytes(problem.config, problem.family, problem.calibration, keep, problem.dtype) == held
     assert make_plan(config, root=tmp_path).memory["teacher outputs"] == held
+
+
+def test_a_baselines_measurement_is_shared_only_where_as_much_is_kept_of_the_experts(
+    language_settings: Settings, tmp_path: Path
+) -> None:
+    few = {"name": "expert-kl", "top_k": 2}
+    values = []
+    for objective in ({"terms": [few]}, {"terms": [few], "select": [{"name": "expert-kl", "top_k": None}]}):
+        problem = open_problem(build_config(language_settings(objective=objective), root=tmp_path))
+        evaluator = Evaluator(problem, Teachers.make(problem))
+        table = problem.expand(np.zeros(problem.space.dimension))
+        looked_up = CachedMeasurements(evaluator).measure(table, "fit", objective=True, metrics=False)
+        assert not isinstance(looked_up, Evaluation)
+        assert looked_up.means == evaluator.measure(table, "fit").means
+        values.append(looked_up.means["a"]["expert-kl"])
+    assert values[0] != values[1]
+
+
+def test_no_hidden_states_are_kept_of_the_report_split(settings: Settings, tmp_path: Path) -> None:
+    terms = [{"name": "expert-kl"}, {"name": "hidden-alignment"}]
+    problem = open_problem(build_config(settings(objective={"terms": terms}), root=tmp_path))
+    teachers = Teachers.make(problem)
+    for split in SPLITS:
+        batch = problem.calibration.tasks["a"].splits[split].batches(batch_tokens=10_000)[0]
+        assert bool(teachers.batch("a", split, batch).hidden) is (split != "report")
 
 
 def test_a_gradient_through_a_summary_is_that_of_finite_differences(settings: Settings, tmp_path: Path) -> None:

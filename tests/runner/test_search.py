@@ -15,6 +15,8 @@ from optmerge.config.load import build_config
 from optmerge.errors import ConfigError, RunError, RunInterrupted
 from optmerge.merging.recipe import Recipe
 from optmerge.records import Trajectory
+from optmerge.runner.baselines import make_baselines, representable
+from optmerge.runner.problem import open_problem
 from optmerge.runner.search import Run, resume, search
 from tests.zoo import facts
 
@@ -156,6 +158,14 @@ def test_the_start_is_the_best_baseline_of_the_space(settings: Settings, tmp_pat
     first = next(record for record in records if record.phase == "select")
     assert "method:iso-c:1" in select
     assert first.value == pytest.approx(min(value for value in select.values() if value is not None), rel=1e-6)
+
+
+def test_a_baseline_out_of_bounds_is_no_start(settings: Settings, tmp_path: Path) -> None:
+    problem = open_problem(
+        build_config(settings(space={"granularity": "task-wise", "bounds": [0, 0.5]}), root=tmp_path)
+    )
+    able = {baseline.name for baseline in make_baselines(problem) if representable(problem, baseline)}
+    assert able == {"base", "average", "uniform:0.3"}
 
 
 def test_adam_with_accuracy_is_refused_before_anything_is_written(settings: Settings, tmp_path: Path) -> None:
