@@ -53,8 +53,9 @@ class ImageProcessor:
         scaled, normalised = getattr(processor, "do_rescale", False), getattr(processor, "do_normalize", False)
         factor = float(getattr(processor, "rescale_factor", 1.0)) if scaled else 1.0
         mean, deviation = (processor.image_mean, processor.image_std) if normalised else (0.0, 1.0)
-        self._slope = (factor / torch.tensor(deviation, dtype=torch.float64)).reshape(-1, 1, 1).float()
-        self._shift = (torch.tensor(mean, dtype=torch.float64) / torch.tensor(deviation)).reshape(-1, 1, 1).float()
+        centre, spread = (torch.tensor(values, dtype=torch.float64) for values in (mean, deviation))
+        self._slope = (factor / spread).reshape(-1, 1, 1).float()
+        self._shift = (centre / spread).reshape(-1, 1, 1).float()
 
     def prepare(self, image: Image) -> Tensor:
         """Resize and crop.
@@ -89,6 +90,10 @@ class ImageProcessor:
             slope, shift = self._scales[pixels.device]
             pixels = pixels.float().mul_(slope).sub_(shift)
         return pixels.to(self._dtype)
+
+    def scaling(self) -> Tensor:
+        """All that `finish` does to bytes, as numbers: to be hashed with them."""
+        return torch.cat([self._slope.flatten(), self._shift.flatten()])
 
     def patches(self, pixels: Tensor) -> int:
         """How many patches each of some images is cut into."""

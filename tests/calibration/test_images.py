@@ -7,12 +7,17 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from optmerge.calibration.batches import Split
 from optmerge.calibration.images import Picture, class_folders
+from optmerge.calibration.kinds.image_classification import ClassifiedImages
 from optmerge.calibration.pixel_keys import PixelKeys
 from optmerge.calibration.sources import read_rows
 from optmerge.errors import DataError
+from optmerge.models.image_processor import ImageProcessor
 from tests.tiny import pictures
 
 HERE = "tasks.pets: pets.jsonl, row 3"
@@ -146,3 +151,23 @@ def test_folders_of_images(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="is a folder; name one data file"):
         read_rows("empty", {"image"}, relative_to=tmp_path)
+
+
+def test_a_split_s_hash_knows_how_bytes_are_scaled() -> None:
+    """Processors that cut images alike give equal bytes and unequal inputs; what a model said of one is not reused."""
+
+    def hashed(pixels: torch.Tensor, **options: object) -> str:
+        made = ViTImageProcessorPil(size={"height": 8, "width": 8}, **options)
+        processor = ImageProcessor(made, channels=3, patch=4, dtype=torch.float32, where="a model")
+        return Split("fit", ["a", "b"], ClassifiedImages(pixels, None, processor)).sha256
+
+    pixels = torch.arange(2 * 3 * 8 * 8).to(torch.uint8).view(2, 3, 8, 8)
+    plain = hashed(pixels, image_mean=[0.4, 0.5, 0.6])
+    assert hashed(pixels, image_mean=[0.4, 0.5, 0.6]) == plain
+    others = [
+        hashed(pixels, image_mean=[0.4, 0.5, 0.5]),
+        hashed(pixels, image_mean=[0.4, 0.5, 0.6], image_std=[0.5, 0.5, 0.4]),
+        hashed(pixels, image_mean=[0.4, 0.5, 0.6], rescale_factor=1 / 128),
+        hashed(pixels.view(2, 3, 4, 16), image_mean=[0.4, 0.5, 0.6]),
+    ]
+    assert len({plain, *others}) == 5

@@ -105,7 +105,7 @@ class ClassifiedImages(Examples):
         self.lengths = torch.full((len(pixels), 1), processor.patches(pixels), dtype=torch.int64)
         self._pixels = pixels
         self._classes = classes
-        self._finish = processor.finish
+        self._processor = processor
 
     def collate(self, positions: Tensor) -> Batch:
         """See `Examples.collate`. Neighbours are not copied."""
@@ -113,11 +113,13 @@ class ClassifiedImages(Examples):
         neighbours = torch.equal(positions, torch.arange(first, first + count))
         pixels = self._pixels[first : first + count] if neighbours else self._pixels[positions]
         classes = None if self._classes is None else self._classes[positions]
-        return ImageBatch({"pixel_values": pixels}, positions, targets=classes, finish=self._finish)
+        return ImageBatch({"pixel_values": pixels}, positions, targets=classes, finish=self._processor.finish)
 
     def inputs(self) -> Iterable[Tensor]:
         """See `Examples.inputs`."""
+        yield torch.tensor(self._pixels.shape)
         yield self._pixels
+        yield self._processor.scaling()  # processors that cut images alike may scale them otherwise
 
     def truth(self) -> Tensor | None:
         """See `Examples.truth`."""
