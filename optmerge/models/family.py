@@ -24,6 +24,7 @@ import torch
 from optmerge.errors import ConfigError
 from optmerge.models.adapter import AdapterCheckpoint, DeltaForm, same_values
 from optmerge.models.ahead import read_ahead
+from optmerge.models.aligned import AlignedCheckpoint
 from optmerge.models.architecture import AUTO_CLASSES, GENERATIVE, ModelKind, body_prefix, kind_of, model_on_meta
 from optmerge.models.checkpoint import Checkpoint, open_checkpoint
 from optmerge.models.layouts import Layout, Parameter, layout_key, recall_layout, remember_layout
@@ -118,7 +119,10 @@ class Family:
 
     def is_view(self, who: str, parameter: str) -> bool:
         """Whether reading a parameter's boxes gives views of mapped files, and never a tensor made for the occasion."""
-        if who != "base" and isinstance(self.experts[who], AdapterCheckpoint):
+        checkpoint = self.checkpoint(who)
+        if isinstance(checkpoint, AlignedCheckpoint):
+            checkpoint = checkpoint.inner
+        if who != "base" and isinstance(checkpoint, AdapterCheckpoint):
             return self.delta_form(who, parameter) != "dense"
         return bool(self.boxes(parameter)[0]) or not self.maps[who].pieces_to_read(parameter)[0].index
 

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 FAST = "tokenizer.json"
 SLOW = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "added_tokens.json")
+_MORE = ("tokenizer_config.json", "special_tokens_map.json")  # may add tokens to those of a slow tokenizer's files
 
 
 def tokens_digest(folder: Path) -> str | None:
@@ -54,7 +55,8 @@ def _files(folder: Path) -> list[Path]:
     """What the numbering is read from."""
     if (folder / FAST).is_file():
         return [folder / FAST]
-    return [folder / name for name in SLOW if (folder / name).is_file()]
+    found = [folder / name for name in SLOW if (folder / name).is_file()]
+    return found and [*found, *(folder / name for name in _MORE if (folder / name).is_file())]
 
 
 def _from_fast(path: Path) -> dict[str, int]:

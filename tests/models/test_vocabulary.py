@@ -277,3 +277,34 @@ def test_a_digest_knows_numbers_and_nothing_else(made: TinyFamily, caplog: pytes
     assert tokens_digest(made.experts["one"]) is None
     assert "cannot be read" in caplog.text
     assert tokens_digest(made.base / "nowhere") is None
+
+
+def test_a_digest_of_a_slow_tokenizer_knows_the_tokens_that_its_config_adds(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
+    added = {"content": "<x>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    settings: dict[str, object] = {"tokenizer_class": "BertTokenizer"}
+    folders = {"plain": settings, "more": settings | {"added_tokens_decoder": {"6": {**added, "special": True}}}}
+    for name, content in folders.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vocab.txt").write_text("\n".join(words) + "\n")
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(content))
+    digests = [tokens_digest(tmp_path / name) for name in folders]
+    assert None not in digests
+    assert digests[0] != digests[1]
+    more = read_tokens(tmp_path / "more")
+    assert more is not None
+    assert more["<x>"] == 6
+
+
+def test_an_adapter_s_tensors_are_made_for_the_occasion_in_another_vocabulary_too(tmp_path: Path) -> None:
+    made = save_family("llama", tmp_path)
+    adapter = tmp_path / "adapter"
+    train(make_model("llama"), adapter, target_modules=["q_proj"])
+    content = json.loads((made.base / "tokenizer.json").read_text())
+    content["model"]["vocab"] = turned(content["model"]["vocab"])
+    (adapter / "tokenizer.json").write_text(json.dumps(content))
+    experts = {"a": f"{made.base}+{adapter}", "one": str(made.experts["one"])}
+    family = open_family(str(made.base), experts, relative_to=Path(), vocabulary="common")
+    assert isinstance(family.experts["a"], AlignedCheckpoint)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert {who: family.is_view(who, name) for who in ("base", "a", "one")} == {"base": True, "a": False, "one": True}
