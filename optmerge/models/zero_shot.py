@@ -96,9 +96,21 @@ class TextTower:
 
         Returns:
             fp32[P, C] on the device.
+
+        Raises:
+            ModelError: A text is longer than the tower reads.
         """
         counts = [len(texts) for texts in prompts]
-        ids = self.tokenizer([text for texts in prompts for text in texts], truncation=True)["input_ids"]
+        texts = [text for some in prompts for text in some]
+        ids = self.tokenizer(texts, verbose=False)["input_ids"]
+        whole: Any = self.checkpoint.config()
+        most = whole.text_config.max_position_embeddings
+        long = next((text for text, tokens in zip(texts, ids, strict=True) if len(tokens) > most), None)
+        if long is not None:
+            raise ModelError(
+                f"The text {long[:80]!r}, of templates and the name of a class, has more than the {most} tokens that "
+                f"the text tower of {self.checkpoint.reference} reads. Shorten the template or the name."
+            )
         facts = [self.checkpoint.sha256(), counts, ids, str(self.device), torch.__version__, torch.get_num_threads()]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
         path = cache_dir() / "zero-shot" / f"{key}.safetensors"

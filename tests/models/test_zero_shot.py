@@ -59,6 +59,13 @@ def test_nothing_is_drawn_from_the_global_generator(clip: Path) -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_a_text_that_is_longer_than_the_tower_reads(clip: Path) -> None:
+    tower = TextTower.of(checkpoint(clip), CPU)
+    tower.head([["w1 " * 62], ["w2"]])  # 64 tokens, with the first and the last
+    with pytest.raises(ModelError, match=r"'w1 w1 .* has more than the 64 tokens that the text tower"):
+        tower.head([["w2"], ["w1 " * 63]])
+
+
 def test_logits_are_scaled_cosines() -> None:
     class Tower(torch.nn.Module):
         def forward(self, pixel_values: torch.Tensor) -> object:

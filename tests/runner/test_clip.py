@@ -145,6 +145,9 @@ def test_what_cannot_be(clip_zoo: Path, tmp_path: Path) -> None:
     settings["tasks"]["a"]["classes"] = ["cat", "cat"]
     with pytest.raises(ConfigError, match="has 'cat' twice"):
         opened(settings, tmp_path)
+    settings["tasks"]["a"]["classes"] = {"0": "cat", "1": "dog", "2": "cat"}
+    with pytest.raises(ConfigError, match="has 'cat' twice"):
+        opened(settings, tmp_path)
     settings["tasks"]["a"] |= {"classes": ["cat", "dog"], "templates": ["a photo"]}
     with pytest.raises(ConfigError, match=r"has no \{\}"):
         build_config(settings, root=tmp_path)

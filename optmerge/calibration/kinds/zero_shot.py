@@ -43,12 +43,13 @@ def class_names(task: str, spec: TaskConfig, folder: Path) -> dict[str, str]:
         names = dict(spec.classes)
     elif spec.classes is not None:
         names = {name: name for name in spec.classes}
-        if len(names) < len(spec.classes):
-            twice = next(name for name in spec.classes if spec.classes.count(name) > 1)
-            raise ConfigError(f"tasks.{task}.classes has {twice!r} twice; every class needs a name of its own.")
     else:
         data = folder / Path(spec.data).expanduser()
         names = {name: name.replace("_", " ") for name in (class_folders(data) if data.is_dir() else [])}
+    said = list(names.values()) if spec.classes is None or isinstance(spec.classes, dict) else spec.classes
+    twice = next((name for name in said if said.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"tasks.{task}.classes has {twice!r} twice; every class needs a name of its own.")
     if len(names) < 2:
         found = f"there is only {next(iter(names))!r}" if names else "there are none"
         raise ConfigError(
