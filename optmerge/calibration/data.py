@@ -277,7 +277,7 @@ class _TaskLoader:
     def _to_take(self, sizes: Mapping[SplitName, int]) -> dict[SplitName, int]:
         """How many examples go where at first: a pool has them in the place of fit, and select waits."""
         sampling = self.spec.sampling
-        if not isinstance(sampling, DiverseConfig) or self.embed is None:
+        if not isinstance(sampling, DiverseConfig):
             return dict(sizes)
         need = sizes["fit"] + sizes["select"]
         if sampling.pool < need:
@@ -285,6 +285,8 @@ class _TaskLoader:
                 f"{self.where}.sampling.pool is {sampling.pool}, and fit and select choose {need} examples from it. "
                 "Give it several times as many."
             )
+        if self.embed is None:
+            return dict(sizes)
         return {**sizes, "select": 0, "fit": sampling.pool}
 
     def _drawn(

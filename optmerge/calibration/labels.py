@@ -8,6 +8,7 @@ Names are matched first; whole numbers that are no names are indices themselves.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from optmerge.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from optmerge.calibration.reader import Task
+
+_INTEGER = re.compile(r"-?[0-9]+")
 
 
 class HeadLabels:
@@ -77,7 +80,7 @@ def label_index(value: object, head: Mapping[str, int], given: Mapping[str, int]
     known = head if given is None else given
     if text in known:
         index = known[text]
-    elif given is None and text.lstrip("-").isdigit():
+    elif given is None and _INTEGER.fullmatch(text):
         index = int(text)
     else:
         owner = "the expert's head" if given is None else "labels"

@@ -115,6 +115,13 @@ def test_labels_by_the_tasks_own_mapping_and_as_numbers(films: Path, load: Loade
         assert torch.equal(ours[0], ours[2])
 
 
+@pytest.mark.parametrize("value", ["--1", "²", "1-", "-"])
+def test_what_only_looks_like_a_number_is_no_label(films: Path, load: Loader, value: str) -> None:
+    write_lines(films, [{**row, "label": value} for row in rows_of(films)])
+    with pytest.raises(DataError, match=f"row [0-9]+: the label '{value}' is not among the expert's head"):
+        load(label="label", keep_labels=LABELLED)
+
+
 def test_duplicates_are_left_out_whatever_their_order(tmp_path: Path, load: Loader) -> None:
     rows = [{"text": f"n{i} film", "label": "no"} for i in range(12)]
     doubled = [*rows, {"text": "n3 film", "label": "yes"}, rows[5]]

@@ -119,8 +119,9 @@ def test_a_plan_needs_no_embedder(topics: Topics, load: Loader) -> None:
 
 
 def test_a_pool_that_is_too_small(topics: Topics, load: Loader) -> None:
-    with pytest.raises(ConfigError, match=r"tasks.films.sampling.pool is 8, and fit and select choose 9"):
-        load(splits=SIZES, sampling={"name": "diverse", "pool": 8}, embed=topics)
+    for embed in (topics, None):  # a plan, which needs no embedder, says it too
+        with pytest.raises(ConfigError, match=r"tasks.films.sampling.pool is 8, and fit and select choose 9"):
+            load(splits=SIZES, sampling={"name": "diverse", "pool": 8}, embed=embed)
     with pytest.raises(DataError, match=r"the splits need 615 examples .* has 204 distinct"):
         load(splits=SplitsConfig(fit=400, select=200, report=15), sampling="diverse", embed=topics)
     assert topics.calls == 0
