@@ -65,7 +65,7 @@ class BaseEmbedder:
         """fp32[n, H] on the CPU, in the order of the split.
 
         Raises:
-            ModelError: The base has no hidden states [examples, positions, width].
+            ModelError: The base has no hidden states [examples, positions, width], or some are not finite.
         """
         if self._resident is None:
             self._resident = ResidentModel(self._family, device=self._device, dtype=self._dtype)
@@ -79,6 +79,11 @@ class BaseEmbedder:
             if self._progress:
                 self._progress(f"embedding {task}", done, examples.size)
         found = torch.cat(vectors).cpu()
+        if not found.isfinite().all():
+            raise ModelError(
+                f"The base's hidden states of task {task!r} are not finite in {str(self._dtype).removeprefix('torch.')}"
+                ", so that `sampling: diverse` cannot tell examples apart. Set dtype: float32, or sampling: random."
+            )
         result = torch.empty_like(found)
         result[torch.cat(positions)] = found
         return result

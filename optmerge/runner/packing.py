@@ -30,8 +30,8 @@ def check_packing(problem: Problem) -> None:
         ConfigError: They differ, or the architecture takes no positions.
     """
     for task, data in problem.calibration.tasks.items():
-        split = data.splits["fit"]
-        if split.unpacked() is split:
+        splits = [split for split in data.splits.values() if split.unpacked() is not split]
+        if not splits:
             continue
         model = problem.model(task)
         name = type(model).__name__
@@ -41,7 +41,8 @@ def check_packing(problem: Problem) -> None:
                 "example ends and the next begins in a row. Set pack: false."
             )
         limit = problem.config.batch_tokens
-        packed = max(split.batches(batch_tokens=limit), key=lambda batch: batch.size / len(batch.inputs["input_ids"]))
+        found = [(split, batch) for split in splits for batch in split.batches(batch_tokens=limit)]
+        split, packed = max(found, key=lambda pair: pair[1].size / len(pair[1].inputs["input_ids"]))
         (alone,) = split.unpacked().batches(batch_tokens=limit, positions=packed.positions.tolist())
         with torch.no_grad():
             rows = [

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 from optmerge.config.load import build_config
+from optmerge.errors import ModelError
 from optmerge.records import SplitName
 from optmerge.runner.embedding import BaseEmbedder
 from optmerge.runner.problem import absolute_references, open_problem
@@ -80,6 +81,15 @@ def test_the_encoder_of_a_pair_reads(tmp_path: Path) -> None:
         with torch.no_grad():
             hidden = model.get_encoder()(input_ids=batch.inputs["input_ids"]).last_hidden_state
         torch.testing.assert_close(found[batch.positions], hidden.mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_states_that_are_not_finite(settings: Settings, tmp_path: Path) -> None:
+    problem = open_problem(build_config(settings(), root=tmp_path))
+    embed = BaseEmbedder(problem.family, {"a": "a"}, device=torch.device("cpu"), dtype=torch.float32, batch_tokens=64)
+    embed._resident = problem.resident
+    next(iter(problem.resident.parameters.values())).fill_(torch.inf)
+    with pytest.raises(ModelError, match=r"task 'a' are not finite in float32.*sampling: random"):
+        embed("a", problem.calibration.tasks["a"].splits["fit"])
 
 
 def test_a_search_over_diverse_examples(make: Settings, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from optmerge.calibration import Batch
+from optmerge.calibration import Batch, Calibration, Split
+from optmerge.calibration.kinds.packing import PackedCompletions
 from optmerge.config.load import build_config
 from optmerge.config.objectives import EntropyConfig
 from optmerge.errors import ConfigError
@@ -72,6 +73,28 @@ def test_a_model_that_mixes_examples_is_refused(language_settings: Settings, tmp
 
     parts = ("calibration", "config", "device", "dtype", "model")
     fake = SimpleNamespace(outputs=mixing, **{name: getattr(problem, name) for name in parts})
+    with pytest.raises(ConfigError, match="judges examples that share a row differently than alone"):
+        check_packing(cast(Problem, fake))
+
+
+def test_a_model_that_mixes_examples_of_another_split_is_refused(language_zoo: Path, tmp_path: Path) -> None:
+    """In fit every example fills a row."""
+    settings = zoo_settings(language_zoo)
+    for task in settings["tasks"].values():
+        del task["label"]
+    problem = opened(settings, tmp_path, pack=True)
+    data = problem.calibration.tasks["a"]
+    longest = data.splits["fit"].batches(batch_tokens=1)[0]
+    single = Split("fit", ["0"], cast(PackedCompletions, data.splits["fit"].examples))
+    single.batches = lambda **_: [longest]  # type: ignore[method-assign]
+    calibration = Calibration({"a": replace(data, splits=data.splits | {"fit": single})})
+
+    def mixing(task: str, batch: Batch) -> Outputs:
+        seen = {name: value for name, value in batch.inputs.items() if name != "position_ids"}
+        return problem.outputs(task, replace(batch, inputs=seen))
+
+    parts = ("config", "device", "dtype", "model")
+    fake = SimpleNamespace(outputs=mixing, calibration=calibration, **{name: getattr(problem, name) for name in parts})
     with pytest.raises(ConfigError, match="judges examples that share a row differently than alone"):
         check_packing(cast(Problem, fake))
 
