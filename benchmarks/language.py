@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import optmerge
+from benchmarks.demo_searches import run
 from benchmarks.harness import ROOT, machine, parser
 from benchmarks.language_texts import DOMAINS, convert_base, fetch, write_texts
 from optmerge.atomic import atomic_write
@@ -106,16 +106,6 @@ def settings(zoo: LanguageZoo, size: Size, objective: object, folder: Path, **ch
         "budget": {"evaluations": size.steps, "select_every": 4, "finalists": 1},
         "output": str(folder),
     } | changes
-
-
-def run(wanted: Mapping[str, Any]) -> RunView:
-    """A search's run: made, continued, or found finished."""
-    folder = Path(wanted["output"])
-    if (folder / "search.yaml").exists():
-        optmerge.resume(folder, terminal=True)
-    else:
-        optmerge.search(dict(wanted), terminal=True)
-    return RunView.open(folder, vectors=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from optmerge.calibration.batches import Batch, Split
 from optmerge.calibration.kinds import READERS
-from optmerge.calibration.reader import Kind, Reader, Task
+from optmerge.calibration.reader import Reader, Task
 from optmerge.calibration.rows import Rows
 from optmerge.calibration.sampling import Embedder, choose
 from optmerge.calibration.sources import read_rows
@@ -27,6 +27,7 @@ from optmerge.calibration.splits import allocate, content_key, split_sizes
 from optmerge.config.sampling import DiverseConfig
 from optmerge.config.schema import SplitsConfig, TaskConfig
 from optmerge.errors import ConfigError, DataError, did_you_mean
+from optmerge.models.architecture import Kind
 from optmerge.models.image_processor import ImageProcessor
 from optmerge.records import SplitName
 

@@ -19,19 +19,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 from optmerge.calibration.batches import Examples
 from optmerge.config.schema import TaskConfig
 from optmerge.errors import ConfigError, DataError
+from optmerge.models.architecture import Kind
 from optmerge.models.image_processor import ImageProcessor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
-Kind = Literal[
-    "causal-lm",
-    "seq2seq-lm",
-    "sequence-classification",
-    "token-classification",
-    "image-classification",
-    "zero-shot-image-classification",
-]
 
 _OPTIONAL = {
     "text_pair": "sequence classifiers",

@@ -18,15 +18,16 @@ from optmerge.models.vision_tower import vision_tower
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-ModelKind = Literal[
+Kind = Literal[
     "causal-lm",
     "seq2seq-lm",
     "sequence-classification",
     "token-classification",
     "image-classification",
     "zero-shot-image-classification",
-    "other",
 ]
+"""What a search can judge."""
+ModelKind = Literal[Kind, "other"]
 GENERATIVE: frozenset[ModelKind] = frozenset({"causal-lm", "seq2seq-lm"})  # they predict tokens, and can write
 
 # Kind -> the Auto classes that make its models, the first that knows a config being taken. A vision-language model is

@@ -9,7 +9,8 @@ from optmerge.calibration.kinds.seq2seq_lm import Seq2SeqReader
 from optmerge.calibration.kinds.sequence_classification import SequenceClassificationReader
 from optmerge.calibration.kinds.token_classification import TokenClassificationReader
 from optmerge.calibration.kinds.zero_shot import ZeroShotReader
-from optmerge.calibration.reader import Kind, Reader, Task
+from optmerge.calibration.reader import Reader, Task
+from optmerge.models.architecture import Kind
 
 READERS: dict[Kind, Callable[[Task], Reader[Any, Any]]] = {
     "causal-lm": causal_lm_reader,

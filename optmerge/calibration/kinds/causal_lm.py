@@ -18,12 +18,13 @@ from optmerge.calibration.chat import ChatTemplate, Conversation, conversation
 from optmerge.calibration.encode import EncodedText, cut, encode_completions, token_limit, windows
 from optmerge.calibration.kinds.packing import PackedCompletions
 from optmerge.calibration.ragged import Ragged
-from optmerge.calibration.reader import Kind, Raw, Reader, Task, as_text
+from optmerge.calibration.reader import Raw, Reader, Task, as_text
 from optmerge.calibration.splits import content_key
 from optmerge.calibration.template import PromptTemplate
 from optmerge.calibration.tokens import Tokens
 from optmerge.config.schema import TemplateConfig
 from optmerge.errors import ConfigError
+from optmerge.models.architecture import Kind
 
 
 def causal_lm_reader(task: Task) -> Reader[Any, EncodedText]:

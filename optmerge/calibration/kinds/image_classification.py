@@ -17,7 +17,8 @@ from optmerge.calibration.batches import Batch, Examples
 from optmerge.calibration.images import Picture
 from optmerge.calibration.labels import HeadLabels
 from optmerge.calibration.pixel_keys import PixelKeys
-from optmerge.calibration.reader import Kind, Reader, Task
+from optmerge.calibration.reader import Reader, Task
+from optmerge.models.architecture import Kind
 from optmerge.models.image_processor import ImageProcessor
 
 

@@ -16,12 +16,13 @@ from torch import Tensor
 from optmerge.calibration.batches import Batch, Examples
 from optmerge.calibration.encode import EncodedText, encode_texts, token_limit
 from optmerge.calibration.ragged import Ragged
-from optmerge.calibration.reader import Kind, Reader, Task, as_text
+from optmerge.calibration.reader import Reader, Task, as_text
 from optmerge.calibration.splits import content_key
 from optmerge.calibration.template import PromptTemplate
 from optmerge.calibration.tokens import Tokens
 from optmerge.config.schema import TemplateConfig
 from optmerge.errors import ConfigError
+from optmerge.models.architecture import Kind
 
 
 @dataclass(frozen=True)

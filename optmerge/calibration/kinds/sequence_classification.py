@@ -14,9 +14,10 @@ from torch import Tensor
 from optmerge.calibration.batches import Batch, Examples
 from optmerge.calibration.encode import EncodedText, encode_texts
 from optmerge.calibration.labels import HeadLabels
-from optmerge.calibration.reader import Kind, Reader, Task, as_text
+from optmerge.calibration.reader import Reader, Task, as_text
 from optmerge.calibration.splits import content_key
 from optmerge.calibration.tokens import Tokens
+from optmerge.models.architecture import Kind
 
 Pair = tuple[str, str | None]
 

@@ -20,10 +20,11 @@ from optmerge.calibration.batches import Batch, Examples
 from optmerge.calibration.encode import EncodedText, token_limit
 from optmerge.calibration.labels import HeadLabels
 from optmerge.calibration.ragged import Ragged
-from optmerge.calibration.reader import Kind, Reader, Task, as_text
+from optmerge.calibration.reader import Reader, Task, as_text
 from optmerge.calibration.splits import content_key
 from optmerge.calibration.tokens import Tokens
 from optmerge.errors import ConfigError, DataError
+from optmerge.models.architecture import Kind
 
 Words = str | tuple[str, ...]  # a text, or its words
 

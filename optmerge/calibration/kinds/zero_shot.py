@@ -12,9 +12,10 @@ from typing import ClassVar
 from optmerge.calibration.images import class_folders
 from optmerge.calibration.kinds.image_classification import ImageReader
 from optmerge.calibration.labels import HeadLabels
-from optmerge.calibration.reader import Kind, Task
+from optmerge.calibration.reader import Task
 from optmerge.config.schema import TaskConfig
 from optmerge.errors import ConfigError
+from optmerge.models.architecture import Kind
 
 
 class ZeroShotReader(ImageReader):
