@@ -1,7 +1,7 @@
 """How large task vectors are: the mean of |expert - base|, per expert and parameter, remembered by the models' content.
 
-    means = task_vector_magnitudes(family)
-    means["sentiment"]["bert.encoder.layer.0.output.dense.weight"]
+means = task_vector_magnitudes(family)
+means["sentiment"]["bert.encoder.layer.0.output.dense.weight"]
 """
 
 from __future__ import annotations
