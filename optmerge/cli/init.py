@@ -44,8 +44,8 @@ directions: [experts]
 #   {preset: layer-wise, bounds: [0, 1]}
 space: tensor-wise
 
-# What a good merge is (optmerge ls objectives). expert-kl needs no labels, and is the one to begin with; entropy-guarded
-# needs none either, cross-entropy and accuracy do. Also a path or a mapping.
+# What a good merge is (optmerge ls objectives). expert-kl needs no labels, and is the one to begin with;
+# entropy-guarded needs none either, cross-entropy and accuracy do. Also a path or a mapping.
 objective: expert-kl
 
 # Who searches: adam (gradients; best for many coefficients), cma, or optuna.

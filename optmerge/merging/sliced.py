@@ -3,9 +3,9 @@
     write_sliced(out, segment, cut, [values_of_a, None, values_of_c], workspace)
     contract_sliced(gradient, segment, cut, [0, 2], into, workspace)     # into[g, k] += <gradient_g, delta_k,g>
 
-The order of accumulation is that of `writing`: acc = sum_k fl(c_k * fl(theta_k - theta_0)), with the c_k of an element's
-group. A parameter whose groups are all alike is to be written by `writing.write_merge`, which gives the same bits, and
-copies the base and experts exactly.
+The order of accumulation is that of `writing`: acc = sum_k fl(c_k * fl(theta_k - theta_0)), with the c_k of an
+element's group. A parameter whose groups are all alike is to be written by `writing.write_merge`, which gives the same
+bits, and copies the base and experts exactly.
 
 Nothing is done group by group: dense deltas are multiplied matrix by matrix, and of a low-rank delta b @ a the factor
 on the side of the groups is scaled, which is exact: (b @ a) * c = b @ (a * c) for columns, (c * b) @ a for rows.
