@@ -212,8 +212,8 @@ def open_family(
     key = layout_key(checkpoints, heads=heads)
     with read_ahead(checkpoints.values() if check_values else ()) as wait:
         tokens = compare_tokens(checkpoints)
-        # A layout is remembered of models whose rows are taken as they are.
-        layout = recall_layout(key, checkpoints) if tokens.agree or vocabulary == "base" else None
+        # Where tokens disagree, what that means is looked at, and said, every time.
+        layout = recall_layout(key, checkpoints) if tokens.agree else None
         if layout is None:
             layout, aligned = _examine(checkpoints, heads, tokens, vocabulary)
             checkpoints |= aligned

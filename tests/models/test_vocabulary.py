@@ -155,6 +155,15 @@ def test_base_goes_by_number(made: TinyFamily, rows: int) -> None:
     assert family.configs["one"].vocab_size == VOCABULARY
 
 
+def test_merging_other_tokens_by_number_is_said_every_time(made: TinyFamily, caplog: pytest.LogCaptureFixture) -> None:
+    renumber(made.experts["one"], turned(numbers_of(made.base)), rows=VOCABULARY)
+    for _ in range(2):
+        caplog.clear()
+        opened(made, "base")
+        assert "58 tokens moved" in caplog.text
+        assert "merged by number" in caplog.text
+
+
 def test_common_goes_by_token(made: TinyFamily) -> None:
     ids = numbers_of(made.base)
     without = {token: number for token, number in ids.items() if token != "w57"}
