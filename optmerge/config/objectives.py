@@ -32,7 +32,7 @@ class TermConfig(Strict):
     about: ClassVar[Literal["model", "coefficients", "whole-model"]] = "model"
 
     name: str
-    weight: float = Field(1.0, description="factor in the weighted sum of terms")
+    weight: float = Field(1.0, allow_inf_nan=False, description="factor in the weighted sum of terms")
 
 
 class ModelTermConfig(TermConfig):
@@ -59,7 +59,7 @@ class ExpertKLConfig(ModelTermConfig):
 
     name: Literal["expert-kl"] = "expert-kl"
     temperature: float = Field(
-        1.0, gt=0, description="softmax temperature T of both sides; the value is times T squared"
+        1.0, gt=0, allow_inf_nan=False, description="softmax temperature T of both sides; the value is times T squared"
     )
     top_k: int | None = Field(
         128, ge=1, description="classes kept of the expert, the rest as one tail class; null or >= C = all"
@@ -193,28 +193,28 @@ class L1Config(CoefficientTermConfig):
     """Sum of the searched coefficients' absolute values (DAM, Arcee 2024)."""
 
     name: Literal["l1"] = "l1"
-    weight: float = Field(1e-6, description="factor in the weighted sum of terms")
+    weight: float = Field(1e-6, allow_inf_nan=False, description="factor in the weighted sum of terms")
 
 
 class L2Config(CoefficientTermConfig):
     """Euclidean norm of each direction's searched coefficients, summed over directions (DAM, Arcee 2024)."""
 
     name: Literal["l2"] = "l2"
-    weight: float = Field(1e-6, description="factor in the weighted sum of terms")
+    weight: float = Field(1e-6, allow_inf_nan=False, description="factor in the weighted sum of terms")
 
 
 class SimilarityConfig(CoefficientTermConfig):
     """Cosine similarity between two directions' coefficients, mean over pairs (DAM, Arcee 2024)."""
 
     name: Literal["similarity"] = "similarity"
-    weight: float = Field(0.01, description="factor in the weighted sum of terms")
+    weight: float = Field(0.01, allow_inf_nan=False, description="factor in the weighted sum of terms")
 
 
 class OverlapConfig(CoefficientTermConfig):
     """Sum of min(|a|, |b|) over two directions' coefficients, mean over pairs (DAM, Arcee 2024)."""
 
     name: Literal["overlap"] = "overlap"
-    weight: float = Field(1e-5, description="factor in the weighted sum of terms")
+    weight: float = Field(1e-5, allow_inf_nan=False, description="factor in the weighted sum of terms")
 
 
 class SmoothnessConfig(CoefficientTermConfig):

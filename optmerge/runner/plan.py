@@ -22,6 +22,7 @@ from optmerge.models.device import pick_device, pick_dtype
 from optmerge.models.family import Family, open_family
 from optmerge.objective.objective import Objective
 from optmerge.records import SplitName
+from optmerge.runner.geometry import check_regularisers
 from optmerge.runner.memory import MemoryPlan, plan_memory, recorded_bytes
 from optmerge.runner.problem import absolute_references, input_reader, load_tasks
 from optmerge.runner.terms import untimed_notes
@@ -102,6 +103,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     require_dimension(config.driver.name, space.dimension)
     objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
     objective.require_gradient(config.driver.name)
+    check_regularisers(objective, space)
     calibration = load_tasks(config, family, input_reader(config, family, dtype), labelled=objective.labelled)
     names: tuple[SplitName, ...] = ("fit", "select", "report")
     tokens = {

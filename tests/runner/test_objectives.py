@@ -176,6 +176,19 @@ def test_a_driver_that_follows_a_gradient_is_refused_for_any_term_without_one(
     assert all("largest" in record.parts for record in of(records, "search", "fit"))
 
 
+def test_a_term_without_anything_to_look_at_is_told_by_the_plan(settings: Settings, tmp_path: Path) -> None:
+    objective = {"terms": [{"name": "entropy"}, {"name": "smoothness"}]}
+    content = settings(objective=objective, space={"granularity": "task-wise"})
+    with pytest.raises(ConfigError, match=r"objective: smoothness compares the coefficients of neighbouring layers"):
+        make_plan(build_config(content, root=tmp_path), root=tmp_path)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_weight_is_finite(settings: Settings, tmp_path: Path, weight: float) -> None:
+    with pytest.raises(ConfigError, match=r"objective\.terms\.0\.weight"):
+        build_config(settings(objective={"terms": [{"name": "entropy", "weight": weight}]}), root=tmp_path)
+
+
 def test_an_objective_of_coefficients_alone_is_refused(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"l2 looks at the coefficients only"):
         build_config(settings(objective={"terms": [{"name": "l2"}]}), root=tmp_path)
