@@ -17,7 +17,7 @@ import numpy as np
 from optmerge.config.schema import SearchConfig
 from optmerge.drivers import make_driver
 from optmerge.drivers.base import Driver, Variables
-from optmerge.errors import RunFailed, RunInterrupted
+from optmerge.errors import ConfigError, RunFailed, RunInterrupted
 from optmerge.merging.recipe import Recipe
 from optmerge.records import Candidate, Evaluation, Progress, Record, Sink, SplitName, Trajectory, Vector
 from optmerge.runner.alarms import Alarms, raised_alarms
@@ -60,7 +60,7 @@ def search(config: SearchConfig, *, root: Path, sinks: Sequence[Sink] = (), stop
         stop: Asked before every evaluation; a reason ends the run with its state saved.
 
     Raises:
-        UserError: Something that the user can mend, found before any evaluation.
+        UserError: Something that the user can mend, found before any evaluation, or by the first that shows it.
         RunInterrupted: ``stop`` gave a reason.
         RunFailed: No candidate could be evaluated any more.
     """
@@ -117,7 +117,7 @@ def _run(folder: RunFolder, problem: Problem, sinks: Sequence[Sink], stop: Stop)
             folder, problem, evaluator, Journal(trajectory, sinks, Alarms(problem.config.alarms)), progress
         )
         result, recipe = session.execute(stop)
-    except (RunInterrupted, RunFailed) as ended:
+    except (RunInterrupted, RunFailed, ConfigError) as ended:  # a term's mistake may only show when it measures
         status = "interrupted" if isinstance(ended, RunInterrupted) else "failed"
         folder.write_json("result.json", {"status": status, "reason": str(ended)})
         for sink in sinks:

@@ -156,6 +156,16 @@ def test_a_mistake_in_a_coefficient_term_is_told_before_anything_runs(zoo: Path,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mistake_that_only_a_measurement_shows_ends_the_run_in_words(zoo: Path, tmp_path: Path) -> None:
+    (tmp_path / "depth.py").write_text(DEPTH.replace("float(model.config.num_hidden_layers)", "None"))
+    objective = {"terms": [{"name": "custom", "path": "depth.py:Depth"}]}
+    with pytest.raises(ConfigError, match="depth gives a NoneType; expected a number"):
+        run(zoo_settings(zoo, objective=objective, driver=CMA), tmp_path)
+    told = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert told["status"] == "failed"
+    assert "depth gives a NoneType" in told["reason"]
+
+
 def test_a_gradient_that_a_term_does_not_have_is_told_before_anything_runs(zoo: Path, tmp_path: Path) -> None:
     (tmp_path / "constant.py").write_text(CONSTANT)
     objective = {"terms": [{"name": "custom", "path": "constant.py:Constant"}]}
