@@ -34,6 +34,7 @@ class HeadLabels:
         self.head = {str(name): int(index) for name, index in known.items()}
         self.classes = max(self.head.values(), default=-1) + 1
         self.known = self.head if task.spec.labels is None else task.spec.labels
+        self._owner = "the expert's head" if head is None else "the zero-shot head"
         self._given = task.spec.labels
         self._column = task.spec.label
 
@@ -56,19 +57,27 @@ class HeadLabels:
                 f"{where} has no value in the label column {self._column!r}. Fill it in, or remove the row."
             )
         try:
-            return label_index(value, self.head, self._given, classes=self.classes)
+            return label_index(value, self.head, self._given, classes=self.classes, owner=self._owner)
         except DataError as problem:
             raise DataError(f"{where}: {problem}") from None
 
 
-def label_index(value: object, head: Mapping[str, int], given: Mapping[str, int] | None, *, classes: int) -> int:
+def label_index(
+    value: object,
+    head: Mapping[str, int],
+    given: Mapping[str, int] | None,
+    *,
+    classes: int,
+    owner: str = "the expert's head",
+) -> int:
     """The head's index that a label value means.
 
     Args:
         value: As the data has it: a name or a number.
-        head: The expert's ``label2id``.
+        head: The names of the head's classes and their indices, such as the expert's ``label2id``.
         given: The task's own ``labels`` mapping; when there is one, it alone decides.
         classes: Size of the head.
+        owner: What messages call the head.
 
     Raises:
         DataError: The value means nothing to the mapping, or an index outside the head.
@@ -83,14 +92,13 @@ def label_index(value: object, head: Mapping[str, int], given: Mapping[str, int]
     elif given is None and _INTEGER.fullmatch(text):
         index = int(text)
     else:
-        owner = "the expert's head" if given is None else "labels"
         raise DataError(
-            f"the label {text!r} is not among {owner}: {_listing(known)}.{did_you_mean(text, known)} "
-            "Say what it means with `labels: {value: index}` in the task."
+            f"the label {text!r} is not among {owner if given is None else 'labels'}: {_listing(known)}."
+            f"{did_you_mean(text, known)} Say what it means with `labels: {{value: index}}` in the task."
         )
     if not 0 <= index < classes:
         raise DataError(
-            f"the label {text!r} means class {index}, and the expert's head has the classes 0 to {classes - 1}. "
+            f"the label {text!r} means class {index}, and {owner} has the classes 0 to {classes - 1}. "
             "Say what it means with `labels: {value: index}` in the task, or leave such rows out of the data."
         )
     return index

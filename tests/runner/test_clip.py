@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 import optmerge
 from optmerge.config.load import build_config
-from optmerge.errors import ConfigError, ModelError
+from optmerge.errors import ConfigError, DataError, ModelError
 from optmerge.merging.recipe import Recipe
 from optmerge.models.cache import cache_dir
 from optmerge.records import Trajectory
@@ -147,6 +147,10 @@ def test_what_cannot_be(clip_zoo: Path, tmp_path: Path) -> None:
         opened(settings, tmp_path)
     settings["tasks"]["a"]["classes"] = {"0": "cat", "1": "dog", "2": "cat"}
     with pytest.raises(ConfigError, match="has 'cat' twice"):
+        opened(settings, tmp_path)
+    settings = clip_settings(clip_zoo)
+    settings["tasks"]["a"]["classes"] = ["w10", "w40"]
+    with pytest.raises(DataError, match="'w20_w30' is not among the zero-shot head: 'w10', 'w40'"):
         opened(settings, tmp_path)
     settings["tasks"]["a"] |= {"classes": ["cat", "dog"], "templates": ["a photo"]}
     with pytest.raises(ConfigError, match=r"has no \{\}"):
