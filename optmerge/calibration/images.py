@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+_DEEP = ("I", "F")  # how Pillow's modes begin whose values do not fit into a byte
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,7 @@ class Picture:
             mode: Pillow's name for how a pixel is kept: ``RGB``, or ``L`` for grey.
 
         Raises:
-            DataError: There is no such file, or it is no image.
+            DataError: There is no such file, it is no image, or its pixels do not fit into bytes.
         """
         from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -85,17 +86,25 @@ class Picture:
             return Image.fromarray(self.source).convert(mode)
         try:
             with Image.open(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source) as image:
+                if image.mode.startswith(_DEEP):
+                    raise DataError(
+                        f"{self.where}: the image ({self._name}) has pixels of the mode {image.mode}, which would be "
+                        "cut off at 255. Save it with 8 bits for each colour."
+                    )
                 return ImageOps.exif_transpose(image).convert(mode)
         except FileNotFoundError:
             raise DataError(
                 f"{self.where}: there is no image {self.source!s}. Paths are relative to the file that names them."
             ) from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
-            name = f"{len(self.source)} bytes" if isinstance(self.source, bytes) else str(self.source)
             what = " ".join(str(problem).split())[:200]
             raise DataError(
-                f"{self.where}: the image ({name}) cannot be decoded: {what}. Mend it, or leave it out."
+                f"{self.where}: the image ({self._name}) cannot be decoded: {what}. Mend it, or leave it out."
             ) from None
+
+    @property
+    def _name(self) -> str:
+        return f"{len(self.source)} bytes" if isinstance(self.source, bytes) else str(self.source)
 
     def key(self, mode: str) -> str:
         """The hash of the pixels: equal for equal images, whatever file or format they stand in."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -171,3 +173,10 @@ def test_a_split_s_hash_knows_how_bytes_are_scaled() -> None:
         hashed(pixels.view(2, 3, 4, 16), image_mean=[0.4, 0.5, 0.6]),
     ]
     assert len({plain, *others}) == 5
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_values_beyond_a_byte_are_refused_and_not_cut_off(kind: type[np.generic]) -> None:
+    deep = Image.fromarray((np.arange(12).reshape(3, 4) * 5000).astype(kind))
+    with pytest.raises(DataError, match=rf"row 3: the image .* has pixels of the mode {re.escape(deep.mode)}.*8 bits"):
+        picture(written(deep, "TIFF")).open("RGB")
