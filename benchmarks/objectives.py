@@ -30,8 +30,8 @@ from benchmarks.demo_searches import (
 )
 from benchmarks.harness import machine, parser
 from optmerge.atomic import atomic_write
+from optmerge.runner.alarms import raised_alarms
 from optmerge.tracking.markdown import NONE, score, signed, table
-from optmerge.tracking.signals import seen_alarms
 from optmerge.tracking.view import RunView
 
 START = 0.3
@@ -94,7 +94,7 @@ def passes(view: RunView, size: Size) -> int:
 
 def alarm(view: RunView) -> str:
     """The first alarm of a run, and when."""
-    alarms = seen_alarms(view)
+    alarms = raised_alarms(view.records)
     return f"{alarms[0].kind} at {alarms[0].evaluations}" if alarms else NONE
 
 
@@ -121,7 +121,7 @@ def markdown(views: Mapping[str, RunView], size: Size, command: str) -> str:
     told = "".join(
         f"- {SEARCHES[name].title}: {found.sentence}.\n"
         for name, view in views.items()
-        for found in seen_alarms(view)[:1]
+        for found in raised_alarms(view.records)[:1]
     )
     return (
         f"### Objectives, on the demo's experts\n\n{table(head, rows, left=(0,))}\n\n"
