@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from optmerge.config.base import Strict
 
@@ -33,16 +33,47 @@ class CmaConfig(Strict):
     name: Literal["cma"] = "cma"
     sigma: float = Field(0.1, gt=0, description="initial step size, in units of a coefficient")
     population: int | None = Field(None, ge=2, description="candidates per generation; null = 4 + floor(3 ln d)")
-    diagonal: bool | Literal["auto"] = Field("auto", description="diagonal covariance; auto = from 200 variables on")
+    covariance: Literal["auto", "full", "diagonal"] = Field(
+        "auto", description="what is learnt of the variables; auto = diagonal from 200 variables on, full below"
+    )
+    scale: Literal["none", "norms"] = Field(
+        "none",
+        description="standard deviations at the start: the same for all, or inversely proportional to the norm of the "
+        "task vectors that a variable scales (norms), so that a step moves the model as far along each",
+    )
+    known: int = Field(
+        3, ge=0, description="the best baselines inside the space that enter the first generation, half of it at most"
+    )
+    restarts: int = Field(
+        0, ge=0, description="fresh starts with twice the population when the search has converged (IPOP); 0 = stop"
+    )
 
 
 class OptunaConfig(Strict):
     """Optuna's samplers; trials are replayed from the trajectory, so the study is never the truth."""
 
     name: Literal["optuna"] = "optuna"
-    sampler: Literal["tpe", "random"] = Field("tpe", description="which sampler proposes")
-    startup: int = Field(10, ge=1, description="random trials (after the start point) before TPE models anything")
+    sampler: Literal["tpe", "gp", "random", "sobol"] = Field(
+        "tpe",
+        description="which sampler proposes; gp (a Gaussian process) is for some dozen variables and some hundred "
+        "trials; gp and sobol need scipy",
+    )
+    startup: int = Field(
+        10, ge=1, description="random trials (after the start and the known recipes) before tpe or gp model anything"
+    )
     multivariate: bool = Field(True, description="TPE models the variables jointly")
+    group: bool = Field(
+        False,
+        description="TPE has a joint model for every set of variables that trials share, all of them in one search; "
+        "needs multivariate",
+    )
+    known: int = Field(3, ge=0, description="the best baselines inside the space that are the first trials")
+
+    @model_validator(mode="after")
+    def _group_is_multivariate(self) -> Self:
+        if self.group and not self.multivariate:
+            raise ValueError("group divides the model of multivariate; set multivariate to true, or leave group out")
+        return self
 
 
 DriverConfig = Annotated[AdamConfig | CmaConfig | OptunaConfig, Field(discriminator="name")]

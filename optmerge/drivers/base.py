@@ -43,6 +43,9 @@ class Variables:
         lower: float64[d], the lowest values.
         upper: float64[d], the highest values, each above its ``lower``.
         start: float64[d], where the search starts; within bounds.
+        norms: float64[d], how far a variable's unit moves the model: the norm of the task vectors that it scales. None
+            where nobody measured them.
+        known: Vectors worth trying beside the start, the most promising first; they are projected to bounds.
 
     Raises:
         ConfigError: Bounds or start do not fit; the message names the variable.
@@ -52,6 +55,8 @@ class Variables:
     lower: Vector
     upper: Vector
     start: Vector
+    norms: Vector | None = None
+    known: Sequence[Vector] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.names, tuple) and len(set(self.names)) != len(self.names):
@@ -70,6 +75,9 @@ class Variables:
                     f"The bounds of {name} are [{low}, {high}]; expected two finite numbers, low then high."
                 )
             raise ConfigError(f"The start of {name} is {start[bad]}, outside its bounds [{low}, {high}].")
+        if self.norms is not None:
+            object.__setattr__(self, "norms", read_only(np.broadcast_to(self.norms, lower.shape)))
+        object.__setattr__(self, "known", tuple(self.project(vector) for vector in self.known))
 
     def __len__(self) -> int:
         return len(self.names)

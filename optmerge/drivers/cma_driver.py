@@ -14,6 +14,7 @@ afterwards, bit for bit, so that another pycma or another linear algebra cannot 
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Mapping
@@ -25,10 +26,13 @@ import numpy as np
 from optmerge.config.drivers import CmaConfig
 from optmerge.drivers.base import Driver, Variables
 from optmerge.drivers.state import State
-from optmerge.errors import RunError
+from optmerge.errors import ConfigError, RunError
 from optmerge.records import Candidate, Evaluation, Vector
 
-DIAGONAL_FROM = 200  # variables from which `diagonal: auto` drops correlations: learning d² of them takes too long
+log = logging.getLogger(__name__)
+
+DIAGONAL_FROM = 200  # variables from which `covariance: auto` drops correlations: learning d² of them takes too long
+SCALE_LIMIT = 10.0  # a standard deviation is at most this many times, and at least one such part of, the usual one
 FLAT_LIMIT = 10  # generations in a row whose candidates all score the same before the search gives up
 
 # pycma's termination criteria (cma.CMAOptions, section "tol") in words; the others are not reachable from here
@@ -48,7 +52,7 @@ REASONS: dict[str, str] = {
 
 
 class CmaDriver(Driver):
-    """CMA-ES (Hansen 2016), with active covariance update; diagonal (sep-CMA-ES) where `CmaConfig.diagonal` says so.
+    """CMA-ES (Hansen 2016), with active covariance update; diagonal (sep-CMA-ES) where `CmaConfig.covariance` says so.
 
     The start stands before the first population, as one candidate more; it is the mean of that population, so its
     own value is recorded and not told to the strategy. Of a generation that the budget cut short, too few candidates
@@ -56,6 +60,13 @@ class CmaDriver(Driver):
     it would be a random step. `FLAT_LIMIT` such in a row stop the search; pycma's own flatness criterion, which a
     few failed generations can trigger, is off. A space of one variable is searched as one of two whose second is not
     used, because pycma needs two; its ``info`` describes both.
+
+    What `Variables` knows enters at the start. With ``scale: norms`` the standard deviations are those of
+    `relative_deviations`. The first ``known`` vectors take the places of samples in the first population, exactly as
+    they are; where they lie far out, pycma shortens what it learns from them (Hansen 2011, "Injecting external
+    solutions into CMA-ES"). With ``restarts``, a strategy that stops by itself is followed by one that begins at the
+    start again, with the first step size and twice the population (IPOP-CMA-ES, Auger & Hansen 2005, there from a
+    random point; a random point of these boxes is a bad model, so that the larger population alone does the work).
 
     >>> import numpy as np
     >>> variables = Variables(("a", "b"), lower=[0, 0], upper=[1, 1], start=[0.3, 0.3])
@@ -79,9 +90,20 @@ class CmaDriver(Driver):
         super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
         self.config = config
         dimension = max(len(variables), 2)
-        self.population = config.population or 4 + math.floor(3 * math.log(dimension))  # Hansen 2016, equation 48
-        self.diagonal = dimension >= DIAGONAL_FROM if config.diagonal == "auto" else config.diagonal
+        self._least = config.population or 4 + math.floor(3 * math.log(dimension))  # Hansen 2016, equation 48
+        self.diagonal = dimension >= DIAGONAL_FROM if config.covariance == "auto" else config.covariance == "diagonal"
+        self._deviations = np.ones(len(variables))
+        if config.scale == "norms":
+            if variables.norms is None:
+                raise ConfigError("driver.scale is 'norms', but the variables come without norms. Use 'none'.")
+            self._deviations = relative_deviations(variables.norms)
+        self._known = list(variables.known[: min(config.known, self._least // 2)])
         self._begin()
+
+    @property
+    def population(self) -> int:
+        """Candidates per generation; the start stands before the first one's."""
+        return self._least << self._restarts
 
     def stop(self) -> dict[str, str]:
         """Reasons that pycma gives, in words, and ``flat`` when the objective does not tell candidates apart."""
@@ -94,12 +116,26 @@ class CmaDriver(Driver):
         return reasons
 
     def info(self) -> dict[str, float]:
-        """``sigma``, ``axis_ratio`` (longest to shortest), ``std_min`` and ``std_max`` (units of a coefficient)."""
+        """``sigma``, ``axis_ratio`` (longest to shortest), ``std_min`` and ``std_max`` (units of a coefficient).
+
+        With ``restarts`` also how many there were, ``restart``, and the ``population``.
+        """
         return dict(self._info)
 
     def _begin(self) -> None:
-        """A new strategy at the start, with its generator at the seed's first number."""
-        generator = np.random.RandomState(np.random.MT19937(self.seed))
+        """Nothing told yet, and the generator at the seed's first number."""
+        self._generator = np.random.RandomState(np.random.MT19937(self.seed))
+        self._restarts = 0
+        self._solutions: list[Vector] = []  # pycma's own objects: by them it finds the points before the bounds' fold
+        self._told: list[list[float]] = []  # every value by closed generation; the first one's begins with the start's
+        self._new_strategy()
+        copies = 2 if len(self.variables) == 1 else 1
+        if self._known:
+            inverse = self._strategy.boundary_handler.inverse
+            self._strategy.inject([inverse(np.tile(vector, copies)) for vector in self._known], force=True)
+
+    def _new_strategy(self) -> None:
+        """A strategy at the start that draws on from the generator."""
         box = self.variables
         copies = 2 if len(box) == 1 else 1  # pycma fails in one dimension: a second variable that nobody reads
         options = {
@@ -107,7 +143,8 @@ class CmaDriver(Driver):
             "BoundaryHandler": cma.BoundTransform,
             "popsize": self.population,
             "CMA_diagonal": self.diagonal,
-            "randn": generator.randn,  # numpy's global generator otherwise, which evaluators reseed
+            "CMA_stds": np.tile(self._deviations, copies).tolist() if self.config.scale == "norms" else None,
+            "randn": self._generator.randn,  # numpy's global generator otherwise, which evaluators reseed
             "seed": np.nan,  # "do not seed anything"
             "tolflatfitness": np.inf,
             "signals_filename": "",  # else stop() reads options from a file in the working directory
@@ -117,16 +154,16 @@ class CmaDriver(Driver):
         }
         with warnings.catch_warnings(action="ignore"):
             self._strategy: Any = cma.CMAEvolutionStrategy(np.tile(box.start, copies), self.config.sigma, options)
-        self._solutions: list[Vector] = []  # pycma's own objects: by them it finds the points before the bounds' fold
-        self._told: list[list[float]] = []  # every value by closed generation; the first one's begins with the start's
         self._flat = 0
         self._reasons: dict[str, str] = {}
         self._look()
 
     def _ask(self) -> list[Candidate]:
         self._draw()
-        candidates = [self.candidate(solution[: len(self.variables)]) for solution in self._solutions]
-        return candidates if self.generation else [self.candidate(self.variables.start), *candidates]
+        vectors = [solution[: len(self.variables)] for solution in self._solutions]
+        if not self.generation:  # the start, and what is known to the last bit, which the fold may have cost
+            vectors = [self.variables.start, *self._known, *vectors[len(self._known) :]]
+        return [self.candidate(vector) for vector in vectors]
 
     def _tell(self, evaluations: list[Evaluation]) -> None:
         self._learn([float(evaluation.value) for evaluation in evaluations])
@@ -144,12 +181,23 @@ class CmaDriver(Driver):
             return
         if min(ours) == max(ours):
             self._flat += 1
+            self._restart_if_stopped()
             return
         self._flat = 0
         with warnings.catch_warnings(action="ignore"):  # about generations that the budget cut short
             self._strategy.tell(self._solutions[: len(ours)], ours)
             self._reasons = {word: REASONS.get(word, f"pycma's criterion {word}") for word in self._strategy.stop()}
         self._look()  # not in info(): both stop() and the lazy axes change the strategy, so they run once, here
+        self._restart_if_stopped()
+
+    def _restart_if_stopped(self) -> None:
+        """Begin again with twice the population, where there is a reason to stop and a restart left."""
+        reasons = self.stop()
+        if not reasons or self._restarts == self.config.restarts:
+            return
+        self._restarts += 1
+        log.info("cma starts again with a population of %d: %s", self.population, "; ".join(reasons.values()))
+        self._new_strategy()
 
     def _look(self) -> None:
         """Note what `info` says."""
@@ -161,6 +209,8 @@ class CmaDriver(Driver):
             "std_min": float(deviations.min()),
             "std_max": float(deviations.max()),
         }
+        if self.config.restarts:
+            self._info |= {"restart": float(self._restarts), "population": float(self.population)}
 
     def _state(self) -> State:
         return {
@@ -184,3 +234,20 @@ class CmaDriver(Driver):
                 f"cannot be continued exactly. pycma is {cma.__version__} here; the run's manifest.json has the "
                 "versions, settings and thread count it was made with: resume with those."
             )
+
+
+def relative_deviations(norms: Vector) -> Vector:
+    """Standard deviations inversely proportional to ``norms``, with a geometric mean of 1 before the limit.
+
+    A step of one standard deviation then moves the model as far along every variable. They are kept within a factor
+    of `SCALE_LIMIT`: a variable that scales hardly anything is still one that has bounds to search.
+
+    >>> relative_deviations(np.array([1.0, 4.0, 0.0])).tolist()
+    [2.0, 0.5, 10.0]
+    """
+    some = norms[norms > 0]
+    if not len(some):
+        return np.ones(len(norms))
+    usual = math.exp(math.fsum(np.log(some)) / len(some))
+    with np.errstate(divide="ignore"):
+        return np.clip(usual / norms, 1 / SCALE_LIMIT, SCALE_LIMIT)

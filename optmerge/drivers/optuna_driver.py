@@ -1,6 +1,6 @@
 """Optuna's samplers by ask and tell; a generation is one trial.
 
-In: the value of the last trial. Out: the next one, the first being the start.
+In: the value of the last trial. Out: the next one; the first are the start and the known recipes.
 
     driver = OptunaDriver(OptunaConfig(sampler="tpe"), variables, seed=seed, fit_sizes={}, budget=100)
 
@@ -19,17 +19,21 @@ from typing import ClassVar, cast
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import Trial, TrialState, create_trial
 
 from optmerge.config.drivers import OptunaConfig
 from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.samplers import check_sampler, make_sampler
 from optmerge.drivers.state import State
 from optmerge.records import Candidate, Evaluation, Vector
 
 
 class OptunaDriver(Driver):
-    """TPE (Bergstra et al. 2011; multivariate: Falkner et al. 2018) or random search, by Optuna.
+    """Optuna's samplers: TPE (Bergstra et al. 2011; multivariate: Falkner et al. 2018), a Gaussian process, and others.
+
+    ``gp`` maximises log expected improvement (Ament et al. 2023) under a Matérn-5/2 kernel with a length scale per
+    variable; ``sobol`` (`SobolSampler`) and ``random`` learn nothing. The first ``known`` vectors of `Variables` are
+    trials before any sampler is asked, what Optuna calls enqueued.
 
     >>> import numpy as np
     >>> variables = Variables(("a", "b"), lower=[0, 0], upper=[1, 1], start=[0.3, 0.3])
@@ -53,6 +57,8 @@ class OptunaDriver(Driver):
     ) -> None:
         super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
         self.config = config
+        check_sampler(config, len(variables))
+        self._given = [variables.start, *variables.known[: config.known]]  # the first trials
         self._distributions: dict[str, BaseDistribution] = {
             name: FloatDistribution(float(low), float(high))
             for name, low, high in zip(variables.names, variables.lower, variables.upper, strict=True)
@@ -73,10 +79,13 @@ class OptunaDriver(Driver):
 
     def _ask(self) -> list[Candidate]:
         trial: Trial | None = None
-        vector = self.variables.start
-        if self.generation:
+        if self.generation < len(self._given):
+            vector = self._given[self.generation]
+        else:
             with _quiet():
-                self._study.sampler = self._sampler()
+                self._study.sampler = make_sampler(
+                    self.config, self._distributions, seed=self.seed, trial=self.generation, first=len(self._given)
+                )
                 trial = self._study.ask(self._distributions)
             vector = self.variables.project([trial.params[name] for name in self.variables.names])
         self._asked = (vector, trial)
@@ -96,15 +105,6 @@ class OptunaDriver(Driver):
             self._study.add_trial(create_trial(params=params, distributions=self._distributions, value=value))
         self._vectors.append(vector)
         self._values.append(value)
-
-    def _sampler(self) -> BaseSampler:
-        """This generation's own sampler."""
-        key = (*self.seed.spawn_key, self.generation)
-        seed = int(np.random.SeedSequence(self.seed.entropy, spawn_key=key).generate_state(1)[0])
-        if self.config.sampler == "random":
-            return RandomSampler(seed=seed)
-        startup = self.config.startup + 1  # the start point is a trial too
-        return TPESampler(seed=seed, n_startup_trials=startup, multivariate=self.config.multivariate)
 
     def _state(self) -> State:
         shape = (len(self._vectors), len(self.variables))

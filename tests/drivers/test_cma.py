@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -38,10 +39,10 @@ def test_default_population(dimension: int, population: int) -> None:
 
 @pytest.mark.parametrize(
     ("dimension", "setting", "diagonal"),
-    [(199, "auto", False), (200, "auto", True), (200, False, False), (3, True, True)],
+    [(199, "auto", False), (200, "auto", True), (200, "full", False), (3, "diagonal", True)],
 )
-def test_diagonal(dimension: int, setting: bool, diagonal: bool) -> None:
-    assert strategy(CmaConfig(diagonal=setting), box=variables(dimension)).diagonal is diagonal
+def test_covariance(dimension: int, setting: Literal["auto", "full", "diagonal"], diagonal: bool) -> None:
+    assert strategy(CmaConfig(covariance=setting), box=variables(dimension)).diagonal is diagonal
 
 
 @settings(max_examples=40, deadline=None)
@@ -56,7 +57,7 @@ def test_bounds_hold_for_every_box_population_and_step(data: st.DataObject) -> N
     box = Variables(tuple(map(str, range(dimension))), lower, upper, start)
     sigma = data.draw(st.floats(1e-3, 10))
     config = CmaConfig(
-        sigma=sigma, population=data.draw(st.none() | st.integers(2, 9)), diagonal=data.draw(st.booleans())
+        sigma=sigma, population=data.draw(st.none() | st.integers(2, 9)), covariance=data.draw(st.sampled_from(["full", "diagonal"]))
     )
     vectors = run(strategy(config, box=box), evaluations=EVALUATIONS)
     assert vectors[0].tobytes() == box.start.tobytes()

@@ -17,7 +17,7 @@ VARIANTS: dict[str, Strict] = {
     "adam-batches-cosine": AdamConfig(lr=0.1, batch=3, schedule="cosine"),
     "adam-clamp": AdamConfig(lr=0.1, bound="clamp"),
     "cma": CmaConfig(sigma=0.2),
-    "cma-diagonal": CmaConfig(sigma=0.2, diagonal=True, population=6),
+    "cma-diagonal": CmaConfig(sigma=0.2, covariance="diagonal", population=6),
     "optuna-tpe": OptunaConfig(startup=5),
     "optuna-random": OptunaConfig(sampler="random"),
 }

@@ -22,7 +22,7 @@ PINNED: dict[str, tuple[Strict, float]] = {  # configuration, relative tolerance
     "adam": (AdamConfig(lr=0.1), 0.0),
     "adam-batches": (AdamConfig(lr=0.1, batch=3), 0.0),
     "cma": (CmaConfig(sigma=0.2), 1e-12),  # eigenvectors and BLAS differ in the last places between machines
-    "cma-diagonal": (CmaConfig(sigma=0.2, diagonal=True, population=5), 1e-12),
+    "cma-diagonal": (CmaConfig(sigma=0.2, covariance="diagonal", population=5), 1e-12),
     "optuna-tpe": (OptunaConfig(startup=4), 1e-12),  # so do exponentials and error functions
     "optuna-random": (OptunaConfig(sampler="random"), 1e-12),
 }
