@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
@@ -35,6 +35,7 @@ SplitName = Literal["fit", "select", "report"]
 Progress = Callable[[str, int, int | None], None]
 """Told of long work: which stage, how much is done, of how much (None: unknown)."""
 
+OBJECTIVE = "objective"  # the name of an example's share of its task's part, in `Evaluation.per_example`
 INLINE = 32  # vectors up to this length stand in the line itself
 
 
@@ -62,7 +63,8 @@ class Evaluation:
         per_task: Task -> its normalised part of the objective.
         metrics: Task -> metric name -> mean over examples (accuracy, agreement, raw term values in their units).
         gradient: float64[d], derivative of ``value`` by the vector, when it was needed.
-        per_example: Task -> metric name -> float64[n], when it was needed.
+        per_example: Task -> metric name -> float64[n], when it was needed; `OBJECTIVE` is the share of each example in
+            the task's part, which is their mean.
         error: Why there is no value.
         seconds: Where the time went: ``merge``, ``evaluate``.
         signals: What warns of a collapse, by name, or by name and task: ``at-bound``, ``top-share/TASK`` (no unit
@@ -116,6 +118,7 @@ class Record:
     info: Mapping[str, float] = field(default_factory=dict)  # what the driver says of itself: sigma, lr, ...
     vector: Vector | None = None
     gradient: Vector | None = None
+    costs: Mapping[str, Vector] | None = None  # task -> `OBJECTIVE` by example, where the driver asked for it
 
 
 class Sink(Protocol):
@@ -215,6 +218,11 @@ class Trajectory:
             else:
                 line[f"{name}_at"] = [self._vectors.tell() // 8, len(values)]
                 self._vectors.write(np.ascontiguousarray(values, dtype="<f8").tobytes())
+        if record.costs is not None:
+            line["costs_at"] = {}
+            for task, costs in record.costs.items():
+                line["costs_at"][task] = [self._vectors.tell() // 8, len(costs)]
+                self._vectors.write(np.ascontiguousarray(costs, dtype="<f8").tobytes())
         _flush(self._vectors)
         self._lines.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
         _flush(self._lines)
@@ -240,9 +248,8 @@ class Trajectory:
         end = 0
         for line in lines:
             entry = json.loads(line)
-            for key in ("vector_at", "gradient_at"):
-                if key in entry:
-                    end = max(end, sum(entry[key]))
+            stretches = [entry[key] for key in ("vector_at", "gradient_at") if key in entry]
+            end = max(end, *map(sum, [*stretches, *entry.get("costs_at", {}).values()]), 0)
         self._vectors.truncate(end * 8)
         self._vectors.seek(0, os.SEEK_END)
 
@@ -253,8 +260,8 @@ def _flush(handle: IO[bytes]) -> None:
 
 
 def _to_json(record: Record) -> dict[str, Any]:
-    line = asdict(replace(record, vector=None, gradient=None))
-    del line["vector"], line["gradient"]
+    line = asdict(replace(record, vector=None, gradient=None, costs=None))
+    del line["vector"], line["gradient"], line["costs"]
     return {key: value for key, value in line.items() if value not in (None, {})} | {"value": record.value}
 
 
@@ -262,12 +269,19 @@ def _from_json(line: dict[str, Any], store: Vector | None) -> Record:
     for name in ("vector", "gradient"):
         at = line.pop(f"{name}_at", None)
         if at is not None:
-            offset, length = at
-            if store is None:
-                continue
-            if offset + length > len(store):
-                raise IndexError(f"vectors.f64 ends before the {name} of evaluation {line.get('id')}")
-            line[name] = store[offset : offset + length].copy()
+            if store is not None:
+                line[name] = _stored(store, at, f"the {name} of evaluation {line.get('id')}")
         elif name in line:
             line[name] = np.asarray(line[name], dtype=np.float64)
+    costs = line.pop("costs_at", None)
+    if costs is not None and store is not None:
+        what = f"the costs of evaluation {line.get('id')}"
+        line["costs"] = {task: _stored(store, at, what) for task, at in costs.items()}
     return Record(**line)
+
+
+def _stored(store: Vector, at: Sequence[int], what: str) -> Vector:
+    offset, length = at
+    if offset + length > len(store):
+        raise IndexError(f"vectors.f64 ends before {what}")
+    return store[offset : offset + length].copy()

@@ -20,7 +20,7 @@ import numpy as np
 
 from optmerge.drivers.base import Driver, Variables
 from optmerge.drivers.state import dumps, loads
-from optmerge.records import Candidate, Evaluation, Vector
+from optmerge.records import OBJECTIVE, Candidate, Evaluation, Vector
 
 Evaluate = Callable[[Candidate], Evaluation]
 
@@ -49,21 +49,30 @@ def optimum(dimension: int) -> Vector:
 
 
 def quadratic(candidate: Candidate) -> Evaluation:
-    """The mean squared distance from the optimum, with its gradient; rounded the same on every machine."""
+    """The mean squared distance from the optimum, with its gradient; rounded the same on every machine.
+
+    Where a driver needs it, examples look at the variables in turn: each costs a variable's squared distance.
+    """
     offset = candidate.vector - optimum(len(candidate.vector))
     value = math.fsum(offset**2) / len(offset)
-    return Evaluation(value, gradient=2 * offset / len(offset))
+    costs = {task: {OBJECTIVE: np.resize(offset**2, size)} for task, size in FIT_SIZES.items()}
+    wanted = costs if "per_example" in candidate.needs else None
+    return Evaluation(value, gradient=2 * offset / len(offset), per_example=wanted)
 
 
 def noisy(seed: int, *, scale: float = 0.05) -> Evaluate:
-    """`quadratic` with Gaussian noise of standard deviation ``scale`` on the value and on every partial derivative."""
+    """`quadratic` with Gaussian noise of standard deviation ``scale`` on all values and every partial derivative."""
     generator = np.random.default_rng(seed)
 
     def evaluate(candidate: Candidate) -> Evaluation:
         true = quadratic(candidate)
         assert true.gradient is not None
         noise = scale * generator.standard_normal(1 + len(true.gradient))
-        return Evaluation(true.value + float(noise[0]), gradient=true.gradient + noise[1:])
+        costs = {
+            task: {OBJECTIVE: arrays[OBJECTIVE] + np.resize(noise[1:], len(arrays[OBJECTIVE]))}
+            for task, arrays in (true.per_example or {}).items()
+        }
+        return Evaluation(true.value + float(noise[0]), gradient=true.gradient + noise[1:], per_example=costs or None)
 
     return evaluate
 

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -56,7 +57,7 @@ from optmerge.records import SplitName
 _ROUNDING = 1e-4  # how far below 0 a base cost may be that is 0 but for rounding
 _LEAST_SHARE = 1e-3  # a base cost below this share of the tasks' mean is raised to it: such a task has nothing to gain
 
-Number = TypeVar("Number", float, Tensor)
+Number = TypeVar("Number", float, npt.NDArray[np.float64], Tensor)
 
 
 class Objective:
@@ -294,6 +295,27 @@ class Objective:
         for share in shares[1:]:
             total = total + share
         return total
+
+    def by_example(
+        self, split: SplitName, arrays: Mapping[str, Mapping[str, npt.NDArray[np.float64]]]
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        """Task -> float64[n], every example's share of the task's part, which is their mean.
+
+        Args:
+            split: The split that is looked at.
+            arrays: Task -> term -> float64[n], raw, of every term.
+
+        Raises:
+            ValueError: The split's normalisers are needed and not set.
+        """
+        shares: dict[str, npt.NDArray[np.float64]] = {}
+        for task, values in arrays.items():
+            weighted = [
+                self.configs[name].weight * self._cost(name, values[name]) / self._divisor(split, task, name)
+                for name in (term.name for term in self.terms)
+            ]
+            shares[task] = np.sum(weighted, axis=0, dtype=np.float64)
+        return shares
 
     def _parts(self, split: SplitName, means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         return {

@@ -29,7 +29,7 @@ from optmerge.models.device import out_of_memory, release_memory
 from optmerge.objective import report_metrics
 from optmerge.objective.base import scored_logits
 from optmerge.objective.signals import Signals, row_sums, share_at_bound
-from optmerge.records import Evaluation, SplitName, Vector
+from optmerge.records import OBJECTIVE, Evaluation, SplitName, Vector
 from optmerge.runner.tally import Tally
 from optmerge.runner.teachers import Teachers
 from optmerge.runner.terms import whole_terms
@@ -105,6 +105,7 @@ class Evaluator:
         examples: Examples = None,
         gradient: bool = False,
         metrics: bool = False,
+        per_example: bool = False,
     ) -> Evaluation:
         """Judge one vector; any failure but a user's mistake or a bug in the caller becomes a failed `Evaluation`.
 
@@ -114,11 +115,16 @@ class Evaluator:
             examples: Task -> positions; None is the whole split.
             gradient: Also give d(value)/d(vector).
             metrics: Also measure the report's metrics.
+            per_example: Also give every example's share of its task's part.
         """
 
         def work() -> Measurement:
             table, space = self.problem.expand(vector), self.problem.space
-            measured = self.measure(table, split, examples=examples, gradient=gradient, metrics=metrics)
+            measured = self.measure(
+                table, split, examples=examples, gradient=gradient, metrics=metrics, per_example=per_example
+            )
+            shares = self.problem.objective.on(split).by_example(split, measured.per_example)
+            measured = replace(measured, per_example={task: {OBJECTIVE: costs} for task, costs in shares.items()})
             signals = {**measured.signals, "at-bound": share_at_bound(vector, space.lower, space.upper)}
             measured = replace(measured, signals=signals)
             return self._regularised(measured, vector) if split == "fit" else measured

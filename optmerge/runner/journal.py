@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from optmerge.errors import RunError
-from optmerge.records import Evaluation, Phase, Record, Sink, SplitName, Trajectory, Vector, vector_sha256
+from optmerge.records import OBJECTIVE, Evaluation, Phase, Record, Sink, SplitName, Trajectory, Vector, vector_sha256
 from optmerge.runner.alarms import Alarms
 
 
@@ -115,6 +115,7 @@ class Journal:
             info=dict(info or {}),
             vector=vector,
             gradient=gradient,
+            costs=_costs(evaluation),
         )
         if self._alarms is not None:
             record = replace(record, alarms=self._alarms.see(record))
@@ -131,12 +132,19 @@ def _evaluation(record: Record) -> Evaluation:
         per_task=record.per_task,
         metrics=record.metrics,
         gradient=record.gradient,
+        per_example=record.costs and {task: {OBJECTIVE: costs} for task, costs in record.costs.items()},
         error=record.error,
         seconds=record.seconds,
         signals=record.signals,
         parts=record.parts,
         batch_tokens=record.batch_tokens,
     )
+
+
+def _costs(evaluation: Evaluation) -> dict[str, Vector] | None:
+    """Task -> the objective by example, where the driver asked for it: it must be told the same after a resume."""
+    found = {task: arrays[OBJECTIVE] for task, arrays in (evaluation.per_example or {}).items() if OBJECTIVE in arrays}
+    return found or None
 
 
 def batch_tokens_after(records: Iterable[Record], configured: int) -> int:
