@@ -7,24 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from optmerge.config.base import Strict
-
-
-class AdamConfig(Strict):
-    """Adam on the exact gradient of the objective with respect to the coefficients (Kingma & Ba 2015, algorithm 1)."""
-
-    name: Literal["adam"] = "adam"
-    lr: float = Field(0.02, gt=0, description="step size, in units of a coefficient")
-    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's running mean")
-    beta2: float = Field(0.999, ge=0, lt=1, description="decay of the squared gradient's running mean")
-    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
-    batch: int | None = Field(None, ge=1, description="fit examples per task and step; null = all of them")
-    bound: Literal["project", "clamp"] = Field(
-        "project",
-        description="a variable that a step takes out of its bounds is put back (project), or goes on outside while "
-        "its coefficient stays at the bound, with no gradient (clamp, AdaMerging's); project is better, since what is "
-        "outside comes back by momentum only",
-    )
-    schedule: Literal["constant", "cosine"] = Field("constant", description="step size over the evaluation budget")
+from optmerge.config.gradient_drivers import AdamConfig as AdamConfig
+from optmerge.config.gradient_drivers import AdamWConfig as AdamWConfig
+from optmerge.config.gradient_drivers import SgdConfig as SgdConfig
 
 
 class CmaConfig(Strict):
@@ -76,7 +61,13 @@ class OptunaConfig(Strict):
         return self
 
 
-DriverConfig = Annotated[AdamConfig | CmaConfig | OptunaConfig, Field(discriminator="name")]
-DRIVER_CONFIGS: dict[str, type[Strict]] = {"adam": AdamConfig, "cma": CmaConfig, "optuna": OptunaConfig}
-GRADIENT_DRIVERS = frozenset({"adam"})  # these follow the gradient of the objective
+DriverConfig = Annotated[AdamConfig | AdamWConfig | SgdConfig | CmaConfig | OptunaConfig, Field(discriminator="name")]
+DRIVER_CONFIGS: dict[str, type[Strict]] = {
+    "adam": AdamConfig,
+    "adamw": AdamWConfig,
+    "sgd": SgdConfig,
+    "cma": CmaConfig,
+    "optuna": OptunaConfig,
+}
+GRADIENT_DRIVERS = frozenset({"adam", "adamw", "sgd"})  # these follow the gradient of the objective
 NO_GRADIENT_DRIVERS = tuple(name for name in DRIVER_CONFIGS if name not in GRADIENT_DRIVERS)

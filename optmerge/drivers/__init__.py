@@ -19,6 +19,8 @@ from optmerge.errors import ConfigError, did_you_mean
 # name in the search file -> where its class is; the names are those of optmerge.config.drivers.DRIVER_CONFIGS
 DRIVERS: dict[str, str] = {
     "adam": "optmerge.drivers.adam:AdamDriver",
+    "adamw": "optmerge.drivers.adam:AdamWDriver",
+    "sgd": "optmerge.drivers.sgd:SgdDriver",
     "cma": "optmerge.drivers.cma_driver:CmaDriver",
     "optuna": "optmerge.drivers.optuna_driver:OptunaDriver",
 }

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from optmerge.config.amounts import amount_bytes
+from optmerge.config.drivers import GRADIENT_DRIVERS
 from optmerge.config.methods import INPUT_METHODS
 from optmerge.config.schema import SearchConfig
 from optmerge.merging.engine import Form
@@ -88,7 +89,7 @@ def plan_memory(
         ConfigError: An architecture cannot be checkpointed.
     """
     budget = memory_budget(config.memory, device)
-    gradient = config.driver.name == "adam"
+    gradient = config.driver.name in GRADIENT_DRIVERS
     classes = {name: data.num_labels for name, data in calibration.tasks.items()}
     keep = Objective(config.objective, list(config.tasks), classes).keep(family.num_layers)
     model = ResidentModel(family, device=META, dtype=dtype)
@@ -191,7 +192,7 @@ def _hidden_size(config: PreTrainedConfig) -> int:
 
 def recorded_bytes(config: SearchConfig, space: SearchSpace) -> int:
     """What one evaluation leaves behind: its vector, and its gradient where the driver needs one."""
-    return 8 * space.dimension * (2 if config.driver.name == "adam" else 1)
+    return 8 * space.dimension * (2 if config.driver.name in GRADIENT_DRIVERS else 1)
 
 
 def _coefficient_bytes(config: SearchConfig, space: SearchSpace) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from optmerge.config.drivers import GRADIENT_DRIVERS
 from optmerge.config.schema import SearchConfig
 from optmerge.drivers import require_dimension
 from optmerge.merging import kernels
@@ -177,7 +178,7 @@ def _seconds(
     if batch is not None:
         share = sum(min(batch, size) for size in fit_sizes.values()) / sum(fit_sizes.values())
     passes = 1.0
-    if config.driver.name == "adam":  # a pass back costs two forward ones
+    if config.driver.name in GRADIENT_DRIVERS:  # a pass back costs two forward ones
         passes += 2.0 + config.checkpointing + two_passes
     evaluation = forward["fit"] * share * passes
     result = {
@@ -247,7 +248,7 @@ def _warnings(config: SearchConfig, dimension: int, fit_sizes: dict[str, int]) -
             "layer-wise coefficients."
         )
     budget = config.budget.evaluations
-    if config.driver.name != "adam" and budget is not None and budget < 5 * dimension:
+    if config.driver.name not in GRADIENT_DRIVERS and budget is not None and budget < 5 * dimension:
         warnings.append(
             f"{budget} evaluations for {dimension} variables is close to random search for {config.driver.name}; "
             "use adam, a coarser space, or a larger budget."

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from optmerge.config.base import Strict
-from optmerge.config.drivers import DRIVER_CONFIGS, AdamConfig, CmaConfig, OptunaConfig
+from optmerge.config.drivers import DRIVER_CONFIGS, AdamConfig, AdamWConfig, CmaConfig, OptunaConfig, SgdConfig
 from optmerge.drivers import DRIVERS, driver_class
 from optmerge.drivers.testing import CHECKS, Maker
 
@@ -16,6 +16,10 @@ VARIANTS: dict[str, Strict] = {
     "adam": AdamConfig(lr=0.1),
     "adam-batches-cosine": AdamConfig(lr=0.1, batch=3, schedule="cosine"),
     "adam-clamp": AdamConfig(lr=0.1, bound="clamp"),
+    "adam-clipped-linear": AdamConfig(lr=0.1, clip=0.5, schedule="linear"),
+    "adamw": AdamWConfig(lr=0.1),
+    "sgd": SgdConfig(),
+    "sgd-nesterov-batches": SgdConfig(nesterov=True, batch=3, schedule="cosine"),
     "cma": CmaConfig(sigma=0.2),
     "cma-diagonal": CmaConfig(sigma=0.2, covariance="diagonal", population=6),
     "optuna-tpe": OptunaConfig(startup=5),

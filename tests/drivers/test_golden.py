@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from optmerge.config.base import Strict
-from optmerge.config.drivers import AdamConfig, CmaConfig, OptunaConfig
+from optmerge.config.drivers import AdamConfig, AdamWConfig, CmaConfig, OptunaConfig, SgdConfig
 from optmerge.drivers import driver_class
 from optmerge.drivers.testing import begin, quadratic, run
 from optmerge.records import Candidate
@@ -21,6 +21,9 @@ LENGTH = 12
 PINNED: dict[str, tuple[Strict, float]] = {  # configuration, relative tolerance
     "adam": (AdamConfig(lr=0.1), 0.0),
     "adam-batches": (AdamConfig(lr=0.1, batch=3), 0.0),
+    "adamw": (AdamWConfig(lr=0.1, weight_decay=0.1), 0.0),
+    "sgd": (SgdConfig(), 0.0),
+    "sgd-nesterov": (SgdConfig(nesterov=True, clip=0.3), 0.0),
     "cma": (CmaConfig(sigma=0.2), 1e-12),  # eigenvectors and BLAS differ in the last places between machines
     "cma-diagonal": (CmaConfig(sigma=0.2, covariance="diagonal", population=5), 1e-12),
     "optuna-tpe": (OptunaConfig(startup=4), 1e-12),  # so do exponentials and error functions
