@@ -208,7 +208,13 @@ def test_the_card_says_what_was_done(family: GetFamily, tmp_path: Path) -> None:
     result = {
         "rows": [
             {"name": "base", "metric": "accuracy", "mean": 0.5, "report": {"sums": {"accuracy": 0.5}}},
-            {"name": "search", "metric": "accuracy", "mean": 0.75, "report": {"sums": {"accuracy": 0.75}}},
+            {
+                "name": "search",
+                "metric": "accuracy",
+                "mean": 0.75,
+                "interval": {"low": 0.7, "high": 0.8125},
+                "report": {"sums": {"accuracy": 0.75}},
+            },
         ]
     }
     try:
@@ -220,7 +226,8 @@ def test_the_card_says_what_was_done(family: GetFamily, tmp_path: Path) -> None:
     assert card.data.library_name == "transformers"
     assert card.data.tags == ["merge", "optmerge"]
     assert card.data.pipeline_tag == "text-generation"
-    assert "| search | 0.7500 | 0.7500 |" in card.text
+    assert "| search | 0.7500 | 0.7000 to 0.8125 | 0.7500 |" in card.text
+    assert "| base | 0.5000 |  | 0.5000 |" in card.text
     assert "optmerge merge recipe.yaml --to merged" in card.text
     assert "| model.norm.weight |" in card.text or "| layer 0 |" in card.text
     assert str(models.base.folder.parent) not in card.text

@@ -55,7 +55,7 @@ def test_every_objective_can_be_searched(zoo: Path, tmp_path: Path, term: str, d
     assert run.recipe.heads == "merged"
     if term == "expert-kl":
         fit = [record.value for record in records if record.split == "fit"]
-        assert fit[-1] < 0.97 * fit[0]
+        assert fit[-1] < 0.99 * fit[0]  # the start is the best baseline; with an output layer of its own 2 % are left
 
 
 def test_an_exported_model_says_what_the_search_measured(zoo: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,16 @@ def _items(items: Any) -> dict[str, Any]:
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
-def segments(run: Path) -> list[OfflineRun]:
-    """The offline segments below a run folder, oldest first."""
-    return [
-        OfflineRun(path) for path in sorted(run.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime_ns)
-    ]
+def segments(run: Path, *, patience: float = 60.0) -> list[OfflineRun]:
+    """The offline segments below a run folder, oldest first.
+
+    W&B's service writes its file in a process of its own, and on a busy machine it lags behind ``finish()``: the newest
+    segment is read again until its exit is there, for at most ``patience`` seconds.
+    """
+    deadline = time.monotonic() + patience
+    paths = sorted(run.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    found = [OfflineRun(path) for path in paths]
+    while found and found[-1].exit_code is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+        found[-1] = OfflineRun(paths[-1])
+    return found
