@@ -10,6 +10,7 @@ from optmerge.config.base import Strict
 from optmerge.config.gradient_drivers import AdamConfig as AdamConfig
 from optmerge.config.gradient_drivers import AdamWConfig as AdamWConfig
 from optmerge.config.gradient_drivers import SgdConfig as SgdConfig
+from optmerge.config.natural_niches import NaturalNichesConfig as NaturalNichesConfig
 
 
 class CmaConfig(Strict):
@@ -61,13 +62,16 @@ class OptunaConfig(Strict):
         return self
 
 
-DriverConfig = Annotated[AdamConfig | AdamWConfig | SgdConfig | CmaConfig | OptunaConfig, Field(discriminator="name")]
+DriverConfig = Annotated[
+    AdamConfig | AdamWConfig | SgdConfig | CmaConfig | OptunaConfig | NaturalNichesConfig, Field(discriminator="name")
+]
 DRIVER_CONFIGS: dict[str, type[Strict]] = {
     "adam": AdamConfig,
     "adamw": AdamWConfig,
     "sgd": SgdConfig,
     "cma": CmaConfig,
     "optuna": OptunaConfig,
+    "natural-niches": NaturalNichesConfig,
 }
 GRADIENT_DRIVERS = frozenset({"adam", "adamw", "sgd"})  # these follow the gradient of the objective
 NO_GRADIENT_DRIVERS = tuple(name for name in DRIVER_CONFIGS if name not in GRADIENT_DRIVERS)

@@ -23,10 +23,11 @@ DRIVERS: dict[str, str] = {
     "sgd": "optmerge.drivers.sgd:SgdDriver",
     "cma": "optmerge.drivers.cma_driver:CmaDriver",
     "optuna": "optmerge.drivers.optuna_driver:OptunaDriver",
+    "natural-niches": "optmerge.drivers.natural_niches:NaturalNichesDriver",
 }
 
 # Without a gradient, a vector of more variables than this learns nothing within any budget that a model allows.
-MOST_VARIABLES = {"cma": 20_000, "optuna": 5_000}
+MOST_VARIABLES = {"cma": 20_000, "optuna": 5_000, "natural-niches": 20_000}
 
 __all__ = ["DRIVERS", "Driver", "Variables", "driver_class", "make_driver", "require_dimension"]
 

@@ -9,6 +9,7 @@ import pytest
 
 from optmerge.config.base import Strict
 from optmerge.config.drivers import DRIVER_CONFIGS, AdamConfig, AdamWConfig, CmaConfig, OptunaConfig, SgdConfig
+from optmerge.config.natural_niches import NaturalNichesConfig
 from optmerge.drivers import DRIVERS, driver_class
 from optmerge.drivers.testing import CHECKS, Maker
 
@@ -24,6 +25,8 @@ VARIANTS: dict[str, Strict] = {
     "cma-diagonal": CmaConfig(sigma=0.2, covariance="diagonal", population=6),
     "optuna-tpe": OptunaConfig(startup=5),
     "optuna-random": OptunaConfig(sampler="random"),
+    "natural-niches": NaturalNichesConfig(mutation=0.3, archive=5),
+    "natural-niches-plain": NaturalNichesConfig(mutation=0.3, archive=8, alpha=0, attraction=False, split=False),
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from optmerge.config.base import Strict
 from optmerge.config.drivers import AdamConfig, AdamWConfig, CmaConfig, OptunaConfig, SgdConfig
+from optmerge.config.natural_niches import NaturalNichesConfig
 from optmerge.drivers import driver_class
 from optmerge.drivers.testing import begin, quadratic, run
 from optmerge.records import Candidate
@@ -28,6 +29,7 @@ PINNED: dict[str, tuple[Strict, float]] = {  # configuration, relative tolerance
     "cma-diagonal": (CmaConfig(sigma=0.2, covariance="diagonal", population=5), 1e-12),
     "optuna-tpe": (OptunaConfig(startup=4), 1e-12),  # so do exponentials and error functions
     "optuna-random": (OptunaConfig(sampler="random"), 1e-12),
+    "natural-niches": (NaturalNichesConfig(mutation=0.3, archive=5), 1e-12),
 }
 
 
