@@ -16,7 +16,7 @@ import numpy as np
 
 from optmerge.config.schema import SearchConfig
 from optmerge.drivers import make_driver
-from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.base import Driver
 from optmerge.errors import ConfigError, RunFailed, RunInterrupted
 from optmerge.merging.recipe import Recipe
 from optmerge.records import Candidate, Evaluation, Progress, Record, Sink, SplitName, Trajectory, Vector
@@ -27,6 +27,7 @@ from optmerge.runner.finalists import make_finalists
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.geometry import make_geometry
 from optmerge.runner.journal import Journal
+from optmerge.runner.knowledge import make_variables
 from optmerge.runner.loop import run_loop
 from optmerge.runner.manifest import check_manifest, make_manifest
 from optmerge.runner.packing import check_packing
@@ -154,9 +155,10 @@ class _Session:
         config, problem = self.problem.config, self.problem
         baselines = make_baselines(problem)
         scored = self._score_baselines(baselines, stop)
-        start = self._start(baselines, scored)
+        ranked = self._ranked(baselines, scored)
+        start = self._start(ranked)
         self.evaluator.geometry = make_geometry(problem, start)
-        driver = self._driver(start)
+        driver = self._driver(start, ranked)
         outcome = run_loop(
             driver,
             self,
@@ -249,24 +251,25 @@ class _Session:
                 self.problem.objective.on(split).set_normalisers(split, record.metrics)
         return record, evaluation
 
-    def _start(self, baselines: Sequence[Baseline], scored: Sequence[Scored]) -> Vector:
+    def _ranked(self, baselines: Sequence[Baseline], scored: Sequence[Scored]) -> list[Baseline]:
+        """The baselines within the space, the best on select first."""
+        able = {baseline.name: baseline for baseline in baselines if representable(self.problem, baseline)}
+        values = {row.name: row.select.value for row in scored if row.name in able and row.select.value is not None}
+        return [able[name] for name in sorted(values, key=values.__getitem__)]
+
+    def _start(self, ranked: Sequence[Baseline]) -> Vector:
         """The configured start, or the baseline within the space that is best on select."""
         problem = self.problem
-        if problem.config.space.start != "best-baseline":
+        if problem.config.space.start != "best-baseline" or not ranked:
             return problem.space.start
-        tables = {b.name: b.table for b in baselines if representable(problem, b)}
-        able = [row for row in scored if row.name in tables and row.select.value is not None]
-        if not able:
-            return problem.space.start
-        best = min(able, key=lambda row: row.select.value if row.select.value is not None else np.inf)
-        log.info("the search starts from the baseline %s", best.name)
-        table = tables[best.name][:, problem.columns]
+        log.info("the search starts from the baseline %s", ranked[0].name)
+        table = ranked[0].table[:, problem.columns]
         problem.space = problem.space.started_at(table)
         return problem.space.encode(table)
 
-    def _driver(self, start: Vector) -> Driver:
-        config, space = self.problem.config, self.problem.space
-        variables = Variables(space.names, space.lower, space.upper, start)
+    def _driver(self, start: Vector, ranked: Sequence[Baseline]) -> Driver:
+        config = self.problem.config
+        variables = make_variables(self.problem, start, (baseline.table for baseline in ranked))
         return make_driver(
             config.driver,
             variables,
