@@ -48,8 +48,8 @@ class CoefficientsExporter(Exporter):
             count = sum(group.count for group in sliced) * len(recipe.directions)
             return (
                 f"The recipe has {count} coefficients of slices (columns, rows or chunks) of tensors, and a table has "
-                "one line per tensor. They are float64 tensors [slices, directions] in the safetensors file beside the "
-                "recipe, which needs no optmerge to read."
+                "one line per tensor. They are float64 tensors [slices, directions] in the .slices file beside the "
+                "recipe, which safetensors reads."
             )
         return None
 

@@ -1,7 +1,8 @@
-"""Coefficients of slices beside a recipe: a safetensors file, since YAML is no place for a million numbers.
+"""Coefficients of slices beside a recipe: a file of safetensors, since YAML is no place for a million numbers.
 
 The file has one float64 tensor [slices, directions] per group that is cut, called as the group. It is named after its
-content, and the recipe states name and hash, so that a recipe and the file beside it cannot be mixed up.
+content, and the recipe states name and hash, so that a recipe and the file beside it cannot be mixed up. It is not
+called .safetensors: what serves a checkpoint takes all such files in its folder for weights.
 
     name, content = pack_slices("recipe", {"up.weight": table})
     slices = read_slices(folder / name, sha256)             # {"up.weight": float64[slices, directions]}
@@ -9,6 +10,7 @@ content, and the recipe states name and hash, so that a recipe and the file besi
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 from optmerge.errors import RecipeError
 from optmerge.merging.coefficients import Table
 
-SUFFIX = ".safetensors"
+SUFFIX = ".slices"
 _DIGITS = 12  # of the hash, in the name
 
 
@@ -66,6 +68,6 @@ def read_slices(path: Path, sha256: str) -> dict[str, Table]:
 def remove_others(recipe: Path, kept: str | None) -> None:
     """Delete the files that earlier recipes of this name had beside them."""
     digits = "[0-9a-f]" * _DIGITS
-    for path in recipe.parent.glob(f"{recipe.stem}-{digits}{SUFFIX}"):
+    for path in recipe.parent.glob(f"{glob.escape(recipe.stem)}-{digits}{SUFFIX}"):
         if path.name != kept:
             path.unlink(missing_ok=True)

@@ -88,10 +88,19 @@ def test_a_saved_recipe_is_read_back_with_the_file_beside_it(family: GetFamily, 
     assert len(list(tmp_path.iterdir())) == 2  # the former file is gone
 
 
+def test_saving_a_recipe_removes_only_its_own_former_file(family: GetFamily, tmp_path: Path) -> None:
+    recipe = sliced_recipe(family("gpt2"))
+    recipe.save(tmp_path / "ab.yaml")
+    recipe.save(tmp_path / "a*.yaml")
+    sliced_recipe(family("gpt2"), seed=1).save(tmp_path / "a*.yaml")
+    Recipe.load(tmp_path / "ab.yaml")
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_the_file_beside_a_recipe_is_checked(family: GetFamily, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     sliced_recipe(family("gpt2")).save(path)
-    (beside,) = tmp_path.glob("*.safetensors")
+    (beside,) = tmp_path.glob("*.slices")
     content = beside.read_bytes()
     beside.write_bytes(content[:-1] + b"x")
     with pytest.raises(RecipeError, match=r"not the file that the recipe was saved with"):
@@ -124,6 +133,7 @@ def test_a_checkpoint_holds_the_recipe_and_the_file_beside_it(family: GetFamily,
     again = Recipe.load(to / "recipe.yaml")
     np.testing.assert_array_equal(again.coefficients, recipe.coefficients)
     assert "16 slices" in (to / "README.md").read_text()
+    assert [path.name for path in to.glob("*.safetensors")] == ["model.safetensors"]  # servers load all that there are
 
 
 def test_formats_that_have_no_slices_say_so(family: GetFamily, tmp_path: Path) -> None:
@@ -131,6 +141,6 @@ def test_formats_that_have_no_slices_say_so(family: GetFamily, tmp_path: Path) -
     recipe = sliced_recipe(models)
     with pytest.raises(ExportError, match=r"mergekit cannot make this merge: .*columns.*Export a checkpoint instead"):
         EXPORTERS["mergekit"]().export(recipe, models, tmp_path / "config.yml")
-    with pytest.raises(ExportError, match=r"\d+ coefficients of slices.*safetensors file beside the recipe"):
+    with pytest.raises(ExportError, match=r"\d+ coefficients of slices.*\.slices file beside the recipe"):
         EXPORTERS["coefficients"]().export(recipe, models, tmp_path / "table.csv")
     assert not list(tmp_path.iterdir())
