@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from optmerge.config.base import Strict
 
@@ -23,16 +23,16 @@ class RuleConfig(Strict):
         "in a vision-language model also vision or connector",
     )
     direction: str = Field("*", description="glob over direction names")
-    freeze: float | None = Field(None, description="keep these coefficients at this value; they are not searched")
-    bounds: tuple[float, float] | None = Field(None, description="lowest and highest coefficient")
-    start: float | None = Field(None, description="where the search starts")
+    freeze: FiniteFloat | None = Field(None, description="keep these coefficients at this value; they are not searched")
+    bounds: tuple[FiniteFloat, FiniteFloat] | None = Field(None, description="lowest and highest coefficient")
+    start: FiniteFloat | None = Field(None, description="where the search starts")
 
 
 class ChunksConfig(Strict):
     """How chunk-wise coefficients are shared out: a tensor's chunks follow from its task vectors' size."""
 
-    budget: float = Field(1.0, gt=0, description="chunks in all, as a multiple of the number of searched tensors")
-    power: float = Field(
+    budget: FiniteFloat = Field(1.0, gt=0, description="chunks in all, as a multiple of the number of searched tensors")
+    power: FiniteFloat = Field(
         0.5,
         ge=0,
         description="of importance (|coefficient| x mean |task vector| x elements, summed over directions) in a "
@@ -44,8 +44,8 @@ class SpaceConfig(Strict):
     """A search space over coefficients."""
 
     granularity: Granularity = Field("tensor-wise", description="what shares one coefficient per direction")
-    bounds: tuple[float, float] = Field((-1.0, 3.0), description="lowest and highest coefficient")
-    start: float | Literal["best-baseline"] = Field(
+    bounds: tuple[FiniteFloat, FiniteFloat] = Field((-1.0, 3.0), description="lowest and highest coefficient")
+    start: FiniteFloat | Literal["best-baseline"] = Field(
         "best-baseline", description="a coefficient for every variable, or the baseline that is best on select"
     )
     normalise: Literal["none", "sum", "softmax"] = Field(

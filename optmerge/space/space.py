@@ -234,6 +234,11 @@ def build_space(
             building.search(number, column, settled, shared)
     require_used(config.rules, used, roles, directions)
     space = building.done(normalise)
+    if not space.dimension and space.held.any():
+        raise ConfigError(
+            "space: no tensor gets a chunk, so there is nothing to search. A tensor's chunks follow from |coefficient| "
+            "x mean |task vector| x elements: give space.start a value other than 0, or raise space.chunks.budget."
+        )
     if not space.dimension:
         single = " (with normalise, a group's only coefficient is 1)" if normalise is not None else ""
         raise ConfigError(

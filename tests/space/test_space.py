@@ -215,6 +215,28 @@ def test_chunks_are_of_chunk_wise_spaces() -> None:
         SpaceConfig.model_validate({"chunks": {"budget": 1.2}})
 
 
+@pytest.mark.parametrize("settings", [{"start": 0.0}, {"chunks": {"budget": 0.01}}])
+def test_chunks_that_no_tensor_gets_are_named(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"no tensor gets a chunk.*other than 0.*space\.chunks\.budget"):
+        space(granularity="chunk-wise", **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bounds": [-1.0, math.inf]},
+        {"rules": [{"freeze": math.nan}]},
+        {"rules": [{"start": math.inf}]},
+        {"rules": [{"bounds": [-math.inf, 1.0]}]},
+        {"granularity": "chunk-wise", "chunks": {"budget": math.inf}},
+        {"granularity": "chunk-wise", "chunks": {"power": math.inf}},
+    ],
+)
+def test_settings_are_finite(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"finite"):
+        SpaceConfig.model_validate(settings)
+
+
 def test_a_million_columns_take_no_time_per_column() -> None:
     roles = {f"layers.{layer}.weight": Role("mlp", layer) for layer in range(50)}
     shapes = {name: Shape((1, 20_000)) for name in roles}
