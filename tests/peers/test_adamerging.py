@@ -119,7 +119,7 @@ def test_twenty_steps(granularity: str, method: str, clamp: bool, fusionbench: P
     problem = open_problem(config)
     evaluator = Evaluator(problem, Teachers.make(problem))
     space, data = problem.space, problem.calibration
-    variables = Variables(tuple(v.name for v in space.variables), space.lower, space.upper, space.start)
+    variables = Variables(space.names, space.lower, space.upper, space.start)
     seed, sizes = np.random.SeedSequence(1), data.fit_sizes()
     driver = make_driver(config.driver, variables, seed=seed, fit_sizes=sizes, budget=STEPS)
     losses, gradients, vectors = [], [], []
