@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from optmerge.config.base import Strict
 from optmerge.config.gradient_drivers import AdamConfig as AdamConfig
 from optmerge.config.gradient_drivers import AdamWConfig as AdamWConfig
+from optmerge.config.gradient_drivers import LevenbergMarquardtConfig as LevenbergMarquardtConfig
 from optmerge.config.gradient_drivers import SgdConfig as SgdConfig
 from optmerge.config.natural_niches import NaturalNichesConfig as NaturalNichesConfig
 
@@ -63,15 +64,17 @@ class OptunaConfig(Strict):
 
 
 DriverConfig = Annotated[
-    AdamConfig | AdamWConfig | SgdConfig | CmaConfig | OptunaConfig | NaturalNichesConfig, Field(discriminator="name")
+    AdamConfig | AdamWConfig | SgdConfig | LevenbergMarquardtConfig | CmaConfig | OptunaConfig | NaturalNichesConfig,
+    Field(discriminator="name"),
 ]
 DRIVER_CONFIGS: dict[str, type[Strict]] = {
     "adam": AdamConfig,
     "adamw": AdamWConfig,
     "sgd": SgdConfig,
+    "levenberg-marquardt": LevenbergMarquardtConfig,
     "cma": CmaConfig,
     "optuna": OptunaConfig,
     "natural-niches": NaturalNichesConfig,
 }
-GRADIENT_DRIVERS = frozenset({"adam", "adamw", "sgd"})  # these follow the gradient of the objective
+GRADIENT_DRIVERS = frozenset({"adam", "adamw", "sgd", "levenberg-marquardt"})  # these follow the gradient
 NO_GRADIENT_DRIVERS = tuple(name for name in DRIVER_CONFIGS if name not in GRADIENT_DRIVERS)

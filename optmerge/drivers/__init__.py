@@ -21,6 +21,7 @@ DRIVERS: dict[str, str] = {
     "adam": "optmerge.drivers.adam:AdamDriver",
     "adamw": "optmerge.drivers.adam:AdamWDriver",
     "sgd": "optmerge.drivers.sgd:SgdDriver",
+    "levenberg-marquardt": "optmerge.drivers.levenberg_marquardt:LevenbergMarquardtDriver",
     "cma": "optmerge.drivers.cma_driver:CmaDriver",
     "optuna": "optmerge.drivers.optuna_driver:OptunaDriver",
     "natural-niches": "optmerge.drivers.natural_niches:NaturalNichesDriver",
@@ -28,6 +29,7 @@ DRIVERS: dict[str, str] = {
 
 # Without a gradient, a vector of more variables than this learns nothing within any budget that a model allows.
 MOST_VARIABLES = {"cma": 20_000, "optuna": 5_000, "natural-niches": 20_000}
+MOST_CURVATURE = 100  # variables of a driver that solves for a matrix of all of them
 
 __all__ = ["DRIVERS", "Driver", "Variables", "driver_class", "make_driver", "require_dimension"]
 
@@ -52,6 +54,12 @@ def require_dimension(name: str, dimension: int) -> None:
     Raises:
         ConfigError: There are more than `MOST_VARIABLES`.
     """
+    if name == "levenberg-marquardt" and dimension > MOST_CURVATURE:
+        raise ConfigError(
+            f"The search space has {dimension:,} variables, and the driver levenberg-marquardt takes at most "
+            f"{MOST_CURVATURE}: its matrix is known along as few directions as there are parts of the fit split, and "
+            "is solved anew for every trial. Use adam, or a coarser space such as task-wise or layer-wise."
+        )
     most = MOST_VARIABLES.get(name, dimension)
     if dimension > most:
         raise ConfigError(

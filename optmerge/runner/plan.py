@@ -177,6 +177,9 @@ def _seconds(
     batch = getattr(config.driver, "batch", None)
     if batch is not None:
         share = sum(min(batch, size) for size in fit_sizes.values()) / sum(fit_sizes.values())
+    parts = getattr(config.driver, "micro_batches", None)
+    if parts is not None:  # a trial is judged as a whole and in parts
+        share = 2.0 / (1 + min([parts, *fit_sizes.values()]))
     passes = 1.0
     if config.driver.name in GRADIENT_DRIVERS:  # a pass back costs two forward ones
         passes += 2.0 + config.checkpointing + two_passes
