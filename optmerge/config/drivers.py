@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from optmerge.config.base import Strict
 from optmerge.config.gradient_drivers import AdamConfig as AdamConfig
 from optmerge.config.gradient_drivers import AdamWConfig as AdamWConfig
+from optmerge.config.gradient_drivers import LbfgsConfig as LbfgsConfig
 from optmerge.config.gradient_drivers import LevenbergMarquardtConfig as LevenbergMarquardtConfig
 from optmerge.config.gradient_drivers import SgdConfig as SgdConfig
 from optmerge.config.natural_niches import NaturalNichesConfig as NaturalNichesConfig
@@ -64,17 +65,26 @@ class OptunaConfig(Strict):
 
 
 DriverConfig = Annotated[
-    AdamConfig | AdamWConfig | SgdConfig | LevenbergMarquardtConfig | CmaConfig | OptunaConfig | NaturalNichesConfig,
+    AdamConfig
+    | AdamWConfig
+    | SgdConfig
+    | LbfgsConfig
+    | LevenbergMarquardtConfig
+    | CmaConfig
+    | OptunaConfig
+    | NaturalNichesConfig,
     Field(discriminator="name"),
 ]
 DRIVER_CONFIGS: dict[str, type[Strict]] = {
     "adam": AdamConfig,
     "adamw": AdamWConfig,
     "sgd": SgdConfig,
+    "lbfgs": LbfgsConfig,
     "levenberg-marquardt": LevenbergMarquardtConfig,
     "cma": CmaConfig,
     "optuna": OptunaConfig,
     "natural-niches": NaturalNichesConfig,
 }
-GRADIENT_DRIVERS = frozenset({"adam", "adamw", "sgd", "levenberg-marquardt"})  # these follow the gradient
+# these follow the gradient of the objective
+GRADIENT_DRIVERS = frozenset({"adam", "adamw", "sgd", "lbfgs", "levenberg-marquardt"})
 NO_GRADIENT_DRIVERS = tuple(name for name in DRIVER_CONFIGS if name not in GRADIENT_DRIVERS)

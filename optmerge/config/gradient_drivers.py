@@ -61,6 +61,23 @@ class SgdConfig(StepConfig):
     nesterov: bool = Field(False, description="take the gradient as if the next step of the velocity were made")
 
 
+class LbfgsConfig(Strict):
+    """L-BFGS with a line search, on the whole fit split (Nocedal 1980), projected to bounds (Bertsekas 1982)."""
+
+    name: Literal["lbfgs"] = "lbfgs"
+    step: float = Field(0.1, gt=0, description="largest change of a coefficient in the first step")
+    memory: int = Field(10, ge=1, description="steps whose curvature is remembered")
+    line_search: Literal["strong-wolfe", "backtracking"] = Field(
+        "strong-wolfe",
+        description="a step is accepted when the value fell enough (backtracking), and besides its slope flattened "
+        "(strong-wolfe); every trial is an evaluation",
+    )
+    trials: int = Field(12, ge=1, description="trials in one line search before it is given up")
+    tolerance: float = Field(
+        1e-8, ge=0, description="stop when no coefficient would move further than this by a step along the gradient"
+    )
+
+
 class LevenbergMarquardtConfig(Strict):
     """Levenberg-Marquardt for few variables, on per-batch gradients (Marquardt 1963; Nielsen 1999)."""
 

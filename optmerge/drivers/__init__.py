@@ -21,6 +21,7 @@ DRIVERS: dict[str, str] = {
     "adam": "optmerge.drivers.adam:AdamDriver",
     "adamw": "optmerge.drivers.adam:AdamWDriver",
     "sgd": "optmerge.drivers.sgd:SgdDriver",
+    "lbfgs": "optmerge.drivers.lbfgs:LbfgsDriver",
     "levenberg-marquardt": "optmerge.drivers.levenberg_marquardt:LevenbergMarquardtDriver",
     "cma": "optmerge.drivers.cma_driver:CmaDriver",
     "optuna": "optmerge.drivers.optuna_driver:OptunaDriver",

@@ -9,8 +9,8 @@ import pytest
 
 from optmerge.config.base import Strict
 from optmerge.config.drivers import DRIVER_CONFIGS, AdamConfig, AdamWConfig, CmaConfig, OptunaConfig, SgdConfig
+from optmerge.config.gradient_drivers import LbfgsConfig, LevenbergMarquardtConfig
 from optmerge.config.natural_niches import NaturalNichesConfig
-from optmerge.config.gradient_drivers import LevenbergMarquardtConfig
 from optmerge.drivers import DRIVERS, driver_class
 from optmerge.drivers.testing import CHECKS, Maker
 
@@ -21,6 +21,8 @@ VARIANTS: dict[str, Strict] = {
     "adam-clipped-linear": AdamConfig(lr=0.1, clip=0.5, schedule="linear"),
     "adamw": AdamWConfig(lr=0.1),
     "sgd": SgdConfig(),
+    "lbfgs": LbfgsConfig(),
+    "lbfgs-backtracking": LbfgsConfig(line_search="backtracking", memory=2, step=0.3),
     "levenberg-marquardt": LevenbergMarquardtConfig(),
     "levenberg-marquardt-parts": LevenbergMarquardtConfig(micro_batches=3),
     "sgd-nesterov-batches": SgdConfig(nesterov=True, batch=3, schedule="cosine"),

@@ -12,8 +12,8 @@ import pytest
 
 from optmerge.config.base import Strict
 from optmerge.config.drivers import AdamConfig, AdamWConfig, CmaConfig, OptunaConfig, SgdConfig
+from optmerge.config.gradient_drivers import LbfgsConfig, LevenbergMarquardtConfig
 from optmerge.config.natural_niches import NaturalNichesConfig
-from optmerge.config.gradient_drivers import LevenbergMarquardtConfig
 from optmerge.drivers import driver_class
 from optmerge.drivers.testing import begin, quadratic, run
 from optmerge.records import Candidate
@@ -25,6 +25,7 @@ PINNED: dict[str, tuple[Strict, float]] = {  # configuration, relative tolerance
     "adam-batches": (AdamConfig(lr=0.1, batch=3), 0.0),
     "adamw": (AdamWConfig(lr=0.1, weight_decay=0.1), 0.0),
     "sgd": (SgdConfig(), 0.0),
+    "lbfgs": (LbfgsConfig(step=1e-4), 1e-12),  # its first line; a quadratic is solved on the next
     "levenberg-marquardt": (LevenbergMarquardtConfig(micro_batches=2), 1e-9),  # a linear solve
     "sgd-nesterov": (SgdConfig(nesterov=True, clip=0.3), 0.0),
     "cma": (CmaConfig(sigma=0.2), 1e-12),  # eigenvectors and BLAS differ in the last places between machines
