@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 
 from optmerge.config.drivers import CmaConfig
 from optmerge.drivers.base import Variables
-from optmerge.drivers.cma_driver import FLAT_LIMIT, REASONS, CmaDriver
+from optmerge.drivers.cma_driver import FLAT_LIMIT, REASONS, CmaDriver, relative_deviations
 from optmerge.drivers.testing import EVALUATIONS, quadratic, run, variables
-from optmerge.errors import RunError
+from optmerge.errors import ConfigError, RunError
 from optmerge.records import Candidate, Evaluation
 
 
@@ -57,7 +58,9 @@ def test_bounds_hold_for_every_box_population_and_step(data: st.DataObject) -> N
     box = Variables(tuple(map(str, range(dimension))), lower, upper, start)
     sigma = data.draw(st.floats(1e-3, 10))
     config = CmaConfig(
-        sigma=sigma, population=data.draw(st.none() | st.integers(2, 9)), covariance=data.draw(st.sampled_from(["full", "diagonal"]))
+        sigma=sigma,
+        population=data.draw(st.none() | st.integers(2, 9)),
+        covariance=data.draw(st.sampled_from(["full", "diagonal"])),
     )
     vectors = run(strategy(config, box=box), evaluations=EVALUATIONS)
     assert vectors[0].tobytes() == box.start.tobytes()
@@ -135,3 +138,77 @@ def test_state_is_small() -> None:
     run(driver, lambda candidate: quadratic(Candidate(candidate.vector)), evaluations=90)
     state = driver.state_dict()
     assert len(np.array(state["values"])) == 90
+
+
+def knowing(*known: list[float], norms: list[float] | None = None) -> Variables:
+    box = variables()
+    return replace(box, known=tuple(map(np.array, known)), norms=None if norms is None else np.array(norms))
+
+
+def test_known_vectors_enter_the_first_generation_to_the_last_bit() -> None:
+    box = knowing([0.7, 0.1, 0.3], [-0.5, 2.0, 1.0], [0.2, 0.2, 0.2], [0.3, 0.3, 0.3])
+    driver = strategy(CmaConfig(population=6), box=box)  # takes half of six
+    candidates = driver.ask()
+    assert len(candidates) == 7
+    for candidate, vector in zip(candidates, [box.start, *box.known[:3]], strict=False):
+        assert candidate.vector.tobytes() == vector.tobytes()
+    assert not any(np.allclose(candidate.vector, box.known[3]) for candidate in candidates)
+    assert len(strategy(CmaConfig(known=0), box=box).ask()) == len(strategy().ask())
+
+
+def test_a_good_known_vector_saves_generations() -> None:
+    def after(box: Variables) -> float:
+        vectors = run(strategy(box=box), evaluations=35)
+        return min(quadratic(Candidate(vector)).value for vector in vectors[15:])
+
+    assert after(knowing([0.9, 1.1, 0.9])) < 0.5 * after(knowing())
+
+
+def test_steps_are_inversely_proportional_to_norms() -> None:
+    config = CmaConfig(sigma=0.01, population=400, scale="norms")
+    driver = strategy(config, box=knowing(norms=[1.0, 4.0, 2.0]))
+    spread = np.std([candidate.vector for candidate in driver.ask()], axis=0)
+    assert spread[0] / spread[1] == pytest.approx(4, rel=0.2)
+    assert spread[0] / spread[2] == pytest.approx(2, rel=0.2)
+    assert math.prod(relative_deviations(np.array([1.0, 4.0, 2.0]))) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("norms", [[0.0, 0.0], [3.0, 3.0]])
+def test_equal_norms_change_nothing(norms: list[float]) -> None:
+    assert relative_deviations(np.array(norms)) == pytest.approx([1.0, 1.0])
+
+
+def test_norms_that_nobody_measured_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"driver\.scale is 'norms'"):
+        strategy(CmaConfig(scale="norms"))
+
+
+def test_restarts_double_the_population_and_then_stop() -> None:
+    driver = strategy(CmaConfig(population=6, restarts=2))
+    sizes = []
+    for _ in range(3 * FLAT_LIMIT):
+        assert not driver.stop()
+        candidates = driver.ask()
+        sizes.append(len(candidates))
+        driver.tell(candidates, [Evaluation(3.0) for _ in candidates])
+    assert sizes == [7] + [6] * (FLAT_LIMIT - 1) + [12] * FLAT_LIMIT + [24] * FLAT_LIMIT
+    assert list(driver.stop()) == ["flat"]
+    assert driver.info()["restart"] == 2
+
+
+def test_a_converged_search_goes_on_from_the_start_and_resumes_there() -> None:
+    config = CmaConfig(sigma=0.2, population=6, restarts=1)
+    whole = strategy(config)
+    while not whole.info()["restart"]:
+        run(whole, evaluations=6)
+    run(whole, evaluations=24)
+    assert whole.info()["sigma"] > 0.01  # no longer the converged one's
+    resumed = strategy(config)
+    resumed.load_state_dict(whole.state_dict())
+    assert resumed.info() == whole.info()
+    for _ in range(3):
+        first, again = whole.ask(), resumed.ask()
+        assert len(first) == 12
+        assert [c.vector.tobytes() for c in first] == [c.vector.tobytes() for c in again]
+        for driver, candidates in ((whole, first), (resumed, again)):
+            driver.tell(candidates, [quadratic(candidate) for candidate in candidates])

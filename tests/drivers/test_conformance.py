@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from optmerge.config.base import Strict
@@ -12,6 +15,7 @@ from optmerge.config.drivers import DRIVER_CONFIGS, AdamConfig, AdamWConfig, Cma
 from optmerge.config.gradient_drivers import LbfgsConfig, LevenbergMarquardtConfig
 from optmerge.config.natural_niches import NaturalNichesConfig
 from optmerge.drivers import DRIVERS, driver_class
+from optmerge.drivers.base import Driver, Variables
 from optmerge.drivers.testing import CHECKS, Maker
 
 VARIANTS: dict[str, Strict] = {
@@ -28,21 +32,31 @@ VARIANTS: dict[str, Strict] = {
     "sgd-nesterov-batches": SgdConfig(nesterov=True, batch=3, schedule="cosine"),
     "cma": CmaConfig(sigma=0.2),
     "cma-diagonal": CmaConfig(sigma=0.2, covariance="diagonal", population=6),
+    "cma-knowing": CmaConfig(sigma=0.2, scale="norms", restarts=2),
     "optuna-tpe": OptunaConfig(startup=5),
+    "optuna-tpe-knowing": OptunaConfig(startup=5, group=True),
+    "optuna-gp": OptunaConfig(sampler="gp", startup=66),  # a fit takes a second; tests/drivers/test_optuna.py has more
     "optuna-random": OptunaConfig(sampler="random"),
+    "optuna-sobol": OptunaConfig(sampler="sobol"),
     "natural-niches": NaturalNichesConfig(mutation=0.3, archive=5),
     "natural-niches-plain": NaturalNichesConfig(mutation=0.3, archive=8, alpha=0, attraction=False, split=False),
 }
 
 
-def maker(config: Strict) -> Maker:
-    return functools.partial(driver_class(config.name), config)
+def maker(config: Strict, *, knowing: bool = False) -> Maker:
+    make = functools.partial(driver_class(config.name), config)
+
+    def make_knowing(variables: Variables, **others: Any) -> Driver:
+        points = (variables.lower + share * (variables.upper - variables.lower) for share in (0.5, 0.3))
+        return make(replace(variables, norms=np.arange(1.0, len(variables) + 1), known=tuple(points)), **others)
+
+    return make_knowing if knowing else make
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_conformance(check: Callable[[Maker], None], variant: str) -> None:
-    check(maker(VARIANTS[variant]))
+    check(maker(VARIANTS[variant], knowing=variant.endswith("-knowing")))
 
 
 def test_every_driver_has_a_variant() -> None:

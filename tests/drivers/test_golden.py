@@ -31,6 +31,8 @@ PINNED: dict[str, tuple[Strict, float]] = {  # configuration, relative tolerance
     "cma": (CmaConfig(sigma=0.2), 1e-12),  # eigenvectors and BLAS differ in the last places between machines
     "cma-diagonal": (CmaConfig(sigma=0.2, covariance="diagonal", population=5), 1e-12),
     "optuna-tpe": (OptunaConfig(startup=4), 1e-12),  # so do exponentials and error functions
+    "optuna-gp": (OptunaConfig(sampler="gp", startup=9), 0.02),  # and what a fit of length scales ends at
+    "optuna-sobol": (OptunaConfig(sampler="sobol"), 1e-12),
     "optuna-random": (OptunaConfig(sampler="random"), 1e-12),
     "natural-niches": (NaturalNichesConfig(mutation=0.3, archive=5), 1e-12),
 }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -8,7 +9,11 @@ import pytest
 
 from optmerge.config.drivers import OptunaConfig
 from optmerge.drivers.optuna_driver import OptunaDriver
-from optmerge.drivers.testing import run, variables
+from optmerge.drivers.samplers import check_sampler
+from optmerge.drivers.state import dumps, loads
+from optmerge.drivers.testing import quadratic, run, same, variables
+from optmerge.errors import ConfigError
+from optmerge.records import Candidate, Evaluation
 
 
 def sampler(config: OptunaConfig | None = None, *, seed: int = 0) -> OptunaDriver:
@@ -56,3 +61,52 @@ def test_optuna_is_silent_and_the_users_verbosity_stays(level: int, capfd: pytes
     assert logging.getLogger("optuna").propagate == propagates
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_known_vectors_are_the_first_trials() -> None:
+    box = replace(variables(), known=tuple(np.full(3, value) for value in (0.7, 0.2, 0.4)))
+    driver = OptunaDriver(OptunaConfig(known=2), box, seed=np.random.SeedSequence(0), fit_sizes={}, budget=None)
+    asked = run(driver, evaluations=4)
+    assert [vector.tobytes() for vector in asked[:3]] == [v.tobytes() for v in (box.start, *box.known[:2])]
+    assert not np.allclose(asked[3], box.known[2])
+
+
+def test_sobol_points_fill_the_box_evenly_whatever_they_score_and_whichever_fail() -> None:
+    driver = sampler(OptunaConfig(sampler="sobol"))
+    points = []
+    for index in range(17):
+        candidates = driver.ask()
+        points.append(candidates[0].vector)
+        if index % 3:
+            driver.tell(candidates, [Evaluation(float(index))])
+        else:
+            driver.tell([], [])
+    shares = (np.array(points[1:]) + 0.5) / 2.5
+    for column in shares.T:  # each sixteenth of each axis once
+        assert sorted((16 * column).astype(int)) == list(range(16))
+    again = run(sampler(OptunaConfig(sampler="sobol")), evaluations=5)
+    assert [vector.tobytes() for vector in again] == [vector.tobytes() for vector in points[:5]]
+    assert run(sampler(OptunaConfig(sampler="sobol"), seed=1), evaluations=2)[1].tobytes() != points[1].tobytes()
+
+
+def test_a_gaussian_process_learns_and_resumes_exactly() -> None:
+    config = OptunaConfig(sampler="gp", startup=4)
+    whole = sampler(config)
+    vectors = run(whole, evaluations=9)
+    resumed = sampler(config)
+    resumed.load_state_dict(loads(dumps(whole.state_dict())))
+    expected = run(whole, evaluations=3)
+    assert same(run(resumed, evaluations=3), expected)
+    best = min(quadratic(Candidate(vector)).value for vector in [*vectors, *expected])
+    assert best < 0.5 * min(quadratic(Candidate(vector)).value for vector in vectors[:5])
+
+
+def test_what_cannot_be_sampled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="at most 200 variables, but the search space has 201"):
+        check_sampler(OptunaConfig(sampler="gp"), 201)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check_sampler(OptunaConfig(), 201)
+    with pytest.raises(ConfigError, match=r"needs scipy: pip install 'optmerge\[samplers\]'"):
+        check_sampler(OptunaConfig(sampler="sobol"), 3)
+    with pytest.raises(ValueError, match="group divides the model of multivariate"):
+        OptunaConfig(group=True, multivariate=False)
