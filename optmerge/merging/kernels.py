@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the enum in kernels.c
 PIECE = 1 << 18  # elements of one job: small enough to share out evenly, large enough to cost nothing to hand out
 MOST = 1024  # sources of one job, as in kernels.c
+STRIP = 2048  # columns of one job that is contracted by columns, as in sliced_kernels.c
 SOURCE = np.dtype([("data", "u8"), ("type", "i4"), ("absolute", "i4"), ("coefficient", "f8")], align=True)
 JOB = np.dtype(
     [
@@ -91,6 +92,7 @@ class Library:
         assert self._library.struct_sizes() == SOURCE.itemsize * 1000 + JOB.itemsize
         assert self._library.sliced_struct_sizes() == SLICED_SOURCE.itemsize * 1000 + SLICED_JOB.itemsize
         assert self._library.most_sources() == MOST
+        assert self._library.most_columns() == STRIP
         self.half = bool(self._library.has_half())
         self._pool: ThreadPoolExecutor | None = None
 
@@ -211,6 +213,7 @@ def _build() -> Path:
     identity = [
         _SOURCE_FILE.read_text(),
         _INCLUDED.read_text(),
+        *compiler,
         version,
         *_FLAGS,
         *map(str, _TUNED),

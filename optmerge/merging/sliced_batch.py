@@ -19,11 +19,10 @@ from torch import nn
 
 from optmerge.merging.coefficients import Table
 from optmerge.merging.jobs import JobTable
-from optmerge.merging.kernels import PIECE, SLICED_JOB, SLICED_SOURCE, TYPES, Library
+from optmerge.merging.kernels import PIECE, SLICED_JOB, SLICED_SOURCE, STRIP, TYPES, Library
 from optmerge.merging.slices import Cut, Piece
 from optmerge.merging.sources import LowRank, Segment, Source
 
-STRIP = 2048  # most columns of a contraction's job, as in sliced_kernels.c
 LAYERS = 64  # most jobs of a contraction that may add to the same slice
 
 

@@ -10,7 +10,7 @@
 #include "kernels.c"
 
 #define FLUSH 16 /* rows whose products are summed in fp32 before they go to fp64 */
-#define STRIP 2048 /* most columns of a job that is contracted by columns */
+#define STRIP 2048 /* most columns of a job that is contracted by columns: no more fit on the stack */
 
 typedef struct {
     const void *data;
@@ -33,6 +33,8 @@ typedef struct {
 } SlicedJob;
 
 int sliced_struct_sizes(void) { return (int)(sizeof(SlicedSource) * 1000 + sizeof(SlicedJob)); }
+
+int most_columns(void) { return STRIP; }
 
 /* A block of a source as fp32 or bf16; fp16 is converted first. */
 static inline const void *block_of(const SlicedSource *source, int64_t position, float *converted, int64_t length,

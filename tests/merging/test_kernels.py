@@ -187,3 +187,18 @@ def test_the_compiler_may_be_a_command_with_arguments(monkeypatch: pytest.Monkey
     monkeypatch.setenv("OPTMERGE_KERNELS", "compiled")
     monkeypatch.setenv("CC", "env -u CPATH cc")
     assert kernels.kind(CPU) == "compiled"
+
+
+def test_another_command_for_the_compiler_builds_another_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OPTMERGE_CACHE", str(tmp_path))
+    monkeypatch.setattr(kernels, "_compile", lambda compiler, to: to.write_text(" ".join(compiler)))
+    monkeypatch.setattr(kernels, "Library", Path.read_text)
+    found = []
+    for command in ("cc", "cc -O1", "cc"):
+        kernels.compiled.cache_clear()
+        monkeypatch.setenv("CC", command)
+        found.append(kernels.compiled())
+    assert str(found[1]).endswith("cc -O1")
+    assert found[0] == found[2] != found[1]
