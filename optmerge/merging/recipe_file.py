@@ -88,12 +88,20 @@ def parse(body: object, path: Path | str) -> Recipe:
             f"{path} {both}. Write `coefficients: {{{', '.join(f'{name}: 0.3' for name in names)}}}` for one number "
             "per direction, or `groups` for numbers that differ between tensors."
         )
+    slices = reader.slices(body["slices"]) if "slices" in body else {}
     if "groups" in body:
-        slices = reader.slices(body["slices"]) if "slices" in body else {}
         groups, table = reader.groups(body["groups"], names, slices)
+        unused = sorted(set(slices) - {group.name for group in groups if group.cut is not None})
     else:
         groups = (Group("model", (EVERYTHING,), None, "model"),)
         table = np.array([reader.row(body["coefficients"], names, "coefficients")])
+        unused = sorted(slices)
+    if unused:
+        raise RecipeError(
+            f"{path}: slices.file has coefficients of {', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}, and "
+            "the recipe has no group with slices of that name. Recipes of slices are saved by searches, not written by "
+            "hand; use the one that the file was saved with."
+        )
     return Recipe(
         base=base,
         experts=experts,
@@ -272,6 +280,8 @@ class _Reader:
             layer = entry.get("layer")
             if layer is not None and not isinstance(layer, int):
                 raise self.fail(f"{where}.layer is {_shown(layer)}; expected a whole number or nothing.")
+            if "slices" in entry and "coefficients" in entry:
+                raise self.fail(f"{where} has both slices and coefficients; those of slices are in the file beside it.")
             cut = self.cut(entry["slices"], f"{where}.slices") if "slices" in entry else None
             groups.append(Group(name, tensors, layer, self.text(entry.get("kind", "other"), f"{where}.kind"), cut))
             if cut is None:

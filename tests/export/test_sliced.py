@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from optmerge.errors import ExportError, RecipeError
@@ -115,6 +116,41 @@ def test_the_file_beside_a_recipe_is_checked(family: GetFamily, tmp_path: Path) 
         Recipe.from_yaml(path.read_text().replace("columns: 16", "colums: 16"), path)
     with pytest.raises(RecipeError, match=r"have shape \[16, 2\]; expected finite numbers of shape \[15, 2\]"):
         Recipe.from_yaml(path.read_text().replace("columns: 16", "columns: 15", 1), path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"coefficients": {"a": 0.1}}, r"has both slices and coefficients"),
+        ({"slices": None}, r"slices is None; expected a mapping"),
+    ],
+)
+def test_a_group_has_slices_or_coefficients(
+    changes: dict[str, object], message: str, family: GetFamily, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    sliced_recipe(family("gpt2")).save(path)
+    body = yaml.safe_load(path.read_text())
+    group = next(group for group in body["groups"] if "slices" in group)
+    group |= changes
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_yaml(yaml.safe_dump(body), path)
+
+
+def test_slices_that_no_group_has_are_refused(family: GetFamily, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    sliced_recipe(family("gpt2")).save(path)
+    body = yaml.safe_load(path.read_text())
+    names = [direction["name"] for direction in body["directions"]]
+    cut = [group for group in body["groups"] if "slices" in group]
+    del cut[0]["slices"]
+    cut[0]["coefficients"] = dict.fromkeys(names, 0.1)
+    with pytest.raises(RecipeError, match=rf"slices.file .*{cut[0]['name']}.*no group with slices"):
+        Recipe.from_yaml(yaml.safe_dump(body), path)
+    del body["groups"]
+    body["coefficients"] = dict.fromkeys(names, 0.1)
+    with pytest.raises(RecipeError, match=r"slices.file .*no group with slices"):
+        Recipe.from_yaml(yaml.safe_dump(body), path)
 
 
 def test_slices_of_another_model_are_refused(family: GetFamily) -> None:
