@@ -132,7 +132,9 @@ def _evaluation(record: Record) -> Evaluation:
         per_task=record.per_task,
         metrics=record.metrics,
         gradient=record.gradient,
-        per_example=record.costs and {task: {OBJECTIVE: costs} for task, costs in record.costs.items()},
+        per_example=None
+        if record.costs is None
+        else {task: {OBJECTIVE: costs} for task, costs in record.costs.items()},
         error=record.error,
         seconds=record.seconds,
         signals=record.signals,
