@@ -26,6 +26,9 @@ class AlarmsConfig(Strict):
     top_share: float = Field(
         0.2, gt=0, description="how far the share of the most frequent class exceeds the expert's in a collapse"
     )
+    drift: float = Field(
+        0.8, ge=0, le=1, description="warn when a task's agreement, as a share of the start's, is below this on select"
+    )
     marginal_entropy: float = Field(
         0.5, ge=0, lt=1, description="entropy of the mean prediction, as a share of the expert's, that is too low"
     )

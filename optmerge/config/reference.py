@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from optmerge.config.alarms import AlarmsConfig
 from optmerge.config.drivers import DRIVER_CONFIGS
 from optmerge.config.methods import METHOD_CONFIGS
 from optmerge.config.objectives import AGGREGATE_CONFIGS, TERM_CONFIGS, CustomConfig, ObjectiveConfig
@@ -61,6 +62,7 @@ SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("space.rules", "A list; the last rule that matches wins.", RuleConfig),
     ("objective", "", ObjectiveConfig),
     ("budget", "The search stops at the first limit that it reaches; null means no such limit.", BudgetConfig),
+    ("alarms", "Their meaning is in [trust.md](trust.md).", AlarmsConfig),
     ("baselines", "Scored before the search, and not counted by the budget.", BaselinesConfig),
     ("tracking", "", TrackingConfig),
 )

@@ -10,6 +10,9 @@ a label. It is called collapsed where its agreement with the expert is below ``a
 - its most frequent class has a share of the predictions that exceeds the expert's by ``top_share``; or
 - its marginal entropy is below ``marginal_entropy`` times the expert's, where the start's was not.
 
+A task whose agreement falls below ``drift`` times the start's without either has drifted: that is told, and ends
+nothing, because a language model's predictions can go wrong and stay as varied.
+
 Everything is a function of the records in their order, so a resumed search raises what an uninterrupted one would.
 What counts is where a search goes: every step along a gradient (of a mini-batch only on select, because a few examples
 have no marginal); of drivers that explore, only what would be the best on select so far.
@@ -24,7 +27,7 @@ from dataclasses import dataclass, replace
 from optmerge.config.alarms import AlarmsConfig
 from optmerge.records import Record
 
-COLLAPSE, GRADIENT, BOUNDS = "collapse", "gradient", "at-bound"
+COLLAPSE, DRIFT, GRADIENT, BOUNDS = "collapse", "drift", "gradient", "at-bound"
 _REMEDY = "take smaller steps, or an objective that looks at the expert (expert-kl, entropy-guarded)"
 FIRST = 5  # gradients whose largest norm later ones are compared with
 
@@ -44,7 +47,7 @@ class Alarms:
     def see(self, record: Record) -> dict[str, str]:
         """Kind of alarm -> sentence.
 
-        ``collapse`` is given for every iterate that shows it, ``gradient`` and ``at-bound`` once in a search.
+        ``collapse`` is given for every iterate that shows it, the others once in a search.
         """
         if record.phase not in ("search", "select") or record.error is not None:
             return {}
@@ -53,7 +56,8 @@ class Alarms:
         start = self._start(record)
         found: dict[str, str] = {}
         if record.signals and self._counts(record):
-            found |= self._collapse(record, start) | self._bounds(record, start)
+            found |= self._collapse(record, start) or self._drift(record, start)
+            found |= self._bounds(record, start)
         if record.phase == "select" and COLLAPSE not in found and record.value is not None:
             self._best = min(self._best, record.value)
         if record.gradient_norm is not None:
@@ -89,6 +93,25 @@ class Alarms:
                 )
                 worst = (agreement / before, told)
         return {} if worst is None else {COLLAPSE: worst[1]}
+
+    def _drift(self, record: Record, start: Mapping[str, float]) -> dict[str, str]:
+        """The sentence about the task that went furthest from its expert, whatever its variety of classes."""
+        if DRIFT in self._said or record.phase != "select":
+            return {}
+        kept = {
+            task: agreement / start[f"agreement/{task}"]
+            for task, agreement in by_task(record.signals, "agreement").items()
+            if start.get(f"agreement/{task}", 0.0) > 0
+        }
+        task = min(kept, key=lambda name: kept[name], default="")
+        if not kept or kept[task] >= self.config.drift:
+            return {}
+        self._said.add(DRIFT)
+        now, before = record.signals[f"agreement/{task}"], start[f"agreement/{task}"]
+        return {
+            DRIFT: f"task {task} goes away from its expert on {record.split}: {now:.0%} of its predictions are the "
+            f"expert's (at the start: {before:.0%}); {_REMEDY}"
+        }
 
     def _one_class(self, record: Record, task: str) -> str:
         """What shows that far more predictions are one class than of the expert."""

@@ -55,7 +55,7 @@ COLLAPSES = {
 }
 HEALTHY = {
     "better": {"top": 0.35, "agreement": 0.9},
-    "worse, as spread": {"top": 0.35, "agreement": 0.5},
+    "worse, as spread": {"top": 0.35, "agreement": 0.65},
     "one class more often, and right": {"top": 0.6, "agreement": 0.8},
     "one class more often, hardly worse": {"top": 0.6, "agreement": 0.73},
     "fewer classes, and right": {"entropy": 0.3, "agreement": 0.85},
@@ -78,6 +78,18 @@ def test_what_is_no_collapse(name: str) -> None:
     assert see(record(), record(**HEALTHY[name])) == {}
 
 
+def test_a_task_that_leaves_its_expert_with_all_its_variety_is_told_once_and_ends_nothing() -> None:
+    alarms = Alarms(AlarmsConfig())
+    far = record(agreement=0.5)
+    fit = replace(far, phase="search", split="fit", gradient_norm=1.0)
+    found = [alarms.see(one) for one in (STEP, record(), fit, far, far)]
+    assert [set(one) for one in found] == [set(), set(), set(), {"drift"}, set()]
+    assert "task a goes away from its expert on select: 50% of its predictions" in found[3]["drift"]
+    assert "(at the start: 80%)" in found[3]["drift"]
+    assert see(record(), far, drift=0.5) == {}
+    assert set(see(record(), record(**COLLAPSES["wholly"]))) == {"collapse"}
+
+
 def test_a_start_that_predicts_one_class_only_is_no_collapse() -> None:
     """A base model under an expert's head does that; the search is about to mend it."""
     start = {"top": 1.0, "agreement": 0.3, "entropy": 0.0}
@@ -98,8 +110,8 @@ def test_every_collapsed_iterate_is_told_and_the_worst_task_is_named() -> None:
 
 def test_thresholds_are_settings() -> None:
     one_class, few = (record(**COLLAPSES[name]) for name in ("one class", "few classes"))
-    assert see(record(), one_class, top_share=0.35) == {}
-    assert see(record(), one_class, agreement=0.6) == {}
+    assert see(record(), one_class, top_share=0.35, drift=0) == {}
+    assert see(record(), one_class, agreement=0.6, drift=0) == {}
     assert see(record(), few, marginal_entropy=0.4) == {}
 
 
