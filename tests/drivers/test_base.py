@@ -21,7 +21,9 @@ def test_importing_the_package_imports_no_optimiser() -> None:
 
 
 def test_unknown_driver_has_a_near_match() -> None:
-    with pytest.raises(ConfigError, match=r"no driver 'adma'.*adam, adamw, .*cma, optuna.*Did you mean 'adam' or 'adamw'"):
+    with pytest.raises(
+        ConfigError, match=r"no driver 'adma'.*adam, adamw, .*cma, optuna.*Did you mean 'adam' or 'adamw'"
+    ):
         driver_class("adma")
 
 
