@@ -55,7 +55,8 @@ def test_every_objective_can_be_searched(zoo: Path, tmp_path: Path, term: str, d
     assert run.recipe.heads == "merged"
     if term == "expert-kl":
         fit = [record.value for record in records if record.split == "fit"]
-        assert fit[-1] < 0.99 * fit[0]  # the start is the best baseline; with an output layer of its own 2 % are left
+        # From the best baseline, which leaves less to gain where the output layer is merged on its own.
+        assert fit[-1] < (0.97 if zoo.name.startswith("tied") else 0.985) * fit[0]
 
 
 def test_an_exported_model_says_what_the_search_measured(zoo: Path, tmp_path: Path) -> None:
