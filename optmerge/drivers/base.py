@@ -46,6 +46,8 @@ class Variables:
         norms: float64[d], how far a variable's unit moves the model: the norm of the task vectors that it scales. None
             where nobody measured them.
         known: Vectors worth trying beside the start, the most promising first; they are projected to bounds.
+        curvature: float64[d], the mean squared gradient of the objective per variable, never negative: the diagonal of
+            an empirical Fisher matrix. None where nobody measured gradients.
 
     Raises:
         ConfigError: Bounds or start do not fit; the message names the variable.
@@ -57,6 +59,7 @@ class Variables:
     start: Vector
     norms: Vector | None = None
     known: Sequence[Vector] = ()
+    curvature: Vector | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.names, tuple) and len(set(self.names)) != len(self.names):
@@ -77,6 +80,11 @@ class Variables:
             raise ConfigError(f"The start of {name} is {start[bad]}, outside its bounds [{low}, {high}].")
         if self.norms is not None:
             object.__setattr__(self, "norms", read_only(np.broadcast_to(self.norms, lower.shape)))
+        if self.curvature is not None:
+            curvature = read_only(self.curvature)
+            if curvature.shape != lower.shape or not (np.isfinite(curvature) & (curvature >= 0)).all():
+                raise ConfigError(f"curvature needs {len(lower)} finite numbers of at least 0, one per variable.")
+            object.__setattr__(self, "curvature", curvature)
         object.__setattr__(self, "known", tuple(self.project(vector) for vector in self.known))
 
     def __len__(self) -> int:
