@@ -13,6 +13,7 @@ from optmerge.config.gradient_drivers import LbfgsConfig as LbfgsConfig
 from optmerge.config.gradient_drivers import LevenbergMarquardtConfig as LevenbergMarquardtConfig
 from optmerge.config.gradient_drivers import SgdConfig as SgdConfig
 from optmerge.config.natural_niches import NaturalNichesConfig as NaturalNichesConfig
+from optmerge.config.storage_url import StorageUrl
 
 
 class CmaConfig(Strict):
@@ -41,13 +42,19 @@ class OptunaConfig(Strict):
     """Optuna's samplers; trials are replayed from the trajectory, so the study is never the truth."""
 
     name: Literal["optuna"] = "optuna"
-    sampler: Literal["tpe", "gp", "random", "sobol"] = Field(
+    sampler: Literal["tpe", "gp", "random", "sobol", "nsga2", "nsga3", "motpe"] = Field(
         "tpe",
         description="which sampler proposes; gp (a Gaussian process) is for some dozen variables and some hundred "
-        "trials; gp and sobol need scipy",
+        "trials; gp and sobol need scipy; nsga2, nsga3 and motpe (multi-objective TPE) minimise each task's part of "
+        "the objective as one of its own and find a front of merges",
     )
     startup: int = Field(
-        10, ge=1, description="random trials (after the start and the known recipes) before tpe or gp model anything"
+        10,
+        ge=1,
+        description="random trials (after the start and the known recipes) before tpe, motpe or gp model anything",
+    )
+    population: int | None = Field(
+        None, ge=4, description="trials in a generation of nsga2 and nsga3, the first of which is random; null = 20"
     )
     multivariate: bool = Field(True, description="TPE models the variables jointly")
     group: bool = Field(
@@ -56,11 +63,37 @@ class OptunaConfig(Strict):
         "needs multivariate",
     )
     known: int = Field(3, ge=0, description="the best baselines inside the space that are the first trials")
+    storage: StorageUrl | None = Field(
+        None,
+        description="a database whose study several machines work on together, each in a run of its own: "
+        "postgresql://, mysql://, or sqlite:/// for processes of one machine; null = a study of this run alone, which "
+        "resumes exactly",
+    )
+    study: str | None = Field(
+        None,
+        min_length=1,
+        description="with storage, the study's name; null = a hash of models, data, space and objective, so that equal "
+        "searches meet",
+    )
+    heartbeat: int = Field(
+        60,
+        ge=1,
+        description="with storage, seconds between the signs of life of a trial; one without any for three times as "
+        "long is tried again by somebody else",
+    )
 
     @model_validator(mode="after")
     def _group_is_multivariate(self) -> Self:
         if self.group and not self.multivariate:
             raise ValueError("group divides the model of multivariate; set multivariate to true, or leave group out")
+        return self
+
+    @model_validator(mode="after")
+    def _several_machines(self) -> Self:
+        if self.study is not None and self.storage is None:
+            raise ValueError("study names a study of a storage, and there is none; give storage, or leave study out")
+        if self.storage is not None and self.sampler in ("nsga2", "nsga3", "motpe"):
+            raise ValueError(f"{self.sampler} works on a study of its own; leave storage out, or take another sampler")
         return self
 
 

@@ -23,6 +23,7 @@ from optuna.trial import Trial, TrialState, create_trial
 
 from optmerge.config.drivers import OptunaConfig
 from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.multi_objective import objectives_of, task_parts
 from optmerge.drivers.samplers import check_sampler, make_sampler
 from optmerge.drivers.state import State
 from optmerge.records import Candidate, Evaluation, Vector
@@ -32,7 +33,8 @@ class OptunaDriver(Driver):
     """Optuna's samplers: TPE (Bergstra et al. 2011; multivariate: Falkner et al. 2018), a Gaussian process, and others.
 
     ``gp`` maximises log expected improvement (Ament et al. 2023) under a Matérn-5/2 kernel with a length scale per
-    variable; ``sobol`` (`SobolSampler`) and ``random`` learn nothing. The first ``known`` vectors of `Variables` are
+    variable; ``sobol`` (`SobolSampler`) and ``random`` learn nothing. ``nsga2``, ``nsga3`` and ``motpe`` are told each
+    task's part (`optmerge.drivers.multi_objective`). The first ``known`` vectors of `Variables` are
     trials before any sampler is asked, what Optuna calls enqueued.
 
     >>> import numpy as np
@@ -58,6 +60,7 @@ class OptunaDriver(Driver):
         super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
         self.config = config
         check_sampler(config, len(variables))
+        self._tasks = objectives_of(config, fit_sizes)
         self._given = [variables.start, *variables.known[: config.known]]  # the first trials
         self._distributions: dict[str, BaseDistribution] = {
             name: FloatDistribution(float(low), float(high))
@@ -72,9 +75,12 @@ class OptunaDriver(Driver):
     def _begin(self) -> None:
         """An empty study."""
         with _quiet():
-            self._study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction="minimize")
+            self._study = optuna.create_study(
+                storage=optuna.storages.InMemoryStorage(), directions=["minimize"] * max(1, len(self._tasks))
+            )
         self._vectors: list[Vector] = []
         self._values: list[float] = []
+        self._parts: list[list[float]] = []  # of each trial, by task; empty for samplers that minimise one value
         self._asked: tuple[Vector, Trial | None] = (self.variables.start, None)
 
     def _ask(self) -> list[Candidate]:
@@ -84,12 +90,17 @@ class OptunaDriver(Driver):
         else:
             with _quiet():
                 self._study.sampler = make_sampler(
-                    self.config, self._distributions, seed=self.seed, trial=self.generation, first=len(self._given)
+                    self.config,
+                    self._distributions,
+                    seed=self.seed,
+                    trial=self.generation,
+                    first=len(self._given),
+                    tasks=len(self._tasks),
                 )
                 trial = self._study.ask(self._distributions)
             vector = self.variables.project([trial.params[name] for name in self.variables.names])
         self._asked = (vector, trial)
-        return [self.candidate(vector)]
+        return [self.candidate(vector, needs=frozenset({"value", "per_task"} if self._tasks else {"value"}))]
 
     def _tell(self, evaluations: list[Evaluation]) -> None:
         vector, trial = self._asked
@@ -97,23 +108,33 @@ class OptunaDriver(Driver):
             with _quiet():
                 self._study.tell(trial, state=TrialState.FAIL)
         for evaluation in evaluations:
-            self._add(vector, float(evaluation.value))
+            self._add(vector, float(evaluation.value), task_parts(evaluation, self._tasks))
 
-    def _add(self, vector: Vector, value: float) -> None:
+    def _add(self, vector: Vector, value: float, parts: list[float]) -> None:
         params = dict(zip(self.variables.names, vector.tolist(), strict=True))
         with _quiet():
-            self._study.add_trial(create_trial(params=params, distributions=self._distributions, value=value))
+            self._study.add_trial(
+                create_trial(params=params, distributions=self._distributions, values=parts or [value])
+            )
         self._vectors.append(vector)
         self._values.append(value)
+        self._parts.append(parts)
 
     def _state(self) -> State:
         shape = (len(self._vectors), len(self.variables))
-        return {"vectors": np.array(self._vectors).reshape(shape), "values": np.array(self._values, dtype=np.float64)}
+        parts = {"parts": np.array(self._parts).reshape(len(self._parts), len(self._tasks))} if self._tasks else {}
+        return {
+            "vectors": np.array(self._vectors).reshape(shape),
+            "values": np.array(self._values, dtype=np.float64),
+            **parts,
+        }
 
     def _load(self, state: State) -> None:
         self._begin()
-        for vector, value in zip(cast(Vector, state["vectors"]), cast(Vector, state["values"]), strict=True):
-            self._add(self.variables.project(vector), float(value))
+        vectors, values = cast(Vector, state["vectors"]), cast(Vector, state["values"])
+        told = cast(Vector, state["parts"]).tolist() if self._tasks else [[]] * len(values)
+        for vector, value, parts in zip(vectors, values, told, strict=True):
+            self._add(self.variables.project(vector), float(value), parts)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from optmerge.config.drivers import OptunaConfig
+from optmerge.drivers.multi_objective import make_multi_objective
 from optmerge.errors import ConfigError
 
 NEED_SCIPY = frozenset({"gp", "sobol"})
@@ -50,6 +51,7 @@ def make_sampler(
     seed: np.random.SeedSequence,
     trial: int,
     first: int,
+    tasks: int = 0,
 ) -> BaseSampler:
     """The sampler of one trial.
 
@@ -59,6 +61,7 @@ def make_sampler(
         seed: The run's; it is not changed.
         trial: The trial's number, from 1; 0 is the start.
         first: How many trials are given (the start and the known recipes): they do not count as startup.
+        tasks: How many objectives there are, for the samplers that have several.
     """
     if config.sampler == "sobol":
         return SobolSampler(distributions, seed=_number(seed), index=trial - first)
@@ -71,6 +74,8 @@ def make_sampler(
             return GPSampler(seed=own, n_startup_trials=startup)
         case "tpe":
             return TPESampler(seed=own, n_startup_trials=startup, multivariate=config.multivariate, group=config.group)
+        case "nsga2" | "nsga3" | "motpe":
+            return make_multi_objective(config, distributions, seed=seed, trial=trial, first=first, tasks=tasks)
 
 
 class SobolSampler(BaseSampler):

@@ -51,13 +51,21 @@ def optimum(dimension: int) -> Vector:
 def quadratic(candidate: Candidate) -> Evaluation:
     """The mean squared distance from the optimum, with its gradient; rounded the same on every machine.
 
-    Where a driver needs it, examples look at the variables in turn: each costs a variable's squared distance.
+    Where a driver needs it, examples look at the variables in turn: each costs a variable's squared distance, and a
+    task's part is their mean.
     """
     offset = candidate.vector - optimum(len(candidate.vector))
     value = math.fsum(offset**2) / len(offset)
     costs = {task: {OBJECTIVE: np.resize(offset**2, size)} for task, size in FIT_SIZES.items()}
     wanted = costs if "per_example" in candidate.needs else None
-    return Evaluation(value, gradient=2 * offset / len(offset), per_example=wanted)
+    return Evaluation(value, _parts(candidate, costs), gradient=2 * offset / len(offset), per_example=wanted)
+
+
+def _parts(candidate: Candidate, costs: Mapping[str, Mapping[str, Vector]]) -> dict[str, float]:
+    """Each task's mean cost, where the driver needs it."""
+    if "per_task" not in candidate.needs:
+        return {}
+    return {task: math.fsum(arrays[OBJECTIVE]) / len(arrays[OBJECTIVE]) for task, arrays in costs.items()}
 
 
 def noisy(seed: int, *, scale: float = 0.05) -> Evaluate:
@@ -72,7 +80,10 @@ def noisy(seed: int, *, scale: float = 0.05) -> Evaluate:
             task: {OBJECTIVE: arrays[OBJECTIVE] + np.resize(noise[1:], len(arrays[OBJECTIVE]))}
             for task, arrays in (true.per_example or {}).items()
         }
-        return Evaluation(true.value + float(noise[0]), gradient=true.gradient + noise[1:], per_example=costs or None)
+        parts = {task: part + float(noise[0]) for task, part in true.per_task.items()}
+        return Evaluation(
+            true.value + float(noise[0]), parts, gradient=true.gradient + noise[1:], per_example=costs or None
+        )
 
     return evaluate
 
@@ -130,7 +141,8 @@ def check_bounds_pull(make: Maker) -> None:
     driver = make(box, seed=np.random.SeedSequence(0), fit_sizes=FIT_SIZES, budget=EVALUATIONS)
 
     def slope(candidate: Candidate) -> Evaluation:
-        return Evaluation(float(-candidate.vector[0] - candidate.vector[1]), gradient=np.array([-1.0, -1.0]))
+        value = float(-candidate.vector[0] - candidate.vector[1])
+        return Evaluation(value, dict.fromkeys(FIT_SIZES, value), gradient=np.array([-1.0, -1.0]))
 
     for vector in run(driver, slope):
         assert (box.lower <= vector).all()

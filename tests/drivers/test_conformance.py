@@ -38,6 +38,10 @@ VARIANTS: dict[str, Strict] = {
     "optuna-gp": OptunaConfig(sampler="gp", startup=66),  # a fit takes a second; tests/drivers/test_optuna.py has more
     "optuna-random": OptunaConfig(sampler="random"),
     "optuna-sobol": OptunaConfig(sampler="sobol"),
+    "optuna-nsga2": OptunaConfig(sampler="nsga2", population=8),
+    "optuna-nsga3": OptunaConfig(sampler="nsga3", population=8),
+    "optuna-motpe": OptunaConfig(sampler="motpe", startup=5),
+    "optuna-nsga3-knowing": OptunaConfig(sampler="nsga3", population=8),
     "natural-niches": NaturalNichesConfig(mutation=0.3, archive=5),
     "natural-niches-plain": NaturalNichesConfig(mutation=0.3, archive=8, alpha=0, attraction=False, split=False),
 }

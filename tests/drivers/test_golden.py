@@ -34,6 +34,9 @@ PINNED: dict[str, tuple[Strict, float]] = {  # configuration, relative tolerance
     "optuna-gp": (OptunaConfig(sampler="gp", startup=9), 0.02),  # and what a fit of length scales ends at
     "optuna-sobol": (OptunaConfig(sampler="sobol"), 1e-12),
     "optuna-random": (OptunaConfig(sampler="random"), 1e-12),
+    "optuna-nsga2": (OptunaConfig(sampler="nsga2", population=4), 1e-12),
+    "optuna-nsga3": (OptunaConfig(sampler="nsga3", population=4), 1e-12),
+    "optuna-motpe": (OptunaConfig(sampler="motpe", startup=4), 1e-12),
     "natural-niches": (NaturalNichesConfig(mutation=0.3, archive=5), 1e-12),
 }
 
