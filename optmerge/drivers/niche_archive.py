@@ -39,8 +39,8 @@ class Archive:
     >>> archive = Archive(capacity=2, alpha=1.0)
     >>> for vector, scores in ([0.0], [1, 0]), ([1.0], [1, 0]), ([2.0], [0, 1]):
     ...     archive.insert(np.array(vector), np.array(scores), value=0.0)
-    >>> [vector.tolist() for vector in archive.vectors]  # two did the same, one something that nobody else did
-    [[0.0], [2.0]]
+    >>> [vector.tolist() for vector in archive.vectors]  # two did the same, one what nobody else did
+    [[1.0], [2.0]]
     """
 
     def __init__(self, capacity: int, alpha: float) -> None:
@@ -57,7 +57,7 @@ class Archive:
     def insert(self, vector: Vector, scores: npt.ArrayLike, *, value: float, weights: Scores | None = None) -> None:
         """Add an individual; where there are too many, the least fit one leaves, which may be the new one.
 
-        Among equally fit ones the worst value leaves, then the youngest.
+        Among equally fit ones the worst value leaves, then the oldest, so that an archive on a plateau drifts.
 
         Args:
             vector: Where it is.
@@ -79,7 +79,7 @@ class Archive:
         self.values.append(float(value))
         if len(self) > self.capacity:
             fitness = self.fitness()
-            self._remove(min(range(len(self)), key=lambda k: (fitness[k], -self.values[k], -k)))
+            self._remove(min(range(len(self)), key=lambda k: (fitness[k], -self.values[k], k)))
 
     def fitness(self) -> Scores:
         """f_k of every individual, float64[k]."""

@@ -71,6 +71,8 @@ def test_the_worst_value_leaves_among_equally_fit_ones() -> None:
     for number, value in enumerate((0.5, 0.9, 0.7)):
         archive.insert(np.array([float(number)]), [0.0, 0.0], value=value)
     assert [vector[0] for vector in archive.vectors] == [0.0, 2.0]
+    archive.insert(np.array([3.0]), [0.0, 0.0], value=0.7)  # as good as the last one, and newer
+    assert [vector[0] for vector in archive.vectors] == [0.0, 3.0]
     with pytest.raises(ValueError, match="scores of 3 examples, where the archive has those of 2"):
         archive.insert(np.zeros(1), [0.0, 0.0, 0.0], value=0.0)
 
