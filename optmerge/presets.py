@@ -1,4 +1,4 @@
-"""Preset name -> file: the YAML files of ``search_spaces/`` and ``objectives/``.
+"""Preset name -> file: the YAML files of ``search_spaces/``, ``objectives/`` and ``schedules/``.
 
     path = find_preset("space", "layer-wise")
     preset_names("objective")            # ['accuracy', 'cross-entropy', 'dam', ...]
@@ -13,8 +13,8 @@ from typing import Literal
 
 from optmerge.errors import ConfigError, did_you_mean
 
-PresetKind = Literal["space", "objective"]
-FOLDERS: dict[PresetKind, str] = {"space": "search_spaces", "objective": "objectives"}
+PresetKind = Literal["space", "objective", "schedule"]
+FOLDERS: dict[PresetKind, str] = {"space": "search_spaces", "objective": "objectives", "schedule": "schedules"}
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -22,7 +22,7 @@ def preset_folder(kind: PresetKind, *, package: Path | None = None) -> Path:
     """The folder with the presets of a kind.
 
     Args:
-        kind: ``space`` or ``objective``.
+        kind: ``space``, ``objective`` or ``schedule``.
         package: The package's folder; the one that this module is in by default.
 
     Raises:
@@ -48,7 +48,7 @@ def find_preset(kind: PresetKind, name: str, *, relative_to: Path | None = None)
     """The file that a name or a path stands for.
 
     Args:
-        kind: ``space`` or ``objective``.
+        kind: ``space``, ``objective`` or ``schedule``.
         name: A preset's name, or a path ending in ``.yaml`` or ``.yml``.
         relative_to: Folder that a relative path starts from.
 
@@ -62,8 +62,9 @@ def find_preset(kind: PresetKind, name: str, *, relative_to: Path | None = None)
         raise ConfigError(f"{kind} is {name!r}, and there is no file {path}.")
     names = preset_names(kind)
     if name not in names:
+        form = "list" if kind == "schedule" else "mapping"
         raise ConfigError(
-            f"{kind} is {name!r}; expected one of {', '.join(names)}, a path ending in .yaml, or a mapping."
+            f"{kind} is {name!r}; expected one of {', '.join(names)}, a path ending in .yaml, or a {form}."
             + did_you_mean(name, names)
         )
     return next(path for path in preset_folder(kind).iterdir() if path.stem == name and path.suffix in SUFFIXES)

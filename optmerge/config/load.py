@@ -4,7 +4,7 @@
     text = dump_config(config)           # the resolved file; loading it gives the same config
 
 ``space`` and ``objective`` may be a preset's name, a path relative to the search file, a mapping, or a mapping with
-``preset: NAME`` whose other keys change that preset.
+``preset: NAME`` whose other keys change that preset. ``schedule`` may be a name, a path, or the list of its stages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from optmerge.errors import ConfigError, near_matches
 from optmerge.presets import PresetKind, find_preset
 
 _NAMED = ("driver", "method")  # fields where a string stands for {name: ...}
-_PRESETS: tuple[PresetKind, ...] = ("space", "objective")
+_PRESETS: tuple[PresetKind, ...] = ("space", "objective", "schedule")
 
 
 def load_config(path: Path, *, overrides: Sequence[str] = ()) -> SearchConfig:
@@ -87,7 +87,10 @@ def build_config(
 
 def dump_config(config: SearchConfig) -> str:
     """The resolved search file as YAML, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    unused = {"schedule"} if config.schedule is None else {"driver"}
+    return yaml.safe_dump(
+        config.model_dump(mode="json", exclude=unused), sort_keys=False, allow_unicode=True, width=120
+    )
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -127,6 +130,8 @@ class _Presets:
 
     def expand(self, path: tuple[str, ...], value: Any) -> Any:
         """What an override that goes into ``path`` finds there."""
+        if path[0] == "schedule" and len(path) == 3:  # a stage's own keys are those of the file
+            return self.expand(path[2:], value)
         key = path[0]
         if len(path) == 1 and key in _PRESETS:
             return self.resolve(key, {} if value is None else value)
@@ -144,6 +149,8 @@ class _Presets:
         Raises:
             ConfigError: There is no such preset, or its file is wrong.
         """
+        if kind == "schedule":
+            return self._schedule(value)
         if isinstance(value, str):
             return read_mapping(find_preset(kind, value, relative_to=self.root))
         if isinstance(value, Mapping) and "preset" in value:
@@ -153,6 +160,23 @@ class _Presets:
             changes = {key: each for key, each in value.items() if key != "preset"}
             return read_mapping(find_preset(kind, name, relative_to=self.root)) | changes
         return value
+
+    def _schedule(self, value: Any) -> Any:
+        """The list of stages that a schedule's name or path stands for, their objectives resolved."""
+        if isinstance(value, str):
+            path = find_preset("schedule", value, relative_to=self.root)
+            content = read_mapping(path)
+            if list(content) != ["schedule"]:
+                raise ConfigError(f"{path} holds {', '.join(map(str, content))}; expected one key: schedule.")
+            value = content["schedule"]
+        if not isinstance(value, list):
+            return value
+        return [
+            {**stage, "objective": self.resolve("objective", stage["objective"])}
+            if isinstance(stage, Mapping) and "objective" in stage
+            else stage
+            for stage in value
+        ]
 
 
 def _check_version(version: object, source: str) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_validator
 
 from optmerge.config.alarms import AlarmsConfig
 from optmerge.config.amounts import amount_bytes
 from optmerge.config.base import Strict, named
-from optmerge.config.drivers import GRADIENT_DRIVERS, NO_GRADIENT_DRIVERS, AdamConfig, DriverConfig
+from optmerge.config.drivers import AdamConfig, DriverConfig
 from optmerge.config.methods import INPUT_METHODS, LINEAR_METHODS, MethodConfig, TaskArithmeticConfig
-from optmerge.config.objectives import TERM_CONFIGS, ObjectiveConfig, no_gradient
+from optmerge.config.objectives import ObjectiveConfig
 from optmerge.config.sampling import RandomConfig, SamplingConfig
 from optmerge.config.spaces import SpaceConfig
+from optmerge.config.stages import EVALUATIONS, StageConfig, stage_problems
 from optmerge.errors import did_you_mean
 
 VERSION = 1  # of the search file's format
@@ -120,7 +121,9 @@ class SplitsConfig(Strict):
 class BudgetConfig(Strict):
     """When a search stops; the first limit that is reached decides and is recorded."""
 
-    evaluations: int | None = Field(300, ge=1, description="evaluations on the fit split; baselines do not count")
+    evaluations: int | None = Field(
+        EVALUATIONS, ge=1, description="evaluations on the fit split; baselines do not count"
+    )
     minutes: float | None = Field(None, gt=0, description="wall-clock minutes of search, summed over resumes")
     target: float | None = Field(None, description="stop when the select value is at or below this")
     patience: int | None = Field(None, ge=1, description="stop after this many select scores without improvement")
@@ -145,6 +148,18 @@ class BaselinesConfig(Strict):
     )
     methods: list[Annotated[MethodConfig, BeforeValidator(named)]] = Field(
         default_factory=list, description="whole methods scored as baselines beside those among the directions"
+    )
+    closed_form: bool = Field(
+        False,
+        description="also score the coefficients that best reproduce each expert's layer outputs on its fit inputs, a "
+        "least-squares solve per group, layer or model; costs one forward pass of every expert, K^2 matrix products "
+        "per expert and layer, and up to three baselines per strength",
+    )
+    closed_form_ridge: list[Annotated[FiniteFloat, Field(ge=0)]] = Field(
+        [0.0, 0.1, 1.0],
+        min_length=1,
+        description="strengths that draw the closed form to the best uniform coefficient, in units of its mean "
+        "curvature",
     )
 
 
@@ -224,6 +239,12 @@ class SearchConfig(Strict):
     driver: Annotated[DriverConfig, BeforeValidator(named)] = Field(
         AdamConfig(), description="who searches: a name, or a mapping with a name"
     )
+    schedule: list[StageConfig] | None = Field(
+        None,
+        min_length=1,
+        description="instead of `driver`, stages that follow one another, each from the best on select of the one "
+        "before: a preset's name, a path, or a list",
+    )
     splits: SplitsConfig = Field(SplitsConfig(), description="examples per task for each purpose")
     baselines: BaselinesConfig = Field(BaselinesConfig(), description="what is scored before the search")
     tokenizer: str = Field("base", description="whose tokenizer and chat template: base or an expert's name")
@@ -254,9 +275,32 @@ class SearchConfig(Strict):
     tracking: TrackingConfig = Field(TrackingConfig(), description="Weights & Biases")
     output: str = Field("runs/search", description="folder of the run")
 
+    @property
+    def closed_form(self) -> bool:
+        """Whether closed-form baselines are scored."""
+        return self.baselines.closed_form or self.space.start == "closed-form"
+
+    @property
+    def stages(self) -> tuple[StageConfig, ...]:
+        """The stages of the schedule; a search without one has a single stage."""
+        return (StageConfig(driver=self.driver),) if self.schedule is None else tuple(self.schedule)
+
+    def at_stage(self, number: int) -> SearchConfig:
+        """The search as it is in one stage: its driver, granularity and objective stand where the search's do."""
+        if self.schedule is None:
+            return self
+        stage = self.stages[number]
+        changes: dict[str, Any] = {"driver": stage.driver, "schedule": None}
+        if stage.granularity is not None:
+            changes["space"] = self.space.model_copy(update={"granularity": stage.granularity})
+        if stage.objective is not None:
+            changes["objective"] = stage.objective
+        return self.model_copy(update=changes)
+
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        problems = name_problems(self.model_dump())
+        unused = {"driver"} if self.schedule is not None and "driver" not in self.model_fields_set else None
+        problems = name_problems(self.model_dump(exclude=unused))
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -284,25 +328,7 @@ def name_problems(data: Mapping[str, Any]) -> list[str]:
         near = did_you_mean(tokenizer, ["base", *names])
         problems.append(f"tokenizer is {tokenizer!r}; expected 'base' or an expert's name ({listed}).{near}")
     problems += _method_problems(data, names)
-    objective, driver, budget = (_mapping(data.get(part)) for part in ("objective", "driver", "budget"))
-    for task in _mapping(objective.get("task_weights")):
-        if tasks and task not in tasks:
-            near = did_you_mean(str(task), [str(known) for known in tasks])
-            problems.append(
-                f"objective.task_weights.{task}: there is no such task ({', '.join(map(str, tasks))}).{near}"
-            )
-    raw_terms = objective.get("terms")
-    terms = [_mapping(term).get("name") for term in raw_terms] if isinstance(raw_terms, list) else []
-    driver_name = data.get("driver") if isinstance(data.get("driver"), str) else driver.get("name", "adam")
-    without = [name for name in map(str, terms) if name in TERM_CONFIGS and not TERM_CONFIGS[name].differentiable]
-    if driver_name in GRADIENT_DRIVERS and without:
-        problems.append(no_gradient(driver_name, without, drivers=NO_GRADIENT_DRIVERS))
-    population, evaluations = driver.get("population"), budget.get("evaluations")
-    if isinstance(population, int) and isinstance(evaluations, int) and population > evaluations:
-        problems.append(
-            f"driver.population is {population}, more than budget.evaluations ({evaluations}), so not one generation "
-            "would be whole."
-        )
+    problems += stage_problems(data)
     return problems
 
 
@@ -311,6 +337,13 @@ def _method_problems(data: Mapping[str, Any], experts: list[str]) -> list[str]:
     problems = []
     taught = {_mapping(spec).get("expert") for spec in _mapping(data.get("tasks")).values()}
     idle = [expert for expert in experts if expert not in taught]
+    start = _mapping(data.get("space")).get("start")
+    if idle and (_mapping(data.get("baselines")).get("closed_form") is True or start == "closed-form"):
+        problems.append(
+            f"{'space.start' if start == 'closed-form' else 'baselines'}: the closed form needs inputs of every expert, "
+            f"and no task has the expert {' or '.join(idle)}. Add one (tasks.{idle[0]}: {{expert: {idle[0]}, data: "
+            "...}), or start elsewhere and set baselines.closed_form to false."
+        )
     for where, entries in (
         ("directions", data.get("directions")),
         ("baselines.methods", _mapping(data.get("baselines")).get("methods")),
