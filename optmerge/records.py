@@ -36,6 +36,7 @@ Progress = Callable[[str, int, int | None], None]
 """Told of long work: which stage, how much is done, of how much (None: unknown)."""
 
 OBJECTIVE = "objective"  # the name of an example's share of its task's part, in `Evaluation.per_example`
+_STORED = ("vector", "gradient", "curvature")  # what may stand in vectors.f64, besides costs
 INLINE = 32  # vectors up to this length stand in the line itself
 
 
@@ -63,6 +64,8 @@ class Evaluation:
         per_task: Task -> its normalised part of the objective.
         metrics: Task -> metric name -> mean over examples (accuracy, agreement, raw term values in their units).
         gradient: float64[d], derivative of ``value`` by the vector, when it was needed.
+        curvature: float64[d, d], the Gauss-Newton matrix of ``value`` by the vector, when the candidate needed its
+            ``jacobian``.
         per_example: Task -> metric name -> float64[n], when it was needed; `OBJECTIVE` is the share of each example in
             the task's part, which is their mean.
         error: Why there is no value.
@@ -79,6 +82,7 @@ class Evaluation:
     per_task: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     gradient: Vector | None = None
+    curvature: Vector | None = None
     per_example: Mapping[str, Mapping[str, Vector]] | None = None
     error: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -118,6 +122,7 @@ class Record:
     info: Mapping[str, float] = field(default_factory=dict)  # what the driver says of itself: sigma, lr, ...
     vector: Vector | None = None
     gradient: Vector | None = None
+    curvature: Vector | None = None
     costs: Mapping[str, Vector] | None = None  # task -> `OBJECTIVE` by example, where the driver asked for it
 
 
@@ -209,14 +214,14 @@ class Trajectory:
         assert self._lines is not None, "opened with read(), not open()"
         assert self._vectors is not None
         line = _to_json(record)
-        for name in ("vector", "gradient"):
+        for name in _STORED:
             values: Vector | None = getattr(record, name)
             if values is None:
                 continue
             if name == "vector" and len(values) <= INLINE:
                 line[name] = [float(x) for x in values]
             else:
-                line[f"{name}_at"] = [self._vectors.tell() // 8, len(values)]
+                line[f"{name}_at"] = [self._vectors.tell() // 8, values.size]
                 self._vectors.write(np.ascontiguousarray(values, dtype="<f8").tobytes())
         if record.costs is not None:
             line["costs_at"] = {}
@@ -248,7 +253,7 @@ class Trajectory:
         end = 0
         for line in lines:
             entry = json.loads(line)
-            stretches = [entry[key] for key in ("vector_at", "gradient_at") if key in entry]
+            stretches = [entry[key] for key in (f"{name}_at" for name in _STORED) if key in entry]
             end = max(end, *map(sum, [*stretches, *entry.get("costs_at", {}).values()]), 0)
         self._vectors.truncate(end * 8)
         self._vectors.seek(0, os.SEEK_END)
@@ -260,19 +265,21 @@ def _flush(handle: IO[bytes]) -> None:
 
 
 def _to_json(record: Record) -> dict[str, Any]:
-    line = asdict(replace(record, vector=None, gradient=None, costs=None))
-    del line["vector"], line["gradient"], line["costs"]
+    line = asdict(replace(record, vector=None, gradient=None, curvature=None, costs=None))
+    del line["vector"], line["gradient"], line["curvature"], line["costs"]
     return {key: value for key, value in line.items() if value not in (None, {})} | {"value": record.value}
 
 
 def _from_json(line: dict[str, Any], store: Vector | None) -> Record:
-    for name in ("vector", "gradient"):
+    for name in _STORED:
         at = line.pop(f"{name}_at", None)
         if at is not None:
             if store is not None:
                 line[name] = _stored(store, at, f"the {name} of evaluation {line.get('id')}")
         elif name in line:
             line[name] = np.asarray(line[name], dtype=np.float64)
+    if "curvature" in line:
+        line["curvature"] = line["curvature"].reshape(math.isqrt(line["curvature"].size), -1)
     costs = line.pop("costs_at", None)
     if costs is not None and store is not None:
         what = f"the costs of evaluation {line.get('id')}"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from collections.abc import Sequence
+
 from optmerge.config.schema import BudgetConfig
+from optmerge.records import Candidate
 
 
 @dataclass
@@ -12,7 +15,7 @@ class Progress:
     """Where a search stands.
 
     Attributes:
-        evaluations: Fit evaluations so far.
+        evaluations: Fit evaluations so far, as `cost` counts them.
         best: Lowest select value so far, and the record that has it.
         stale: Select scores since the best one.
         seconds: Seconds of search, summed over resumes.
@@ -29,6 +32,24 @@ class Progress:
     seconds: float = 0.0
     restored: bool = False
     ended: str | None = None
+
+
+def cost(candidate: Candidate) -> int:
+    """How many fit evaluations a candidate counts: one, and with a Jacobian one more for each of its d neighbours."""
+    return 1 + len(candidate.vector) if "jacobian" in candidate.needs else 1
+
+
+def affordable(candidates: Sequence[Candidate], left: int | None) -> list[Candidate]:
+    """The first candidates that cost no more than ``left`` evaluations together; all of them for None."""
+    if left is None:
+        return list(candidates)
+    chosen: list[Candidate] = []
+    for candidate in candidates:
+        left -= cost(candidate)
+        if left < 0:
+            break
+        chosen.append(candidate)
+    return chosen
 
 
 def exhausted(budget: BudgetConfig, progress: Progress) -> str | None:

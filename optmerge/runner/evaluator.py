@@ -30,6 +30,7 @@ from optmerge.objective import report_metrics
 from optmerge.objective.base import scored_logits
 from optmerge.objective.signals import Signals, row_sums, share_at_bound
 from optmerge.records import OBJECTIVE, Evaluation, SplitName, Vector
+from optmerge.runner.curvature import measure_curvature
 from optmerge.runner.tally import Tally
 from optmerge.runner.teachers import Teachers
 from optmerge.runner.terms import whole_terms
@@ -56,6 +57,7 @@ class Measurement:
         means: Task -> term or metric name -> mean over examples, in the term's unit.
         per_example: Task -> name -> float64[n], when asked for.
         table_gradient: float64[G, D], d(objective)/d(coefficients), when asked for.
+        curvature: float64[d, d], the Gauss-Newton matrix by the variables, when asked for.
         parts: Term of the whole model or of the coefficients -> its value, in the term's unit.
         seconds: ``merge`` and ``evaluate``.
         signals: See `optmerge.objective.signals`.
@@ -64,6 +66,7 @@ class Measurement:
     means: Mapping[str, Mapping[str, float]]
     per_example: Mapping[str, Mapping[str, Vector]] = field(default_factory=dict)
     table_gradient: Table | None = None
+    curvature: Vector | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     signals: Mapping[str, float] = field(default_factory=dict)
@@ -104,6 +107,7 @@ class Evaluator:
         *,
         examples: Examples = None,
         gradient: bool = False,
+        jacobian: bool = False,
         metrics: bool = False,
         per_example: bool = False,
     ) -> Evaluation:
@@ -114,6 +118,7 @@ class Evaluator:
             split: Which split to look at.
             examples: Task -> positions; None is the whole split.
             gradient: Also give d(value)/d(vector).
+            jacobian: Also give the Gauss-Newton matrix, for d + 1 more forward passes (`optmerge.runner.curvature`).
             metrics: Also measure the report's metrics.
             per_example: Also give every example's share of its task's part.
         """
@@ -127,6 +132,9 @@ class Evaluator:
             measured = replace(measured, per_example={task: {OBJECTIVE: costs} for task, costs in shares.items()})
             signals = {**measured.signals, "at-bound": share_at_bound(vector, space.lower, space.upper)}
             measured = replace(measured, signals=signals)
+            if jacobian:
+                matrix = measure_curvature(self, vector, split, measured.means, examples=examples)
+                measured = replace(measured, curvature=matrix)
             return self._regularised(measured, vector) if split == "fit" else measured
 
         measured = self.attempt(work, split, examples=examples)
@@ -180,7 +188,7 @@ class Evaluator:
         return max(
             batch.tokens
             for task in self.problem.calibration.tasks
-            for batch in self._batches(task, split, examples, batch_tokens)
+            for batch in self.batches(task, split, examples, batch_tokens)
         )
 
     def judge(self, measured: Measurement, split: SplitName, vector: Vector | None = None) -> Evaluation:
@@ -197,11 +205,14 @@ class Evaluator:
             error = f"the objective is {value} ({', '.join(bad)})"
         elif pulled is not None and not np.isfinite(pulled).all():
             error = f"{int((~np.isfinite(pulled)).sum())} of {len(pulled)} entries of the gradient are not finite"
+        elif measured.curvature is not None and not np.isfinite(measured.curvature).all():
+            error = "the Gauss-Newton matrix is not finite: a point near by has no value"
         return Evaluation(
             value if error is None else math.nan,
             per_task,
             measured.means,
             gradient=pulled,
+            curvature=measured.curvature,
             per_example=measured.per_example or None,
             error=error,
             seconds=measured.seconds,
@@ -300,7 +311,7 @@ class Evaluator:
             terms = self._terms(look, labelled=source.has_labels)
             count = source.size if look.examples is None else len(look.examples[task])
             with torch.set_grad_enabled(weight != 0.0):
-                for batch in self._batches(task, look.split, look.examples, self.batch_tokens) if terms else ():
+                for batch in self.batches(task, look.split, look.examples, self.batch_tokens) if terms else ():
                     values = self._judge_batch(batch, terms, task, look.split, None if tally is None else tally.watch)
                     if weight != 0.0:
                         steep = (slopes or {}).get(task, {})
@@ -314,7 +325,8 @@ class Evaluator:
                         kept = {name: value.detach() for name, value in values.items()}
                         tally.add(task, kept, batch.positions, count)
 
-    def _batches(self, task: str, split: SplitName, examples: Examples, batch_tokens: int) -> list[Batch]:
+    def batches(self, task: str, split: SplitName, examples: Examples, batch_tokens: int) -> list[Batch]:
+        """A task's examples, or some of them, in batches of at most so many padded tokens; on the CPU."""
         source = self.problem.calibration.tasks[task].splits[split]
         return source.batches(batch_tokens=batch_tokens, positions=None if examples is None else examples[task])
 

@@ -115,6 +115,7 @@ class Journal:
             info=dict(info or {}),
             vector=vector,
             gradient=gradient,
+            curvature=evaluation.curvature,
             costs=_costs(evaluation),
         )
         if self._alarms is not None:
@@ -132,6 +133,7 @@ def _evaluation(record: Record) -> Evaluation:
         per_task=record.per_task,
         metrics=record.metrics,
         gradient=record.gradient,
+        curvature=record.curvature,
         per_example=None
         if record.costs is None
         else {task: {OBJECTIVE: costs} for task, costs in record.costs.items()},
@@ -161,14 +163,15 @@ def batch_tokens_after(records: Iterable[Record], configured: int) -> int:
 def substitute_failures(evaluations: Sequence[Evaluation]) -> list[Evaluation] | None:
     """Failed evaluations with the generation's worst finite value in their place; None if all failed.
 
-    A failed evaluation's gradient is zero: the driver learns that the point is bad, not where to go.
+    A failed evaluation's gradient is zero, and it has no curvature: the driver learns that the point is bad, not where
+    to go.
     """
     finite = [evaluation.value for evaluation in evaluations if not evaluation.failed]
     if not finite:
         return None
     worst = max(finite)
     return [
-        replace(evaluation, value=worst, error=None, gradient=_like(evaluation.gradient))
+        replace(evaluation, value=worst, error=None, gradient=_like(evaluation.gradient), curvature=None)
         if evaluation.failed
         else evaluation
         for evaluation in evaluations

@@ -20,7 +20,7 @@ from optmerge.drivers.base import Driver
 from optmerge.errors import RunFailed, RunInterrupted
 from optmerge.records import Candidate, Evaluation, Record, Vector
 from optmerge.runner.alarms import COLLAPSE
-from optmerge.runner.budget import Progress, exhausted, out_of_time, remaining
+from optmerge.runner.budget import Progress, affordable, cost, exhausted, out_of_time, remaining
 from optmerge.runner.journal import Journal, substitute_failures
 from optmerge.runner.state import StateStore
 
@@ -92,7 +92,10 @@ def run_loop(
             break
         candidates = driver.ask()
         left = remaining(budget, progress)
-        candidates = candidates if left is None else candidates[:left]
+        candidates, asked = affordable(candidates, left), candidates
+        if not candidates:
+            reason = f"{left} evaluations are left of {budget.evaluations}, and the next step counts {cost(asked[0])}"
+            break
         evaluations: list[Evaluation] = []
         alarm: str | None = None
         for candidate in candidates:
@@ -115,7 +118,7 @@ def run_loop(
             )
             evaluations.append(evaluation)
             alarm = alarm or _collapse(record, collapse)
-            progress.evaluations += 1
+            progress.evaluations += cost(candidate)
             progress.seconds = journal.trajectory.records[journal.cursor - 1].elapsed - begun
         told = substitute_failures(evaluations) if evaluations else None
         if told is None:

@@ -41,6 +41,7 @@ from optmerge.models.tokenizer import tokenizer_for
 from optmerge.objective.objective import Objective
 from optmerge.objective.outputs import Outputs
 from optmerge.records import Progress, SplitName, Vector
+from optmerge.runner.curvature import require_curvature
 from optmerge.runner.embedding import base_embedder
 from optmerge.runner.forward import Forward
 from optmerge.runner.geometry import check_regularisers
@@ -231,6 +232,7 @@ def open_problem(
     objective = Objective(
         config.objective, list(config.tasks), {name: data.num_labels for name, data in calibration.tasks.items()}
     )
+    require_curvature(config.driver.name, objective)
     open_terms(objective, family, reads)
     experts = list(family.experts)
     wanted = expand_directions(config.directions, experts, config.method)

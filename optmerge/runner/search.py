@@ -205,6 +205,7 @@ class _Session:
             "fit",
             examples=candidate.examples,
             gradient="gradient" in candidate.needs,
+            jacobian="jacobian" in candidate.needs,
             per_example="per_example" in candidate.needs,
         )
 
