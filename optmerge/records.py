@@ -105,7 +105,8 @@ class Record:
     driver: str
     split: SplitName
     value: float | None
-    generation: int = 0
+    stage: int = 0  # of the schedule; ``vector`` is of its search space
+    generation: int = 0  # of the stage
     name: str | None = None  # a baseline's name, or that of what a report scores
     per_task: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -267,6 +268,8 @@ def _flush(handle: IO[bytes]) -> None:
 def _to_json(record: Record) -> dict[str, Any]:
     line = asdict(replace(record, vector=None, gradient=None, curvature=None, costs=None))
     del line["vector"], line["gradient"], line["curvature"], line["costs"]
+    if not record.stage:
+        del line["stage"]
     return {key: value for key, value in line.items() if value not in (None, {})} | {"value": record.value}
 
 

@@ -87,7 +87,7 @@ def build_config(
 
 def dump_config(config: SearchConfig) -> str:
     """The resolved search file as YAML, every default written out."""
-    unused = {"schedule"} if config.schedule is None else {"driver"}
+    unused = None if config.schedule is None else {"driver"}
     return yaml.safe_dump(
         config.model_dump(mode="json", exclude=unused), sort_keys=False, allow_unicode=True, width=120
     )

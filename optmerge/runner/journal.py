@@ -28,12 +28,17 @@ class Journal:
         trajectory: Opened for appending.
         sinks: Shown every new record.
         alarms: Look at every record, in order, before it is written; None looks at nothing.
+
+    Attributes:
+        cursor: How many records were handed out or made.
+        stage: The schedule's stage that asks.
     """
 
     def __init__(self, trajectory: Trajectory, sinks: Sequence[Sink] = (), alarms: Alarms | None = None) -> None:
         self.trajectory = trajectory
         self.sinks = tuple(sinks)
         self.cursor = 0
+        self.stage = 0
         self._alarms = alarms
         if alarms is not None:
             for record in trajectory.records:
@@ -72,17 +77,21 @@ class Journal:
         name: str | None = None,
         examples: str = "all",
         info: Mapping[str, float] | None = None,
+        stage: int | None = None,
     ) -> tuple[Record, Evaluation]:
         """The next evaluation: the recorded one, or ``make()`` recorded.
+
+        ``stage`` is the one whose search space ``vector`` is of; None is the one that asks.
 
         Raises:
             RunError: The recorded one is another evaluation than the one asked for.
         """
         digest = None if vector is None else vector_sha256(vector)
+        stage = self.stage if stage is None else stage
         if self.replaying:
             record = self.trajectory.records[self.cursor]
-            asked = (phase, split, digest, examples, name)
-            found = (record.phase, record.split, record.vector_sha256, record.examples, record.name)
+            asked = (phase, split, digest, examples, name, stage)
+            found = (record.phase, record.split, record.vector_sha256, record.examples, record.name, record.stage)
             if asked != found:
                 raise RunError(
                     f"{self.trajectory.folder}: evaluation {record.id} in the trajectory is {found}, but the search "
@@ -99,6 +108,7 @@ class Journal:
             driver=driver,
             split=split,
             value=None if evaluation.failed else float(evaluation.value),
+            stage=stage,
             generation=generation,
             name=name,
             per_task=dict(evaluation.per_task),
