@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
 import numpy as np
@@ -48,6 +48,8 @@ class Variables:
         known: Vectors worth trying beside the start, the most promising first; they are projected to bounds.
         curvature: float64[d], the mean squared gradient of the objective per variable, never negative: the diagonal of
             an empirical Fisher matrix. None where nobody measured gradients.
+        integer: bool[d], which variables take whole numbers only; their bounds and start are such. None: no variable.
+        choices: Variable -> what its whole numbers from 0 on stand for, where they have no order but are names.
 
     Raises:
         ConfigError: Bounds or start do not fit; the message names the variable.
@@ -60,15 +62,17 @@ class Variables:
     norms: Vector | None = None
     known: Sequence[Vector] = ()
     curvature: Vector | None = None
+    integer: npt.NDArray[np.bool_] | None = None
+    choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.names, tuple) and len(set(self.names)) != len(self.names):
             raise ConfigError("Two variables of the search space have the same name.")
-        for field in ("lower", "upper", "start"):
-            values = read_only(getattr(self, field))
+        for key in ("lower", "upper", "start"):
+            values = read_only(getattr(self, key))
             if values.shape != (len(self.names),):
-                raise ConfigError(f"{field} has shape {values.shape}, expected ({len(self.names)},): one per variable.")
-            object.__setattr__(self, field, values)
+                raise ConfigError(f"{key} has shape {values.shape}, expected ({len(self.names)},): one per variable.")
+            object.__setattr__(self, key, values)
         lower, upper, start = self.lower, self.upper, self.start
         ordered = np.isfinite(lower) & np.isfinite(upper) & (lower < upper)
         for bad in np.flatnonzero(~(ordered & (lower <= start) & (start <= upper)))[:1]:
@@ -85,14 +89,32 @@ class Variables:
             if curvature.shape != lower.shape or not (np.isfinite(curvature) & (curvature >= 0)).all():
                 raise ConfigError(f"curvature needs {len(lower)} finite numbers of at least 0, one per variable.")
             object.__setattr__(self, "curvature", curvature)
+        if self.integer is not None:
+            object.__setattr__(self, "integer", np.broadcast_to(np.array(self.integer, dtype=np.bool_), lower.shape))
+        self._check_whole()
         object.__setattr__(self, "known", tuple(self.project(vector) for vector in self.known))
 
     def __len__(self) -> int:
         return len(self.names)
 
     def project(self, vector: npt.ArrayLike) -> Vector:
-        """The nearest vector within bounds, read-only."""
-        return read_only(np.clip(np.asarray(vector, dtype=np.float64), self.lower, self.upper))
+        """The nearest vector within bounds and on whole numbers where the variables are such, read-only."""
+        clipped = np.clip(np.asarray(vector, dtype=np.float64), self.lower, self.upper)
+        return read_only(clipped if self.integer is None else np.where(self.integer, np.rint(clipped), clipped))
+
+    def _check_whole(self) -> None:
+        whole = np.zeros(len(self), dtype=np.bool_) if self.integer is None else self.integer
+        for index in np.flatnonzero(whole).tolist():
+            values = (float(self.lower[index]), float(self.upper[index]), float(self.start[index]))
+            if not all(value.is_integer() for value in values):
+                raise ConfigError(
+                    f"{self.names[index]} takes whole numbers, but its bounds are [{values[0]}, {values[1]}] and its "
+                    f"start is {values[2]}. Give whole ones."
+                )
+        for name, listed in self.choices.items():
+            index = list(self.names).index(name)
+            if not whole[index] or (self.lower[index], self.upper[index]) != (0, len(listed) - 1):
+                raise ConfigError(f"{name} has {len(listed)} choices, so it takes whole numbers from 0 to that less 1.")
 
 
 class Driver(ABC):
@@ -104,6 +126,7 @@ class Driver(ABC):
     Attributes:
         name: The driver's name in the search file.
         needs_gradient: Whether every candidate needs ``gradient``.
+        takes_integers: Whether it can search variables that take whole numbers only.
         generation: How many generations were closed, by `tell` or by the next `ask`.
 
     Args:
@@ -119,6 +142,7 @@ class Driver(ABC):
 
     name: ClassVar[str]
     needs_gradient: ClassVar[bool] = False
+    takes_integers: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -133,6 +157,12 @@ class Driver(ABC):
             raise ConfigError(
                 "The search space has no variables: every coefficient is frozen by space.rules. Take a 'freeze' out, "
                 "or merge the recipe as it is with `optmerge merge`; there is nothing to search."
+            )
+        if variables.integer is not None and variables.integer.any() and not self.takes_integers:
+            name = variables.names[int(np.flatnonzero(variables.integer)[0])]
+            raise ConfigError(
+                f"The variable {name} takes whole numbers only, and the driver {self.name} moves in small steps. Use "
+                "cma, optuna or natural-niches, or take what is chosen out of the space and give it one value."
             )
         self.variables = variables
         self.seed = seed

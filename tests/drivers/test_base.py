@@ -78,3 +78,25 @@ def test_who_cannot_restart_is_left_as_it_was(config: CmaConfig | OptunaConfig) 
     assert not driver.restart(np.zeros(2))
     driver.tell(candidates, [Evaluation(float(c.vector.sum())) for c in candidates])
     assert driver.generation == 1
+
+
+def test_whole_numbers_are_kept_by_projection() -> None:
+    box = Variables(
+        ("a", "b"), [0, 0], [2, 3], [0.5, 1], integer=np.array([False, True]), known=(np.array([1.3, 1.6]),)
+    )
+    assert box.known[0].tolist() == [1.3, 2.0]
+    assert box.project([0.25, 2.5]).tolist() == [0.25, 2.0]
+    assert box.project([9.0, 9.0]).tolist() == [2.0, 3.0]
+
+
+def test_whole_numbers_that_do_not_fit() -> None:
+    with pytest.raises(ConfigError, match=r"b takes whole numbers, but its bounds are \[0.0, 2.5\]"):
+        Variables(("a", "b"), [0, 0], [1, 2.5], [0, 0], integer=np.array([False, True]))
+    with pytest.raises(ConfigError, match="b has 3 choices"):
+        Variables(("a", "b"), [0, 0], [1, 1], [0, 0], integer=np.array([False, True]), choices={"b": ("x", "y", "z")})
+
+
+def test_a_driver_that_follows_gradients_refuses_whole_numbers() -> None:
+    box = Variables(("a", "ties.density"), [0, 0], [1, 3], [0, 1], integer=np.array([False, True]))
+    with pytest.raises(ConfigError, match=r"ties\.density takes whole numbers only, and the driver adam"):
+        make_driver(AdamConfig(), box, seed=SEED, fit_sizes={"t": 3}, budget=9)
