@@ -340,9 +340,9 @@ def _method_problems(data: Mapping[str, Any], experts: list[str]) -> list[str]:
     start = _mapping(data.get("space")).get("start")
     if idle and (_mapping(data.get("baselines")).get("closed_form") is True or start == "closed-form"):
         problems.append(
-            f"{'space.start' if start == 'closed-form' else 'baselines'}: the closed form needs inputs of every expert, "
-            f"and no task has the expert {' or '.join(idle)}. Add one (tasks.{idle[0]}: {{expert: {idle[0]}, data: "
-            "...}), or start elsewhere and set baselines.closed_form to false."
+            f"{'space.start' if start == 'closed-form' else 'baselines'}: the closed form needs inputs of every "
+            f"expert, and no task has the expert {' or '.join(idle)}. Add one (tasks.{idle[0]}: {{expert: {idle[0]}, "
+            "data: ...}), or start elsewhere and set baselines.closed_form to false."
         )
     for where, entries in (
         ("directions", data.get("directions")),

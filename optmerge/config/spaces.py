@@ -45,8 +45,10 @@ class SpaceConfig(Strict):
 
     granularity: Granularity = Field("tensor-wise", description="what shares one coefficient per direction")
     bounds: tuple[FiniteFloat, FiniteFloat] = Field((-1.0, 3.0), description="lowest and highest coefficient")
-    start: FiniteFloat | Literal["best-baseline"] = Field(
-        "best-baseline", description="a coefficient for every variable, or the baseline that is best on select"
+    start: FiniteFloat | Literal["best-baseline", "closed-form"] = Field(
+        "best-baseline",
+        description="a coefficient for every variable, the baseline that is best on select, or the best of those in "
+        "closed form (which are then scored, see baselines.closed_form)",
     )
     normalise: Literal["none", "sum", "softmax"] = Field(
         "none",

@@ -23,6 +23,7 @@ from optmerge.models.device import pick_device, pick_dtype
 from optmerge.models.family import Family, open_family
 from optmerge.objective.objective import Objective
 from optmerge.records import SplitName
+from optmerge.runner.closed_form import form_count
 from optmerge.runner.geometry import check_regularisers
 from optmerge.runner.memory import MemoryPlan, plan_memory, recorded_bytes
 from optmerge.runner.problem import absolute_references, input_reader, load_tasks
@@ -126,6 +127,8 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     grids = 1 + any(direction.kind == "part" for direction in directions)
     baselines = 2 + len(config.experts) + grids * len(config.baselines.grid)
     baselines += len(methods) * len(config.baselines.method_grid)
+    if config.closed_form:
+        baselines += form_count(config.space.granularity) * len(config.baselines.closed_form_ridge)
     memory = plan_memory(config, family, known, space, calibration, device, dtype)
     sizes = calibration.fit_sizes()
     seconds = _seconds(config, family, device, dtype, tokens, baselines, sizes, two_passes=objective.two_passes)
@@ -186,7 +189,7 @@ def _seconds(
     evaluation = forward["fit"] * share * passes
     result = {
         "teachers": sum(forward.values()),
-        "baselines": forward["fit"] + baselines * (forward["select"] + forward["report"]),
+        "baselines": forward["fit"] * (1 + config.closed_form) + baselines * (forward["select"] + forward["report"]),
         "one evaluation": evaluation,
     }
     if config.budget.evaluations is not None:

@@ -18,7 +18,7 @@ from optmerge.drivers.base import Driver
 from optmerge.errors import RunFailed
 from optmerge.merging.coefficients import Table
 from optmerge.records import Evaluation, Phase, Record, SplitName
-from optmerge.runner.baselines import CachedMeasurements, make_baselines
+from optmerge.runner.baselines import Baseline, CachedMeasurements
 from optmerge.runner.bootstrap import Means, objective_lead
 from optmerge.runner.evaluator import Evaluator, Measurement
 from optmerge.runner.finalists import Lead, best_iterates
@@ -32,7 +32,11 @@ log = logging.getLogger(__name__)
 
 
 class Reporting:
-    """Scores a run's recipes."""
+    """Scores a run's recipes.
+
+    Attributes:
+        baselines: Those that are scored, by name.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Reporting:
         self.evaluator = evaluator
         self.journal = journal
         self.measurements = measurements
+        self.baselines: dict[str, Baseline] = {}
         evaluator.batch_tokens = self._batch_tokens(len(journal.trajectory.records))
 
     def next(self, phase: Phase, **what: Any) -> tuple[Record, Evaluation]:
@@ -143,8 +148,8 @@ class Reporting:
         """What the run was killed before it could keep."""
         if record.vector is not None:
             return self._measure(self.problem.expand(record.vector), record.split)
-        table = next(b.table for b in make_baselines(self.problem) if b.name == record.name)
-        return self.measurements.measure(table, "report", objective=False, metrics=True)
+        assert record.name is not None, "a baseline's record has its name"
+        return self.measurements.measure(self.baselines[record.name].table, "report", objective=False, metrics=True)
 
     def _batch_tokens(self, record: int) -> int:
         """The micro-batch in force before the record with this number."""

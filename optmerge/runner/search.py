@@ -22,6 +22,8 @@ from optmerge.merging.recipe import Recipe
 from optmerge.records import Candidate, Evaluation, Progress, Record, Sink, SplitName, Trajectory, Vector
 from optmerge.runner.alarms import Alarms, raised_alarms
 from optmerge.runner.baselines import Baseline, CachedMeasurements, make_baselines, representable
+from optmerge.runner.closed_form import FAMILY as CLOSED_FORM
+from optmerge.runner.closed_form import best_uniform, make_closed_forms
 from optmerge.runner.evaluator import Evaluator
 from optmerge.runner.finalists import make_finalists
 from optmerge.runner.folder import RunFolder
@@ -155,6 +157,10 @@ class _Session:
         config, problem = self.problem.config, self.problem
         baselines = make_baselines(problem)
         scored = self._score_baselines(baselines, stop)
+        if config.closed_form:
+            closed = make_closed_forms(problem, towards=best_uniform(baselines, scored), progress=self.progress)
+            scored += self._score_baselines(closed, stop)
+            baselines += closed
         ranked = self._ranked(baselines, scored)
         start = self._start(ranked)
         self.evaluator.geometry = make_geometry(problem, start)
@@ -215,6 +221,7 @@ class _Session:
 
     def _score_baselines(self, baselines: Sequence[Baseline], stop: Stop) -> list[Scored]:
         scored: list[Scored] = []
+        self.reporting.baselines |= {baseline.name: baseline for baseline in baselines}
         for done, baseline in enumerate(baselines):
             why = None if self.journal.replaying else stop()
             if why:
@@ -262,7 +269,16 @@ class _Session:
     def _start(self, ranked: Sequence[Baseline]) -> Vector:
         """The configured start, or the baseline within the space that is best on select."""
         problem = self.problem
-        if problem.config.space.start != "best-baseline" or not ranked:
+        start = problem.config.space.start
+        if start == "closed-form":
+            ranked = [baseline for baseline in ranked if baseline.family == CLOSED_FORM]
+            if not ranked:
+                raise ConfigError(
+                    "space.start is closed-form, and no closed-form baseline lies within the search space: its bounds "
+                    "are too narrow, some of its coefficients are tied or normalised, or 'experts' is not among the "
+                    "directions. Widen it, or set space.start to best-baseline."
+                )
+        elif start != "best-baseline" or not ranked:
             return problem.space.start
         log.info("the search starts from the baseline %s", ranked[0].name)
         table = ranked[0].table[:, problem.columns]

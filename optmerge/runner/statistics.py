@@ -83,19 +83,29 @@ class GramStatistics:
         for done, expert in enumerate(self._family.experts):
             folder = cache_dir() / "statistics" / self._key(expert)
             if not folder.is_dir():
-                try:
-                    write_parts(folder, self._grams(resident, expert))
-                except Exception as error:
-                    if not out_of_memory(error):
-                        raise
-                    raise RunFailed(
-                        f"There is not enough memory to gather statistics of the expert {expert}: "
-                        f"{' '.join(str(error).split())[:300]}. Set batch_tokens lower than "
-                        f"{self._config.batch_tokens}, or use a device with more memory."
-                    ) from None
+                write_parts(folder, self._grams(resident, expert))
             self._parts[expert] = Parts(folder)
             if progress:
                 progress("statistics", done + 1, len(self._family.experts))
+
+    def stream(self, resident: ResidentModel, expert: str) -> Iterator[dict[str, torch.Tensor]]:
+        """One expert's Gram matrices, as many at a time as one pass gathers: from the cache, or measured and not kept.
+
+        Args:
+            resident: Holds any values afterwards.
+            expert: Whose.
+
+        Raises:
+            RunFailed: There is not enough memory.
+        """
+        folder = cache_dir() / "statistics" / self._key(expert)
+        if not folder.is_dir():
+            yield from self._grams(resident, expert)
+            return
+        parts = Parts(folder)
+        for name in self._family.parameters:
+            if name in parts:
+                yield {name: parts.read(name)}
 
     def _grams(self, resident: ResidentModel, expert: str) -> Iterator[dict[str, torch.Tensor]]:
         with torch.no_grad():
@@ -104,9 +114,18 @@ class GramStatistics:
         own = {name: data.expert for name, data in self._calibration.tasks.items() if data.expert == expert}
         forward = Forward(self._family, resident, own)
         model = forward.model(next(iter(own)))
-        return collect_grams(
-            model, resident.parameters, lambda: self._inputs(expert), lambda x: model(**x, **forward.options)
-        )
+        try:
+            yield from collect_grams(
+                model, resident.parameters, lambda: self._inputs(expert), lambda x: model(**x, **forward.options)
+            )
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise RunFailed(
+                f"There is not enough memory to gather statistics of the expert {expert}: "
+                f"{' '.join(str(error).split())[:300]}. Set batch_tokens lower than "
+                f"{self._config.batch_tokens}, or use a device with more memory."
+            ) from None
 
     def _inputs(self, expert: str) -> Iterator[Inputs]:
         """The fit inputs of the tasks that name an expert, on the device."""

@@ -28,7 +28,7 @@ class Settled(NamedTuple):
 
     freeze: float | None
     bounds: tuple[float, float]
-    start: float | Literal["best-baseline"]
+    start: float | Literal["best-baseline", "closed-form"]
 
 
 def settle(
