@@ -26,6 +26,12 @@ class RuleConfig(Strict):
     freeze: FiniteFloat | None = Field(None, description="keep these coefficients at this value; they are not searched")
     bounds: tuple[FiniteFloat, FiniteFloat] | None = Field(None, description="lowest and highest coefficient")
     start: FiniteFloat | None = Field(None, description="where the search starts")
+    tie: str | None = Field(
+        None,
+        min_length=1,
+        description="one variable per direction for all tensors that match, called so; rules with the same name tie "
+        "theirs together",
+    )
 
 
 class ChunksConfig(Strict):
@@ -55,6 +61,19 @@ class SpaceConfig(Strict):
         description="within each group, coefficients are the variables divided by their sum, or the softmax of them; "
         "bounds and start are then those of the variables, and frozen coefficients take no part",
     )
+    shared: bool = Field(
+        False,
+        description="one coefficient for all experts in a group, instead of one for each; a whole method among the "
+        "directions keeps its own",
+    )
+    polynomial: int | None = Field(
+        None,
+        ge=0,
+        le=8,
+        description="coefficients are a polynomial of this degree in depth, from the first layer of a stack to its "
+        "last; the variables are its control points, and what is outside the layers has its own (granularity "
+        "layer-wise, layer-kind-wise or tensor-wise)",
+    )
     chunks: ChunksConfig | None = Field(
         None, description="of granularity chunk-wise; a tensor that gets no chunk keeps the coefficients of the start"
     )
@@ -73,6 +92,37 @@ class SpaceConfig(Strict):
     def _only_chunk_wise(self) -> Self:
         if self.chunks is not None and self.granularity != "chunk-wise":
             raise ValueError(f"chunks are of granularity chunk-wise, and granularity is {self.granularity}")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_tensors(self) -> Self:
+        if self.polynomial is not None and self.granularity not in ("layer-wise", "layer-kind-wise", "tensor-wise"):
+            raise ValueError(
+                f"polynomial joins the groups of different layers, and granularity {self.granularity} has none; use "
+                "layer-wise, layer-kind-wise or tensor-wise"
+            )
+        if any(rule.tie for rule in self.rules) and self.granularity in ("chunk-wise", "column-wise"):
+            raise ValueError(
+                f"a rule with tie gives tensors one variable, and granularity {self.granularity} gives their slices "
+                "variables of their own; use tensor-wise"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _own_variables(self) -> Self:
+        joined = {
+            "polynomial": self.polynomial is not None,
+            "shared": self.shared,
+            "a rule with tie": any(rule.tie for rule in self.rules),
+        }
+        name = next((name for name, given in joined.items() if given), None)
+        if self.normalise != "none" and name is not None:
+            raise ValueError(
+                f"normalise is {self.normalise}, which needs variables that are each group's and expert's own, and "
+                f"{name} joins them. Leave one of the two out"
+            )
+        if self.shared and self.granularity == "model-wise":
+            raise ValueError("granularity model-wise has one coefficient for everything; leave shared out")
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from optmerge.merging.products import delta_cosines, delta_norms, group_sizes
@@ -59,16 +58,11 @@ def check_regularisers(objective: Objective, space: SearchSpace) -> None:
 def _geometry(
     space: SearchSpace, start: Vector, *, sizes: torch.Tensor, norms: Measured, cosines: Measured
 ) -> Geometry:
-    free = space.index >= 0
-
-    def spread(values: Vector) -> torch.Tensor:
-        return torch.from_numpy(np.where(free, np.append(values, 0.0)[space.index], space.frozen))
-
     return Geometry(
         start=torch.from_numpy(space.decode(start)),
-        lower=spread(space.lower),
-        upper=spread(space.upper),
-        free=torch.from_numpy(free),
+        lower=torch.from_numpy(space.spread(space.lower)),
+        upper=torch.from_numpy(space.spread(space.upper)),
+        free=torch.from_numpy(space.index >= 0),
         sizes=sizes,
         layers=space.layers,
         kinds=space.kinds,

@@ -49,9 +49,7 @@ def variable_norms(space: SearchSpace, norms: Table) -> Vector:
     Returns:
         float64[d].
     """
-    searched = space.index >= 0
-    squares = np.bincount(space.index[searched], weights=norms[searched] ** 2, minlength=space.dimension)
-    return np.sqrt(squares)
+    return np.sqrt(space.gather_squares(norms**2))
 
 
 def known_vectors(space: SearchSpace, start: Vector, ranked: Iterable[Table], most: int) -> list[Vector]:

@@ -24,11 +24,13 @@ class Settled(NamedTuple):
         freeze: Its value where it is not searched.
         bounds: Of its variable.
         start: Of its variable.
+        tie: What its variable is called, where all groups of that name have one.
     """
 
     freeze: float | None
     bounds: tuple[float, float]
     start: float | Literal["best-baseline", "closed-form"]
+    tie: str | None = None
 
 
 def settle(
@@ -38,6 +40,7 @@ def settle(
     freeze: float | None = None
     bounds = config.bounds
     start = config.start
+    tie: str | None = None
     for number, rule in enumerate(config.rules):
         # A group never straddles a rule, so its first parameter stands for all.
         if not (_matches(rule, group.parameters[0], roles) and fnmatch.fnmatchcase(direction, rule.direction)):
@@ -47,7 +50,8 @@ def settle(
             freeze = rule.freeze  # a later rule with bounds or a start makes a frozen coefficient a variable again
         bounds = rule.bounds or bounds
         start = rule.start if rule.start is not None else start
-    return Settled(freeze, bounds, start)
+        tie = rule.tie or tie
+    return Settled(freeze, bounds, start, tie)
 
 
 def require_used(
@@ -65,6 +69,21 @@ def require_used(
                 f"Use a role ({', '.join(ROLE_KINDS)}) or a glob over parameter names such as {next(iter(roles))!r}; "
                 f"directions are {', '.join(directions)}."
                 + (did_you_mean(rule.match, [*ROLE_KINDS, *roles]) if "*" not in rule.match else "")
+            )
+
+
+def require_ties_apart(rules: Sequence[RuleConfig], groups: Sequence[TensorGroup]) -> None:
+    """Refuse a tie that is called like a group: their variables would have the same name.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    names = {group.name for group in groups}
+    for number, rule in enumerate(rules):
+        if rule.tie in names:
+            raise ConfigError(
+                f"space.rules.{number}.tie is {rule.tie!r}, and a group of this space is called so too. Give the tie "
+                "another name."
             )
 
 

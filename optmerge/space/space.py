@@ -2,11 +2,13 @@
 
 space = build_space(config, roles, direction_names, shapes=family.parameters)
 table = space.decode(vector)          # float64[d] -> float64[G, D]
-vector = space.encode(table)          # the nearest vector within bounds
+vector = space.encode(table)          # the nearest vector, cut to the bounds
 slope = space.pull_back(gradient, vector)     # dL/dtable -> dL/dvector
 
-A tensor whose slices have coefficients of their own is one `TensorGroup` and many rows of the table. Everything per row
-and per variable is an array, so that a million of them cost no more than their bytes.
+A vector makes values, and each searched coefficient has one of them. Values are the variables themselves, but where
+the space has `Blocks`, as for polynomials of depth; coefficients that are shared or tied have the same value. A tensor
+whose slices have coefficients of their own is one `TensorGroup` and many rows of the table. Everything per row and per
+variable is an array, so that a million of them cost no more than their bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +24,13 @@ import numpy.typing as npt
 from optmerge.config.spaces import ChunksConfig, SpaceConfig
 from optmerge.errors import ConfigError
 from optmerge.merging.slices import Cut, even_chunks
+from optmerge.space.blocks import Block, Blocks
 from optmerge.space.chunks import chunk_counts
+from optmerge.space.depth import bernstein, curve_name
 from optmerge.space.groups import RoleLike, ShapeLike, TensorGroup, column_cuts, make_groups
 from optmerge.space.names import VariableNames, slices_name
 from optmerge.space.normalise import Kind, Mask, Table, normalised, variable_slope, variables_for
-from optmerge.space.rules import Settled, require_used, settle, split_by_rules
+from optmerge.space.rules import Settled, require_ties_apart, require_used, settle, split_by_rules
 
 Vector = npt.NDArray[np.float64]
 
@@ -43,10 +48,11 @@ class SearchSpace:
         lower: float64[d].
         upper: float64[d].
         start: float64[d]; the configured start, before any baseline is known.
-        index: int64[G, D]: which variable sets a coefficient, or -1 where it is frozen.
+        index: int64[G, D]: which value a coefficient has, or -1 where it is frozen.
         frozen: float64[G, D]: the coefficients where ``index`` is -1.
         held: bool[G, D]: which of these stay at the start, wherever it is (`started_at`).
         normalise: How a group's searched coefficients are made to sum to 1; None leaves them as the variables are.
+        blocks: How values follow from variables; None where they are the variables.
     """
 
     groups: tuple[TensorGroup, ...]
@@ -59,6 +65,7 @@ class SearchSpace:
     frozen: Table
     held: Mask
     normalise: Kind | None = None
+    blocks: Blocks | None = None
 
     @property
     def dimension(self) -> int:
@@ -124,27 +131,37 @@ class SearchSpace:
         Raises:
             ZeroDivisionError: ``normalise`` is ``sum``, and a group's variables sum to zero.
         """
-        table = self._spread(vector)
+        table = self.spread(vector)
         return table if self.normalise is None else normalised(self.normalise, table, self._searched, self._row_names)
 
     def encode(self, table: Table) -> Vector:
-        """The vector whose coefficients are nearest to ``table`` (mean over what a variable sets), within bounds.
+        """The vector whose coefficients are nearest to ``table``, by least squares, then cut to the bounds.
+
+        A variable that alone sets some coefficients has their mean. `misfit` says what is lost.
 
         With ``normalise``, where the coefficients of ``table`` do not sum to 1 within a group, those of the vector are
         proportional to them (``sum``, and ``softmax`` where they are above 0), up to the bounds.
         """
         if self.normalise is not None:
-            lower, upper = self._spread(self.lower), self._spread(self.upper)
+            lower, upper = self.spread(self.lower), self.spread(self.upper)
             table = variables_for(self.normalise, table, self._searched, lower, upper)
-        return np.clip(self._gather(table) / self._sizes(), self.lower, self.upper)
+        sizes = self._gather(self._searched.astype(np.float64))
+        vector = self._gather(table) / sizes
+        if self.blocks is not None:
+            vector = self.blocks.nearest(vector, sizes)
+        return np.clip(vector, self.lower, self.upper)
 
-    def reaches(self, table: Table) -> bool:
-        """Whether the searched coefficients of ``table`` are those of some vector within bounds, to 1e-9."""
+    def misfit(self, table: Table) -> float:
+        """How far the searched coefficients of ``table`` are from those of `encode`'s vector, at most."""
         try:
             nearest = self.decode(self.encode(table))
         except ZeroDivisionError:
-            return False
-        return np.allclose(nearest[self._searched], table[self._searched], rtol=0.0, atol=1e-9)
+            return np.inf
+        return float(np.abs(nearest - table)[self._searched].max())
+
+    def reaches(self, table: Table) -> bool:
+        """Whether the searched coefficients of ``table`` are those of some vector within bounds, to 1e-9."""
+        return self.misfit(table) <= 1e-9
 
     def started_at(self, table: Table) -> SearchSpace:
         """The space of a search that starts from these coefficients: what is held stays at them."""
@@ -153,9 +170,26 @@ class SearchSpace:
     def pull_back(self, gradient: Table, vector: Vector) -> Vector:
         """DL/dvector from dL/dcoefficients [G, D]: the transposed Jacobian of `decode` at ``vector``."""
         if self.normalise is not None:
-            variables = self._spread(vector)
+            variables = self.spread(vector)
             gradient = variable_slope(self.normalise, gradient, variables, self._searched, self._row_names)
-        return self._gather(gradient)
+        slope = self._gather(gradient)
+        return slope if self.blocks is None else self.blocks.transposed(slope)
+
+    def spread(self, vector: Vector) -> Table:
+        """A number per variable -> per coefficient, before any `normalise`; those that are frozen stand as they are.
+
+        Bounds of the variables give bounds of the coefficients so, for the weights of `blocks` are averages.
+        """
+        values = vector if self.blocks is None else self.blocks(vector)
+        return np.where(self._searched, np.append(values, 0.0)[self.index], self.frozen)
+
+    def gather_squares(self, squares: Table) -> Vector:
+        """float64[d]: of each variable the sum over coefficients of (d coefficient / d variable)^2 times ``squares``.
+
+        As if there were no `normalise`.
+        """
+        gathered = self._gather(squares)
+        return gathered if self.blocks is None else self.blocks.squared(gathered)
 
     @cached_property
     def _searched(self) -> Mask:
@@ -165,18 +199,12 @@ class SearchSpace:
     def _row_names(self) -> Sequence[str]:
         return VariableNames([slices_name(g.name, g.count) if g.cut is not None else g.name for g in self.groups])
 
-    def _spread(self, vector: Vector) -> Table:
-        return np.where(self._searched, np.append(vector, 0.0)[self.index], self.frozen)
-
     def _gather(self, table: Table) -> Vector:
+        """The sum over the coefficients that have a value, of every value."""
         searched = self._searched
-        summed: Vector = np.bincount(self.index[searched], weights=table[searched], minlength=self.dimension).astype(
-            np.float64
-        )
+        size = self.dimension if self.blocks is None else self.blocks.size
+        summed: Vector = np.bincount(self.index[searched], weights=table[searched], minlength=size).astype(np.float64)
         return summed
-
-    def _sizes(self) -> Vector:
-        return np.bincount(self.index[self._searched], minlength=self.dimension).astype(np.float64)
 
 
 def build_space(
@@ -187,6 +215,7 @@ def build_space(
     untouched: Mapping[str, Collection[str]] | None = None,
     shapes: Mapping[str, ShapeLike] | None = None,
     magnitudes: Mapping[str, Mapping[str, float]] | None = None,
+    lanes: Mapping[str, str] | None = None,
 ) -> SearchSpace:
     """Build the space of a model.
 
@@ -198,9 +227,12 @@ def build_space(
             no variable (frozen embeddings, the layers that an adapter leaves alone); it is 0.
         shapes: Parameter -> shape; for the granularities that cut parameters.
         magnitudes: Direction -> parameter -> mean |task vector|, for chunk-wise; None takes all to be the same.
+        lanes: Direction -> what it has in common with those that ``shared`` gives the same coefficients
+            (`optmerge.merging.recipe.Direction.lane`); None is one lane for all.
 
     Raises:
-        ConfigError: A rule matches nothing, its start lies outside its bounds, or nothing is left to search.
+        ConfigError: A rule matches nothing, its start lies outside its bounds, what shares a variable has different
+            bounds, or nothing is left to search.
     """
     used = [False] * len(config.rules)
     held: Collection[str] = ()
@@ -212,6 +244,7 @@ def build_space(
         else:
             cuts, held = _chunk_cuts(config, roles, directions, untouched or {}, shapes, magnitudes)
     groups = split_by_rules(make_groups(roles, config.granularity, cuts), roles, config.rules)
+    require_ties_apart(config.rules, groups)
     building = _Building(groups, directions)
     normalise = None if config.normalise == "none" else config.normalise
     for number, group in enumerate(groups):
@@ -230,10 +263,9 @@ def build_space(
             building.freeze(number, searched[0][0], 1.0)  # what it would be normalised to, wherever the variable stood
             continue
         for column, settled in searched:
-            shared = group.name if config.granularity == "model-wise" else None
-            building.search(number, column, settled, shared)
+            building.search(number, column, settled, _across(config, directions[column], lanes))
     require_used(config.rules, used, roles, directions)
-    space = building.done(normalise)
+    space = building.done(normalise, config.polynomial)
     if not space.dimension and space.held.any():
         raise ConfigError(
             "space: no tensor gets a chunk, so there is nothing to search. A tensor's chunks follow from |coefficient| "
@@ -252,6 +284,33 @@ def build_space(
     return space
 
 
+def _across(config: SpaceConfig, direction: str, lanes: Mapping[str, str] | None) -> str:
+    """How a variable's name ends: "/" and the direction or the lane that it is for; "" where it is for all."""
+    if config.granularity == "model-wise":
+        return ""
+    if not config.shared:
+        return f"/{direction}"
+    return f"/{lanes[direction] if lanes is not None else 'all'}"
+
+
+class _Value(NamedTuple):
+    """A value that coefficients have, or as many as a tensor has slices.
+
+    Attributes:
+        first: The number of the first.
+        limits: Lower and upper bound, and start.
+        curve: The polynomial that it is on, and how the names of that one's variables end.
+        layer: Where on it.
+    """
+
+    name: str
+    first: int
+    count: int
+    limits: tuple[float, float, float]
+    curve: tuple[str, str] | None
+    layer: int
+
+
 class _Building:
     """A space while its coefficients are settled one group and direction at a time."""
 
@@ -263,10 +322,8 @@ class _Building:
         self._index = np.full(shape, -1, dtype=np.int64)
         self._frozen = np.zeros(shape)
         self._held = np.zeros(shape, dtype=np.bool_)
-        self._names: list[str] = []
-        self._stretches: list[tuple[int, float, float, float]] = []  # variables, lower, upper, start
-        self._dimension = 0
-        self._shared: dict[str, int] = {}
+        self._values: dict[str, _Value] = {}
+        self._size = 0
 
     def freeze(self, group: int, column: int, value: float) -> None:
         self._frozen[self._rows[group], column] = value
@@ -275,32 +332,63 @@ class _Building:
         self.freeze(group, column, value)
         self._held[self._rows[group], column] = True
 
-    def search(self, group: int, column: int, settled: Settled, shared: str | None) -> None:
-        """Variables for a group's coefficients of one direction; ``shared``: one for several directions, so called."""
+    def search(self, group: int, column: int, settled: Settled, across: str) -> None:
+        """Values for a group's coefficients of one direction: those of its name, where there are some already."""
         own = self.groups[group]
-        if shared in self._shared:
-            self._index[self._rows[group], column] = self._shared[shared]
-            return
-        group_name = own.name if own.cut is None else slices_name(own.name, own.count)
-        name = shared if shared is not None else f"{group_name}/{self.directions[column]}"
+        own_name = own.name if own.cut is None else slices_name(own.name, own.count)
+        name = f"{settled.tie or own_name}{across}"
         low, high = float(settled.bounds[0]), float(settled.bounds[1])
         start = _start_value(settled)
         if not low <= start <= high:
             raise ConfigError(f"space: {name} would start at {start}, outside its bounds {list(settled.bounds)}.")
-        if shared is not None:
-            self._shared[shared] = self._dimension
-        self._index[self._rows[group], column] = self._dimension + np.arange(own.count)
-        self._names.append(name)
-        self._stretches.append((own.count, low, high, start))
-        self._dimension += own.count
+        value = self._values.get(name)
+        if value is None:
+            stack = None if settled.tie else curve_name(own)
+            curve = None if stack is None else (stack, across)
+            value = _Value(name, self._size, own.count, (low, high, start), curve, own.layer or 0)
+            self._values[name] = value
+            self._size += own.count
+        elif value.limits != (low, high, start):
+            raise ConfigError(
+                f"space: {name} is one variable for several coefficients, and rules give it bounds [{low}, {high}] and "
+                f"start {start} in one place, [{value.limits[0]}, {value.limits[1]}] and {value.limits[2]} in another. "
+                "Let the same rules match all of them."
+            )
+        self._index[self._rows[group], column] = value.first + np.arange(own.count)
 
-    def done(self, normalise: Kind | None) -> SearchSpace:
-        counts, *bounds = zip(*self._stretches, strict=True) if self._stretches else ((), (), (), ())
-        lower, upper, start = (np.repeat(np.array(values, dtype=np.float64), counts) for values in bounds)
-        names = VariableNames(self._names)
-        return SearchSpace(
-            self.groups, self.directions, names, lower, upper, start, self._index, self._frozen, self._held, normalise
-        )
+    def done(self, normalise: Kind | None, degree: int | None) -> SearchSpace:
+        values = list(self._values.values())
+        variables, blocks = (values, None) if degree is None else _along_depth(values, degree)
+        counts = [variable.count for variable in variables]
+        limits = np.array([variable.limits for variable in variables], dtype=np.float64).reshape(-1, 3)
+        lower, upper, start = np.repeat(limits, counts, axis=0).T.copy()
+        names = VariableNames([variable.name for variable in variables])
+        arrays = self._index, self._frozen, self._held
+        return SearchSpace(self.groups, self.directions, names, lower, upper, start, *arrays, normalise, blocks)
+
+
+def _along_depth(values: Sequence[_Value], degree: int) -> tuple[list[_Value], Blocks]:
+    """Variables in the place of values that are on a polynomial: its control points. Other values stay variables."""
+    members: dict[object, list[int]] = {}
+    for number, value in enumerate(values):
+        members.setdefault((value.curve, value.limits) if value.curve else value.name, []).append(number)
+    variables: list[_Value] = []
+    blocks: list[Block] = []
+    taken: set[tuple[str, str]] = set()
+    for numbers in members.values():
+        first = values[numbers[0]]
+        if first.curve is None:
+            variables.append(first)
+            continue
+        matrix = bernstein([values[number].layer for number in numbers], degree)
+        points = matrix.shape[1]
+        blocks.append(Block(np.array(numbers), len(variables) + np.arange(points), matrix))
+        stack, across = first.curve
+        if first.curve in taken:  # rules give other bounds to some of the layers
+            stack = f"{stack}+layer.{first.layer}"
+        taken.add(first.curve)
+        variables += [first._replace(name=f"{stack}@{point}{across}") for point in range(points)]
+    return variables, Blocks.of(blocks, size=len(values), dimension=len(variables))
 
 
 def _start_value(settled: Settled) -> float:
