@@ -57,19 +57,19 @@ class Measurement:
         means: Task -> term or metric name -> mean over examples, in the term's unit.
         per_example: Task -> name -> float64[n], when asked for.
         table_gradient: float64[G, D], d(objective)/d(coefficients), when asked for.
-        curvature: float64[d, d], the Gauss-Newton matrix by the variables, when asked for.
         parts: Term of the whole model or of the coefficients -> its value, in the term's unit.
         seconds: ``merge`` and ``evaluate``.
         signals: See `optmerge.objective.signals`.
+        curvature: float64[d, d], the Gauss-Newton matrix by the variables, when asked for.
     """
 
     means: Mapping[str, Mapping[str, float]]
     per_example: Mapping[str, Mapping[str, Vector]] = field(default_factory=dict)
     table_gradient: Table | None = None
-    curvature: Vector | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     signals: Mapping[str, float] = field(default_factory=dict)
+    curvature: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True)
