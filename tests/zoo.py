@@ -28,7 +28,7 @@ def make_zoo(folder: Path, kind: str, **options: Any) -> Path:
 
 def zoo_settings(zoo: Path, **changes: Any) -> dict[str, Any]:
     """A search file's content over a zoo; keyword arguments replace keys."""
-    return {
+    settings: dict[str, Any] = {
         "base": str(zoo / "base"),
         "experts": {"a": str(zoo / "one"), "b": str(zoo / "two")},
         "tasks": {
@@ -44,6 +44,8 @@ def zoo_settings(zoo: Path, **changes: Any) -> dict[str, Any]:
         "device": "cpu",
         "output": "run",
     } | changes
+    # A front is scored in the tests that are about it.
+    return settings | {"budget": {"front": 0, **settings["budget"]}}
 
 
 def facts(run: Path) -> list[Any]:

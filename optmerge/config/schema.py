@@ -131,6 +131,12 @@ class BudgetConfig(Strict):
     finalists: int = Field(
         3, ge=1, description="so many of the best iterates on select are scored on report; select's choice stays first"
     )
+    front: int = Field(
+        16,
+        ge=0,
+        description="so many of the merges that no other beats on every task are scored on select at the end, and on "
+        "report those that none beats there either; 0 = none",
+    )
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
