@@ -23,6 +23,8 @@ from optmerge.runner.bootstrap import Means, objective_lead
 from optmerge.runner.evaluator import Evaluator, Measurement
 from optmerge.runner.finalists import Lead, best_iterates
 from optmerge.runner.folder import RunFolder
+from optmerge.runner.front import score_front
+from optmerge.runner.front_folder import keep_front
 from optmerge.runner.journal import Journal, batch_tokens_after
 from optmerge.runner.loop import Outcome
 from optmerge.runner.problem import Problem
@@ -86,6 +88,20 @@ class Reporting:
             cost = (outcome.progress.evaluations, outcome.progress.seconds)
             scored.append(Scored(name, family, iterate, report, self.scores(report, evaluation), *cost))
         return scored, self._leads(driver, scored)
+
+    def front(self, driver: Driver, finalists: Sequence[Scored]) -> None:
+        """Score the front of the search and keep it in the run's folder; `finalists` gives the finalists."""
+        config = self.problem.config
+        found = score_front(
+            self.journal.trajectory.records[: self.journal.cursor],
+            lambda name, record, split: self._score(driver, name, record, split),
+            tasks=list(config.tasks),
+            count=config.budget.front,
+            finalists=finalists,
+            collapsed=config.alarms.collapse == "warn",
+        )
+        if found is not None:
+            keep_front(found, self.folder, self.problem, driver=driver.name)
 
     def scores(self, record: Record, evaluation: Evaluation) -> Scores:
         """A recorded evaluation's scores per example: as just made, from the run's folder, or measured again."""
