@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from optmerge.config.base import Strict
+from optmerge.config.cma import CmaConfig as CmaConfig
 from optmerge.config.gradient_drivers import AdamConfig as AdamConfig
 from optmerge.config.gradient_drivers import AdamWConfig as AdamWConfig
 from optmerge.config.gradient_drivers import LbfgsConfig as LbfgsConfig
@@ -14,28 +15,6 @@ from optmerge.config.gradient_drivers import LevenbergMarquardtConfig as Levenbe
 from optmerge.config.gradient_drivers import SgdConfig as SgdConfig
 from optmerge.config.natural_niches import NaturalNichesConfig as NaturalNichesConfig
 from optmerge.config.storage_url import StorageUrl
-
-
-class CmaConfig(Strict):
-    """CMA-ES by pycma's ask/tell interface (Hansen 2016)."""
-
-    name: Literal["cma"] = "cma"
-    sigma: float = Field(0.1, gt=0, description="initial step size, in units of a coefficient")
-    population: int | None = Field(None, ge=2, description="candidates per generation; null = 4 + floor(3 ln d)")
-    covariance: Literal["auto", "full", "diagonal"] = Field(
-        "auto", description="what is learnt of the variables; auto = diagonal from 200 variables on, full below"
-    )
-    scale: Literal["none", "norms"] = Field(
-        "none",
-        description="standard deviations at the start: the same for all, or inversely proportional to the norm of the "
-        "task vectors that a variable scales (norms), so that a step moves the model as far along each",
-    )
-    known: int = Field(
-        3, ge=0, description="the best baselines inside the space that enter the first generation, half of it at most"
-    )
-    restarts: int = Field(
-        0, ge=0, description="fresh starts with twice the population when the search has converged (IPOP); 0 = stop"
-    )
 
 
 class OptunaConfig(Strict):

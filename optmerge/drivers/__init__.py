@@ -81,4 +81,9 @@ def make_driver(
     """The driver that ``config`` names, at its start; see `optmerge.drivers.base.Driver` for the arguments."""
     name: str = getattr(config, "name", type(config).__name__)
     require_dimension(name, len(variables))
-    return driver_class(name)(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
+    kind = driver_class(name)
+    if getattr(config, "storage", None) is not None:
+        from optmerge.drivers.shared_study import SharedStudyDriver
+
+        kind = SharedStudyDriver
+    return kind(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from optmerge.config.base import Strict
 from optmerge.drivers.state import State
 from optmerge.errors import ConfigError, RunError
-from optmerge.records import Candidate, Evaluation, Need, Vector
+from optmerge.records import Candidate, Evaluation, Need, Record, Vector
 
 
 def read_only(values: npt.ArrayLike) -> Vector:
@@ -174,7 +174,7 @@ class Driver(ABC):
     def ask(self) -> list[Candidate]:
         """The next generation. One that is still open is closed first, as nobody could score it.
 
-        The caller may cut the list to its budget.
+        The caller may cut the list to its budget. It is empty where other processes work on all that is left.
         """
         if self._open is not None:
             self.tell([], [])
@@ -216,6 +216,16 @@ class Driver(ABC):
         self._open = None
         self.generation += 1
         return True
+
+    def recall(self, record: Record) -> None:
+        """The next generation was asked before, and its first evaluation is ``record``.
+
+        A driver that is a function of what it is told asks the same again by itself. One that shares its study with
+        other processes takes the candidate from the record.
+        """
+
+    def close(self) -> None:
+        """Let go of what outlives an evaluation (connections, threads); the search has ended or was interrupted."""
 
     def stop(self) -> dict[str, str]:
         """The driver's own reasons to stop: word -> sentence. Empty: go on."""

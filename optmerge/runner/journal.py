@@ -56,6 +56,10 @@ class Journal:
         """Whether the next evaluation is already recorded."""
         return self.cursor < len(self.trajectory.records)
 
+    def upcoming(self) -> Record | None:
+        """The record that the next evaluation is handed back from; None when it will be made."""
+        return self.trajectory.records[self.cursor] if self.replaying else None
+
     def seek(self, cursor: int) -> None:
         """Continue behind the first ``cursor`` records."""
         if cursor > len(self.trajectory.records):

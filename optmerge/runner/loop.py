@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, Protocol
 
 from optmerge.config.schema import BudgetConfig
@@ -20,7 +20,16 @@ from optmerge.drivers.base import Driver
 from optmerge.errors import RunFailed, RunInterrupted
 from optmerge.records import Candidate, Evaluation, Record, Vector
 from optmerge.runner.alarms import COLLAPSE
-from optmerge.runner.budget import Progress, affordable, cost, exhausted, out_of_time, remaining
+from optmerge.runner.budget import (
+    Progress,
+    StageLimits,
+    affordable,
+    cost,
+    exhausted,
+    out_of_time,
+    remaining,
+    stage_done,
+)
 from optmerge.runner.journal import Journal, substitute_failures
 from optmerge.runner.state import StateStore
 
@@ -42,11 +51,17 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a search ended. ``best`` is the vector with the lowest select value, None if none has one."""
+    """How a search, or a stage of it, ended.
+
+    Attributes:
+        best: The vector with the lowest select value, None if none has one; of the stage in its record.
+        over: Whether a limit of the whole search was reached.
+    """
 
     reason: str
     best: Vector | None
     progress: Progress
+    over: bool
 
 
 def run_loop(
@@ -58,6 +73,9 @@ def run_loop(
     *,
     stop: Callable[[], str | None] = lambda: None,
     collapse: Literal["stop", "restore", "warn"] = "stop",
+    limits: StageLimits | None = None,
+    before: Progress | None = None,
+    look: Callable[[Candidate], Candidate] = lambda candidate: candidate,
 ) -> Outcome:
     """Search until a limit, the driver, an alarm or the user says stop.
 
@@ -69,13 +87,17 @@ def run_loop(
         store: Where states are saved.
         stop: Asked before every evaluation; a reason interrupts the run.
         collapse: What an iterate that has collapsed does. Unless it is ``warn``, such an iterate is never the best.
+        limits: Of this stage of a schedule.
+        before: Where the search stood when the stage began; None is the beginning.
+        look: Which examples a driver's candidate is judged on, where the driver does not know of all.
 
     Raises:
         RunInterrupted: ``stop`` gave a reason; state is saved.
         RunFailed: Three generations in a row had no finite value.
     """
-    begun = journal.trajectory.records[journal.cursor - 1].elapsed if journal.cursor else 0.0
-    progress = Progress()
+    limits = limits or StageLimits()
+    progress = Progress() if before is None else replace(before)
+    begun = (journal.trajectory.records[journal.cursor - 1].elapsed if journal.cursor else 0.0) - progress.seconds
     saved = store.load(limit=len(journal.trajectory.records))
     if saved is not None:
         driver.load_state_dict(saved.driver)
@@ -87,14 +109,23 @@ def run_loop(
         store.save(journal.cursor, driver.state_dict(), asdict(progress))
 
     while True:
-        reason = exhausted(budget, progress) or _driver_stop(driver)
+        upcoming = journal.upcoming()
+        if upcoming is not None and upcoming.phase == "search" and upcoming.stage == journal.stage:
+            driver.recall(upcoming)
+        reason = exhausted(budget, progress) or stage_done(limits, progress) or _driver_stop(driver)
         if reason:
             break
-        candidates = driver.ask()
-        left = remaining(budget, progress)
+        candidates = [look(candidate) for candidate in driver.ask()]
+        if not candidates:  # other processes work on what is left of a shared study
+            why = stop()
+            if why:
+                raise RunInterrupted(why)
+            progress.seconds = journal.elapsed - begun
+            continue
+        left = remaining(budget, progress, limits)
         candidates, asked = affordable(candidates, left), candidates
         if not candidates:
-            reason = f"{left} evaluations are left of {budget.evaluations}, and the next step counts {cost(asked[0])}"
+            reason = f"{left} evaluations are left, and the next step counts {cost(asked[0])}"
             break
         evaluations: list[Evaluation] = []
         alarm: str | None = None
@@ -119,6 +150,7 @@ def run_loop(
             evaluations.append(evaluation)
             alarm = alarm or _collapse(record, collapse)
             progress.evaluations += cost(candidate)
+            progress.stage_evaluations += cost(candidate)
             progress.seconds = journal.trajectory.records[journal.cursor - 1].elapsed - begun
         told = substitute_failures(evaluations) if evaluations else None
         if told is None:
@@ -134,7 +166,8 @@ def run_loop(
             progress.generation += 1
             continue
         progress.failed_generations = 0
-        if alarm is None and (progress.generation % budget.select_every == 0 or reason or exhausted(budget, progress)):
+        last = reason or exhausted(budget, progress) or stage_done(limits, progress)
+        if alarm is None and (progress.generation % budget.select_every == 0 or last):
             index = min(range(len(told)), key=lambda i: (evaluations[i].failed, told[i].value))
             record, evaluation = _score_select(judge, journal, driver, progress, candidates[index].vector)
             alarm = _collapse(record, collapse)
@@ -155,7 +188,7 @@ def run_loop(
     if progress.best_record is not None:
         best = journal.trajectory.records[progress.best_record].vector
     assert reason is not None
-    return Outcome(reason, best, progress)
+    return Outcome(reason, best, progress, exhausted(budget, progress) is not None)
 
 
 def examples_hash(candidate: Candidate) -> str:
@@ -181,8 +214,10 @@ def _score_select(
 
 def _note_best(progress: Progress, record: Record, evaluation: Evaluation, *, eligible: bool) -> None:
     progress.stale += 1
+    progress.stage_stale += 1
     if eligible and not evaluation.failed and (progress.best is None or evaluation.value < progress.best):
-        progress.best, progress.best_record, progress.stale = evaluation.value, record.id, 0
+        progress.best, progress.best_record = evaluation.value, record.id
+        progress.stale = progress.stage_stale = 0
 
 
 def _collapse(record: Record, action: str) -> str | None:
@@ -194,7 +229,8 @@ def _restore(driver: Driver, journal: Journal, progress: Progress, alarm: str) -
     """Go back to the best iterate with smaller steps: once in a search, and only with a driver that can."""
     if progress.restored or progress.best_record is None:
         return False
-    vector = journal.trajectory.records[progress.best_record].vector
+    best = journal.trajectory.records[progress.best_record]
+    vector = best.vector if best.stage == journal.stage else driver.variables.start  # where this stage began
     assert vector is not None
     if not driver.restart(vector):
         return False

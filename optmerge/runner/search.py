@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from optmerge.runner.packing import check_packing
 from optmerge.runner.problem import Problem, absolute_references, open_problem
 from optmerge.runner.reporting import Reporting, metrics_only
 from optmerge.runner.result import Scored, main_metric, make_comparisons, make_rows
+from optmerge.runner.shared_study import check_study, named_study
 from optmerge.runner.state import StateStore
 from optmerge.runner.teachers import Teachers
 
@@ -69,6 +71,7 @@ def search(config: SearchConfig, *, root: Path, sinks: Sequence[Sink] = (), stop
     """
     config = absolute_references(config, root)
     RunFolder.require_free(root / config.output)
+    check_study(config.driver)
     problem = open_problem(config, progress=_fan_out(sinks))  # a user's mistake is found before anything is written
     folder = RunFolder.create(root / config.output, config)
     with folder.locked():
@@ -87,6 +90,7 @@ def resume(path: Path, *, sinks: Sequence[Sink] = (), stop: Stop = lambda: None)
         if result is not None and result["status"] == "finished":
             return Run(path, Recipe.load(path / "recipe.yaml"), result)
         begun = folder.read_json("manifest.json") or {}
+        check_study(folder.config().driver)
         problem = open_problem(
             folder.config(), progress=_fan_out(sinks), form=begun.get("gradient"), kept=begun.get("kept")
         )
@@ -165,20 +169,22 @@ class _Session:
         start = self._start(ranked)
         self.evaluator.geometry = make_geometry(problem, start)
         driver = self._driver(start, ranked)
-        outcome = run_loop(
-            driver,
-            self,
-            self.journal,
-            config.budget,
-            StateStore(self.folder.path / "state"),
-            stop=stop,
-            collapse=config.alarms.collapse,
-        )
+        with closing(driver):
+            outcome = run_loop(
+                driver,
+                self,
+                self.journal,
+                config.budget,
+                StateStore(self.folder.path / "state"),
+                stop=stop,
+                collapse=config.alarms.collapse,
+            )
         if outcome.best is None:
             raise RunFailed(
                 f"{outcome.reason}, and no candidate has a value on select; see trajectory.jsonl for the reasons."
             )
         finalists, leads = self.reporting.finalists(driver, outcome)
+        self.reporting.front(driver, finalists)
         winner = finalists[0]
         metric = main_metric(all(problem.labelled(task) for task in config.tasks))
         recipe = problem.recipe(
@@ -289,7 +295,7 @@ class _Session:
         config = self.problem.config
         variables = make_variables(self.problem, start, (baseline.table for baseline in ranked))
         return make_driver(
-            config.driver,
+            named_study(config.driver, self.problem, stage=0),
             variables,
             seed=np.random.SeedSequence(config.seed),
             fit_sizes=self.problem.calibration.fit_sizes(),
