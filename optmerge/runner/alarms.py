@@ -43,12 +43,17 @@ class Alarms:
         self._best = math.inf  # on select, of what has not collapsed
         self._norms: list[float] = []
         self._said: set[str] = set()
+        self._stage = 0
 
     def see(self, record: Record) -> dict[str, str]:
         """Kind of alarm -> sentence.
 
         ``collapse`` is given for every iterate that shows it, the others once in a search.
         """
+        if record.stage != self._stage and record.phase != "report":
+            self._stage, self._follows, self._norms = record.stage, False, []
+            if record.phase == "baseline":  # scored again: the stage has an objective of its own
+                self._best = math.inf
         if record.phase not in ("search", "select") or record.error is not None:
             return {}
         if record.phase == "search":

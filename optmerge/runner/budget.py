@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from optmerge.config.schema import BudgetConfig
 from optmerge.records import Candidate
@@ -21,6 +20,8 @@ class Progress:
         seconds: Seconds of search, summed over resumes.
         restored: Whether an alarm has made the driver go back to the best iterate.
         ended: What an alarm said that ended the search.
+        stage_evaluations: Fit evaluations of this stage of a schedule.
+        stage_stale: Select scores of this stage since the best one.
     """
 
     evaluations: int = 0
@@ -32,6 +33,32 @@ class Progress:
     seconds: float = 0.0
     restored: bool = False
     ended: str | None = None
+    stage_evaluations: int = 0
+    stage_stale: int = 0
+
+
+@dataclass(frozen=True)
+class StageLimits:
+    """What ends a stage of a schedule, and not the search.
+
+    Attributes:
+        evaluations: Its fit evaluations.
+        patience: Select scores without improvement.
+    """
+
+    evaluations: int | None = None
+    patience: int | None = None
+
+
+def next_stage(progress: Progress, *, comparable: bool) -> Progress:
+    """Where a search stands when its next stage begins.
+
+    Args:
+        progress: At the end of the stage before.
+        comparable: Whether the next stage's objective is the same, so that the best so far stays the best.
+    """
+    begun = replace(progress, generation=0, failed_generations=0, stage_evaluations=0, stage_stale=0)
+    return begun if comparable else replace(begun, best=None, best_record=None, stale=0)
 
 
 def cost(candidate: Candidate) -> int:
@@ -65,6 +92,15 @@ def exhausted(budget: BudgetConfig, progress: Progress) -> str | None:
     return out_of_time(budget, progress)
 
 
+def stage_done(limits: StageLimits, progress: Progress) -> str | None:
+    """The reason to go on to the next stage, or None."""
+    if limits.evaluations is not None and progress.stage_evaluations >= limits.evaluations:
+        return f"the stage's {limits.evaluations} evaluations are used up"
+    if limits.patience is not None and progress.stage_stale >= limits.patience:
+        return f"no improvement on select in {limits.patience} scores of the stage"
+    return None
+
+
 def out_of_time(budget: BudgetConfig, progress: Progress) -> str | None:
     """The reason when the clock has run out, or None."""
     if budget.minutes is not None and progress.seconds >= budget.minutes * 60:
@@ -72,6 +108,11 @@ def out_of_time(budget: BudgetConfig, progress: Progress) -> str | None:
     return None
 
 
-def remaining(budget: BudgetConfig, progress: Progress) -> int | None:
-    """Evaluations left, None when they are not limited."""
-    return None if budget.evaluations is None else budget.evaluations - progress.evaluations
+def remaining(budget: BudgetConfig, progress: Progress, limits: StageLimits) -> int | None:
+    """Evaluations left to the stage, None when they are not limited."""
+    left = []
+    if budget.evaluations is not None:
+        left.append(budget.evaluations - progress.evaluations)
+    if limits.evaluations is not None:
+        left.append(limits.evaluations - progress.stage_evaluations)
+    return min(left, default=None)
