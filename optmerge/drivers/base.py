@@ -217,14 +217,14 @@ class Driver(ABC):
         self.generation += 1
         return True
 
-    def recall(self, record: Record) -> None:
+    def recall(self, record: Record) -> None:  # noqa: B027 - what most drivers do
         """The next generation was asked before, and its first evaluation is ``record``.
 
         A driver that is a function of what it is told asks the same again by itself. One that shares its study with
         other processes takes the candidate from the record.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - what most drivers do
         """Let go of what outlives an evaluation (connections, threads); the search has ended or was interrupted."""
 
     def stop(self) -> dict[str, str]:

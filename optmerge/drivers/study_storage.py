@@ -93,7 +93,7 @@ def join_study(storage: RDBStorage, config: OptunaConfig, variables: Variables) 
         study.set_user_attr(VARIABLES, digest)
     elif found != digest:
         raise ConfigError(
-            f"The study {config.study!r} in driver.storage searches other variables (names or bounds) than this search. "
+            f"The study {config.study!r} in driver.storage has other variables (names or bounds) than this search. "
             "Leave driver.study out, and equal searches find each other; or give another name."
         )
     return study
