@@ -5,7 +5,8 @@ In: the values of a generation's candidates. Out: a population per generation; t
     driver = CmaDriver(CmaConfig(sigma=0.1), variables, seed=seed, fit_sizes={}, budget=300)
 
 Bounds are pycma's `BoundTransform`: the identity well inside the bounds, a smooth fold near them, so that every
-sample is feasible and the strategy never learns from a repaired point.
+sample is feasible and the strategy never learns from a repaired point. Whole numbers are its ``integer_variables``.
+With mini-batches, `optmerge.drivers.uncertainty` says how many examples a generation looks at.
 
 The state holds no pickle of pycma's (loading one can run code): it is what the strategy was told, a few bytes a
 candidate, and loading replays it, 3-140 ms a generation. Mean and step size are compared with the saved ones
@@ -23,9 +24,11 @@ from typing import Any, ClassVar, cast
 import cma
 import numpy as np
 
-from optmerge.config.drivers import CmaConfig
+from optmerge.config.cma import CmaConfig
 from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.centring import Centring
 from optmerge.drivers.state import State
+from optmerge.drivers.uncertainty import draw_batches, judged_again, next_size, rank_changes
 from optmerge.errors import ConfigError, RunError
 from optmerge.records import Candidate, Evaluation, Vector
 
@@ -34,6 +37,8 @@ log = logging.getLogger(__name__)
 DIAGONAL_FROM = 200  # variables from which `covariance: auto` drops correlations: learning d² of them takes too long
 SCALE_LIMIT = 10.0  # a standard deviation is at most this many times, and at least one such part of, the usual one
 FLAT_LIMIT = 10  # generations in a row whose candidates all score the same before the search gives up
+HALF = 0.5  # a whole number is what rounds to it, so that a range of them reaches so far beyond its ends
+WHOLE_SPREAD = 6.0  # a range of whole numbers is so many standard deviations wide at the start
 
 # pycma's termination criteria (cma.CMAOptions, section "tol") in words; the others are not reachable from here
 REASONS: dict[str, str] = {
@@ -62,11 +67,21 @@ class CmaDriver(Driver):
     used, because pycma needs two; its ``info`` describes both.
 
     What `Variables` knows enters at the start. With ``scale: norms`` the standard deviations are those of
-    `relative_deviations`. The first ``known`` vectors take the places of samples in the first population, exactly as
-    they are; where they lie far out, pycma shortens what it learns from them (Hansen 2011, "Injecting external
-    solutions into CMA-ES"). With ``restarts``, a strategy that stops by itself is followed by one that begins at the
-    start again, with the first step size and twice the population (IPOP-CMA-ES, Auger & Hansen 2005, there from a
-    random point; a random point of these boxes is a bad model, so that the larger population alone does the work).
+    `relative_deviations`; with ``scale: fisher`` its argument is the root of the curvature, so that they are those of
+    the coordinates in which an empirical Fisher matrix that is diagonal is the identity. The first ``known`` vectors
+    take the places of samples in the first population, exactly as they are; where they lie far out, pycma shortens
+    what it learns from them (Hansen 2011, "Injecting external solutions into CMA-ES"). With ``restarts``, a strategy
+    that stops by itself is followed by one that begins at the start again, with the first step size and twice the
+    population (IPOP-CMA-ES, Auger & Hansen 2005, there from a random point; a random point of these boxes is a bad
+    model, so that the larger population alone does the work).
+
+    Whole numbers are rounded samples whose standard deviation cannot vanish; `Centring` says what is learnt from
+    them. Choices without an order are numbered in the order in which they are listed.
+
+    With ``batch``, all candidates of a generation see the same examples. Unless ``noise`` is ``keep``, the last ones
+    stand at the end of the generation once more, on a second batch; the strategy is not told what they were worth
+    there. With ``bounds: fold`` a sample x becomes lower + abs(x - lower), cut at the upper bound, and the strategy
+    goes on with x: what mergekit-evolve does with its weights, whose sign it drops.
 
     >>> import numpy as np
     >>> variables = Variables(("a", "b"), lower=[0, 0], upper=[1, 1], start=[0.3, 0.3])
@@ -77,6 +92,7 @@ class CmaDriver(Driver):
     """
 
     name: ClassVar[str] = "cma"
+    takes_integers: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -90,13 +106,17 @@ class CmaDriver(Driver):
         super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
         self.config = config
         dimension = max(len(variables), 2)
-        self._least = config.population or 4 + math.floor(3 * math.log(dimension))  # Hansen 2016, equation 48
+        whole = np.zeros(len(variables), dtype=np.bool_) if variables.integer is None else variables.integer
+        self._whole = whole.astype(np.float64)  # 1 where a variable takes whole numbers
+        usual = 4 + math.floor(3 * math.log(dimension))  # Hansen 2016, equation 48
+        if whole.any():
+            usual = math.floor(6 + 3 * math.log(dimension * whole.sum()))  # pycma's own choice
+        self._least = config.population or usual
         self.diagonal = dimension >= DIAGONAL_FROM if config.covariance == "auto" else config.covariance == "diagonal"
-        self._deviations = np.ones(len(variables))
-        if config.scale == "norms":
-            if variables.norms is None:
-                raise ConfigError("driver.scale is 'norms', but the variables come without norms. Use 'none'.")
-            self._deviations = relative_deviations(variables.norms)
+        deviations = _deviations(config, variables)
+        spread = (variables.upper - variables.lower + 1.0) / WHOLE_SPREAD / config.sigma
+        self._deviations = np.where(whole, spread, deviations) if whole.any() else deviations
+        self._most = max(self.fit_sizes.values(), default=0)  # examples of a batch that sees every task whole
         self._known = list(variables.known[: min(config.known, self._least // 2)])
         self._begin()
 
@@ -118,7 +138,8 @@ class CmaDriver(Driver):
     def info(self) -> dict[str, float]:
         """``sigma``, ``axis_ratio`` (longest to shortest), ``std_min`` and ``std_max`` (units of a coefficient).
 
-        With ``restarts`` also how many there were, ``restart``, and the ``population``.
+        With ``restarts`` also how many there were, ``restart``, and the ``population``. With ``batch`` the examples of
+        the next generation's, and as ``noise`` by how much ranks change more than is acceptable.
         """
         return dict(self._info)
 
@@ -128,6 +149,8 @@ class CmaDriver(Driver):
         self._restarts = 0
         self._solutions: list[Vector] = []  # pycma's own objects: by them it finds the points before the bounds' fold
         self._told: list[list[float]] = []  # every value by closed generation; the first one's begins with the start's
+        self._size = self.config.batch or self._most  # examples of a batch
+        self._noise: float | None = None  # as measured last
         self._new_strategy()
         copies = 2 if len(self.variables) == 1 else 1
         if self._known:
@@ -138,12 +161,17 @@ class CmaDriver(Driver):
         """A strategy at the start that draws on from the generator."""
         box = self.variables
         copies = 2 if len(box) == 1 else 1  # pycma fails in one dimension: a second variable that nobody reads
+        lower, upper = box.lower - HALF * self._whole, box.upper + HALF * self._whole
+        plain = self.config.scale == "none" and not self._whole.any()
         options = {
-            "bounds": [np.tile(box.lower, copies).tolist(), np.tile(box.upper, copies).tolist()],
+            "bounds": None
+            if self.config.bounds == "fold"
+            else [np.tile(lower, copies).tolist(), np.tile(upper, copies).tolist()],
             "BoundaryHandler": cma.BoundTransform,
+            "integer_variables": np.flatnonzero(np.tile(self._whole, copies)).tolist(),
             "popsize": self.population,
             "CMA_diagonal": self.diagonal,
-            "CMA_stds": np.tile(self._deviations, copies).tolist() if self.config.scale == "norms" else None,
+            "CMA_stds": None if plain else np.tile(self._deviations, copies).tolist(),
             "randn": self._generator.randn,  # numpy's global generator otherwise, which evaluators reseed
             "seed": np.nan,  # "do not seed anything"
             "tolflatfitness": np.inf,
@@ -154,16 +182,30 @@ class CmaDriver(Driver):
         }
         with warnings.catch_warnings(action="ignore"):
             self._strategy: Any = cma.CMAEvolutionStrategy(np.tile(box.start, copies), self.config.sigma, options)
+        if self._whole.any():
+            lowest, highest = np.tile(box.lower, copies), np.tile(box.upper, copies)
+            self._strategy.integer_centering = Centring(lowest, highest, np.tile(self._whole > 0, copies))
         self._flat = 0
         self._reasons: dict[str, str] = {}
         self._look()
 
     def _ask(self) -> list[Candidate]:
         self._draw()
-        vectors = [solution[: len(self.variables)] for solution in self._solutions]
+        vectors = [self._within(solution[: len(self.variables)]) for solution in self._solutions]
         if not self.generation:  # the start, and what is known to the last bit, which the fold may have cost
             vectors = [self.variables.start, *self._known, *vectors[len(self._known) :]]
-        return [self.candidate(vector) for vector in vectors]
+        if self._size >= self._most:
+            return [self.candidate(vector) for vector in vectors]
+        first, second = draw_batches(self.fit_sizes, self._size, seed=self.seed, generation=self.generation)
+        again = judged_again(self.population) if self.config.noise == "grow" else 0
+        return [self.candidate(vector, examples=first) for vector in vectors] + [
+            self.candidate(vector, examples=second) for vector in vectors[len(vectors) - again :]
+        ]
+
+    def _within(self, sample: Vector) -> Vector:
+        if self.config.bounds == "transform":
+            return sample
+        return self.variables.lower + np.abs(sample - self.variables.lower)
 
     def _tell(self, evaluations: list[Evaluation]) -> None:
         self._learn([float(evaluation.value) for evaluation in evaluations])
@@ -176,6 +218,8 @@ class CmaDriver(Driver):
         """Close a generation; resuming calls this with the same values in the same order."""
         ours = values if self._told else values[1:]
         self._told.append(values)
+        ours, again = ours[: self.population], ours[self.population :]
+        self._treat_noise(ours, again)
         least = max(self._strategy.sp.weights.mu, min(self.population, 3))  # mu to recombine; pycma wants 3
         if len(ours) < least:
             return
@@ -189,6 +233,20 @@ class CmaDriver(Driver):
             self._reasons = {word: REASONS.get(word, f"pycma's criterion {word}") for word in self._strategy.stop()}
         self._look()  # not in info(): both stop() and the lazy axes change the strategy, so they run once, here
         self._restart_if_stopped()
+
+    def _treat_noise(self, first: list[float], again: list[float]) -> None:
+        """Choose the size of the next batch, where enough was judged twice to measure noise."""
+        if len(again) < judged_again(self.population):
+            return
+        self._noise = rank_changes(first, again)
+        assert self.config.batch is not None, "nothing is judged twice without batches"
+        self._size = next_size(self._size, self._noise, least=self.config.batch, most=self._most)
+        self._info |= self._batch_info()
+
+    def _batch_info(self) -> dict[str, float]:
+        if self.config.batch is None:
+            return {}
+        return {"batch": float(self._size)} | ({} if self._noise is None else {"noise": self._noise})
 
     def _restart_if_stopped(self) -> None:
         """Begin again with twice the population, where there is a reason to stop and a restart left."""
@@ -208,7 +266,7 @@ class CmaDriver(Driver):
             "axis_ratio": float(axes.max() / axes.min()),
             "std_min": float(deviations.min()),
             "std_max": float(deviations.max()),
-        }
+        } | self._batch_info()
         if self.config.restarts:
             self._info |= {"restart": float(self._restarts), "population": float(self.population)}
 
@@ -234,6 +292,26 @@ class CmaDriver(Driver):
                 f"cannot be continued exactly. pycma is {cma.__version__} here; the run's manifest.json has the "
                 "versions, settings and thread count it was made with: resume with those."
             )
+
+
+def _deviations(config: CmaConfig, variables: Variables) -> Vector:
+    """What ``driver.scale`` makes of the variables, before the step size.
+
+    Raises:
+        ConfigError: It needs what nobody measured.
+    """
+    if config.scale == "none":
+        return np.ones(len(variables))
+    measured = variables.norms if config.scale == "norms" else variables.curvature
+    if measured is None:
+        raise ConfigError(
+            "driver.scale is 'norms', but the variables come without norms. Use 'none'."
+            if config.scale == "norms"
+            else "driver.scale is 'fisher', which needs the mean squared gradient by every variable, and no gradient "
+            "was measured before. Let a stage with a gradient driver come first (schedule: [adam, {driver: {name: cma, "
+            "scale: fisher}}]), or use 'norms', which needs none."
+        )
+    return relative_deviations(measured if config.scale == "norms" else np.sqrt(measured))
 
 
 def relative_deviations(norms: Vector) -> Vector:

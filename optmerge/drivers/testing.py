@@ -315,6 +315,45 @@ def check_budget_cuts(make: Maker) -> None:
         assert same([c.vector for c in resumed.ask()], [c.vector for c in driver.ask()])
 
 
+def check_whole_numbers(make: Maker) -> None:
+    """Variables that take whole numbers only get these and improve, or are refused by name; resuming is exact."""
+    box = Variables(
+        ("x0", "layers", "x2", "method"),
+        np.array([-0.5, -1.0, -0.5, 0.0]),
+        np.array([2.0, 4.0, 2.0, 2.0]),
+        np.array([0.1, 4.0, 0.1, 2.0]),
+        integer=np.array([False, True, False, True]),
+        choices={"method": ("first", "second", "third")},
+    )
+
+    def begun() -> Driver:
+        return make(box, seed=np.random.SeedSequence(0), fit_sizes=FIT_SIZES, budget=EVALUATIONS)
+
+    if not begin(make).takes_integers:
+        from optmerge.errors import ConfigError
+
+        try:
+            begun()
+        except ConfigError as problem:
+            message = str(problem)
+        else:
+            raise AssertionError("whole numbers were neither searched nor refused")
+        assert "layers" in message, "the message names the variable"
+        return
+    vectors = run(begun())
+    for vector in vectors:
+        assert (vector[[1, 3]] == np.rint(vector[[1, 3]])).all()
+        assert (box.lower <= vector).all()
+        assert (vector <= box.upper).all()
+    assert min(quadratic(Candidate(v)).value for v in vectors) < 0.25 * quadratic(Candidate(box.start)).value
+    half = begun()
+    first = run(half, evaluations=EVALUATIONS // 2)
+    resumed = begun()
+    resumed.load_state_dict(loads(dumps(half.state_dict())))
+    assert same(run(half, evaluations=20), run(resumed, evaluations=20))
+    assert same(first, vectors[: len(first)])
+
+
 def check_views(make: Maker) -> None:
     """``info`` is finite and ``stop`` is words; looking at them changes nothing."""
     watched = begin(make)
@@ -345,5 +384,6 @@ CHECKS: tuple[Callable[[Maker], None], ...] = (
     check_improves_with_noise,
     check_survives_failures,
     check_budget_cuts,
+    check_whole_numbers,
     check_views,
 )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import cma
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from optmerge.config.drivers import CmaConfig
 from optmerge.drivers.base import Variables
 from optmerge.drivers.cma_driver import FLAT_LIMIT, REASONS, CmaDriver, relative_deviations
-from optmerge.drivers.testing import EVALUATIONS, quadratic, run, variables
+from optmerge.drivers.testing import EVALUATIONS, FIT_SIZES, quadratic, run, variables
 from optmerge.errors import ConfigError, RunError
 from optmerge.records import Candidate, Evaluation
 
@@ -212,3 +213,138 @@ def test_a_converged_search_goes_on_from_the_start_and_resumes_there() -> None:
         assert [c.vector.tobytes() for c in first] == [c.vector.tobytes() for c in again]
         for driver, candidates in ((whole, first), (resumed, again)):
             driver.tell(candidates, [quadratic(candidate) for candidate in candidates])
+
+
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_an_optimum_on_bounds_is_found(covariance: Literal["full", "diagonal"]) -> None:
+    box = Variables(tuple("abcd"), np.full(4, -0.5), np.array([0.5, 2.0, 2.0, 2.0]), np.full(4, 0.1))
+
+    def slope(candidate: Candidate) -> Evaluation:  # lowest at the corner (0.5, 2, -0.5) and, within, at 0.7
+        a, b, c, d = candidate.vector
+        return Evaluation(float(-2 * a - b + 3 * c + (d - 0.7) ** 2))
+
+    driver = strategy(CmaConfig(sigma=0.2, covariance=covariance), box=box)
+    best = min(run(driver, slope, evaluations=500), key=lambda vector: slope(Candidate(vector)).value)
+    assert best == pytest.approx([0.5, 2.0, -0.5, 0.7], abs=0.02)
+
+
+def test_steps_are_inversely_proportional_to_the_root_of_curvature() -> None:
+    box = replace(variables(), curvature=np.array([1.0, 16.0, 4.0]))
+    driver = strategy(CmaConfig(sigma=0.01, population=400, scale="fisher"), box=box)
+    spread = np.std([candidate.vector for candidate in driver.ask()], axis=0)
+    assert spread[0] / spread[1] == pytest.approx(4, rel=0.2)
+    assert spread[0] / spread[2] == pytest.approx(2, rel=0.2)
+
+
+def test_curvature_that_nobody_measured_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"driver\.scale is 'fisher'.*Let a stage with a gradient driver come first"):
+        strategy(CmaConfig(scale="fisher"))
+
+
+def test_folding_is_what_mergekit_evolve_does() -> None:
+    """Unbounded CMA-ES from 1/n with sigma 1/6, told what the absolute values are worth."""
+    box = Variables(tuple("abcdef"), np.zeros(6), np.full(6, 9.0), np.full(6, 1 / 3))
+    driver = strategy(CmaConfig(sigma=1 / 6, covariance="full", known=0, bounds="fold"), box=box)
+    randn = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(0))).randn
+    options = {"randn": randn, "seed": np.nan, "verbose": -9, "signals_filename": ""}
+    peer = cma.CMAEvolutionStrategy(np.full(6, 1 / 3), 1 / 6, options)
+    for number in range(12):
+        samples = peer.ask()
+        asked = driver.ask()[0 if number else 1 :]  # the start stands before the first generation
+        assert [candidate.vector.tolist() for candidate in asked] == [np.abs(sample).tolist() for sample in samples]
+        values = [quadratic(candidate) for candidate in asked]
+        peer.tell(samples, [value.value for value in values])
+        start = [] if number else [Candidate(box.start)]
+        driver.tell([*start, *asked], [*([] if number else [quadratic(start[0])]), *values])
+
+
+def batched(config: CmaConfig) -> CmaDriver:
+    sizes = {task: 40 * size for task, size in FIT_SIZES.items()}  # 400 and 280
+    return CmaDriver(config, variables(), seed=np.random.SeedSequence(0), fit_sizes=sizes, budget=None)
+
+
+def test_a_generation_looks_at_one_batch_and_judges_some_twice() -> None:
+    driver = batched(CmaConfig(batch=16, population=10))
+    seen = []
+    for first in (1, 0):
+        candidates = driver.ask()
+        assert len(candidates) == first + 10 + 2
+        examples = [candidate.examples for candidate in candidates]
+        assert all(where == examples[0] for where in examples[:-2])
+        assert examples[-1] == examples[-2] != examples[0]
+        assert examples[0] is not None
+        assert examples[-1] is not None
+        for task in FIT_SIZES:
+            assert len(examples[0][task]) == len(examples[-1][task]) == 16
+            assert not set(examples[0][task]) & set(examples[-1][task])
+        assert [c.vector.tolist() for c in candidates[-2:]] == [c.vector.tolist() for c in candidates[-4:-2]]
+        driver.tell(candidates, [quadratic(candidate) for candidate in candidates])
+        seen.append(examples[0])
+    assert seen[0] != seen[1]
+
+
+def test_what_is_judged_twice_moves_nothing() -> None:
+    twice, once = batched(CmaConfig(batch=16)), batched(CmaConfig(batch=16, noise="keep"))
+    for _ in range(4):
+        asked, plain = twice.ask(), once.ask()
+        assert [c.vector.tolist() for c in asked[: len(plain)]] == [c.vector.tolist() for c in plain]
+        for driver, candidates in ((twice, asked), (once, plain)):
+            driver.tell(candidates, [quadratic(candidate) for candidate in candidates])
+    assert "noise" in twice.info()
+    assert "noise" not in once.info()
+
+
+def noisy_by_examples(scale: float) -> Callable[[Candidate], Evaluation]:
+    """`quadratic` with noise that depends on the vector and the examples, less of it where there are more."""
+
+    def evaluate(candidate: Candidate) -> Evaluation:
+        true = quadratic(candidate).value
+        if candidate.examples is None:
+            return Evaluation(true)
+        positions = np.concatenate([np.array(p) for p in candidate.examples.values()])
+        own = np.random.default_rng([*positions.tolist(), *candidate.vector.view(np.uint32).tolist()])
+        return Evaluation(true + scale * float(own.standard_normal()) / math.sqrt(len(positions)))
+
+    return evaluate
+
+
+def test_a_batch_grows_where_noise_changes_ranks_and_not_elsewhere() -> None:
+    config = CmaConfig(batch=4, population=10, sigma=0.2)
+    calm, loud = batched(config), batched(config)
+    run(calm, noisy_by_examples(0.0), evaluations=120)
+    assert calm.info()["batch"] == 4
+    assert calm.info()["noise"] < 0
+    run(loud, noisy_by_examples(20.0), evaluations=400)
+    assert loud.info()["batch"] == 400
+    candidates = loud.ask()
+    assert len(candidates) == 10  # nothing is judged twice once all examples are seen
+    assert all(candidate.examples is None for candidate in candidates)
+
+
+def test_a_generation_without_all_its_second_values_measures_no_noise() -> None:
+    driver = batched(CmaConfig(batch=16, population=10))
+    candidates = driver.ask()[:-1]
+    driver.tell(candidates, [quadratic(candidate) for candidate in candidates])
+    assert "noise" not in driver.info()
+
+
+def test_the_second_batch_may_be_harder_as_a_whole() -> None:
+    driver = batched(CmaConfig(batch=16, population=10))
+    for _ in range(3):
+        candidates = driver.ask()
+        values = [quadratic(candidate).value for candidate in candidates]
+        driver.tell(candidates, [Evaluation(v) for v in [*values[:-2], values[-2] + 3.0, values[-1] + 3.0]])
+        assert driver.info()["noise"] < 0
+
+
+def test_whole_numbers_reach_both_ends_of_their_range() -> None:
+    box = Variables(("a", "n"), [-0.5, 0], [2, 7], [0.1, 3], integer=np.array([False, True]))
+    for wanted in (0.0, 7.0):
+
+        def far(candidate: Candidate, wanted: float = wanted) -> Evaluation:
+            return Evaluation((candidate.vector[0] - 1.0) ** 2 + abs(float(candidate.vector[1]) - wanted))
+
+        vectors = run(strategy(CmaConfig(sigma=0.2), box=box), far, evaluations=120)
+        best = min(vectors, key=lambda vector: far(Candidate(vector)).value)
+        assert best[1] == wanted
+        assert best[0] == pytest.approx(1.0, abs=0.05)

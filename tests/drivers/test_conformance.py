@@ -33,6 +33,8 @@ VARIANTS: dict[str, Strict] = {
     "cma": CmaConfig(sigma=0.2),
     "cma-diagonal": CmaConfig(sigma=0.2, covariance="diagonal", population=6),
     "cma-knowing": CmaConfig(sigma=0.2, scale="norms", restarts=2),
+    "cma-batches": CmaConfig(sigma=0.2, batch=3),
+    "cma-folding": CmaConfig(sigma=0.2, bounds="fold"),
     "optuna-tpe": OptunaConfig(startup=5),
     "optuna-tpe-knowing": OptunaConfig(startup=5, group=True),
     "optuna-gp": OptunaConfig(sampler="gp", startup=66),  # a fit takes a second; tests/drivers/test_optuna.py has more

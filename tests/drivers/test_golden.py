@@ -30,6 +30,8 @@ PINNED: dict[str, tuple[Strict, float]] = {  # configuration, relative tolerance
     "sgd-nesterov": (SgdConfig(nesterov=True, clip=0.3), 0.0),
     "cma": (CmaConfig(sigma=0.2), 1e-12),  # eigenvectors and BLAS differ in the last places between machines
     "cma-diagonal": (CmaConfig(sigma=0.2, covariance="diagonal", population=5), 1e-12),
+    "cma-batches": (CmaConfig(sigma=0.2, batch=3), 1e-12),
+    "cma-folding": (CmaConfig(sigma=0.5, bounds="fold"), 1e-12),
     "optuna-tpe": (OptunaConfig(startup=4), 1e-12),  # so do exponentials and error functions
     "optuna-gp": (OptunaConfig(sampler="gp", startup=9), 0.02),  # and what a fit of length scales ends at
     "optuna-sobol": (OptunaConfig(sampler="sobol"), 1e-12),
