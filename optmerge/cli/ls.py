@@ -90,13 +90,14 @@ def _dimensions(config: SearchConfig, file: Path, names: list[str]) -> dict[str,
     )
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     searched = expand_directions(config.directions, list(family.experts), config.method)
-    directions = [direction.name for direction in searched]
+    lanes = {direction.name: direction.lane for direction in searched}
     return {
         name: build_space(
             SpaceConfig.model_validate(read_mapping(find_preset("space", name))),
             roles,
-            directions,
+            list(lanes),
             shapes=family.parameters,
+            lanes=lanes,
         ).dimension
         for name in names
     }

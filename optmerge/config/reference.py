@@ -32,6 +32,7 @@ from optmerge.config.schema import (
     TrackingConfig,
 )
 from optmerge.config.spaces import ChunksConfig, RuleConfig, SpaceConfig
+from optmerge.config.spectral import DIRECTION_CONFIGS
 
 OPENING = """\
 # The search file
@@ -73,6 +74,7 @@ REGISTRIES: tuple[tuple[str, Mapping[str, type[BaseModel]]], ...] = (
     ("objective.aggregate", AGGREGATE_CONFIGS),
     ("driver", DRIVER_CONFIGS),
     ("method, directions", METHOD_CONFIGS),
+    ("directions", DIRECTION_CONFIGS),
 )
 
 

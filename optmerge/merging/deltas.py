@@ -108,7 +108,7 @@ class Deltas:
             sources: list[AnySource] = [
                 self._expert(direction.name, parameter, box)
                 if direction.kind == "expert"
-                else Source(whole[direction.name][box], absolute=False)
+                else _box(whole[direction.name], box)
                 for direction in self.directions
             ]
             temporary = not views or (bool(whole) and not self._methods.mapped)
@@ -148,21 +148,23 @@ class Deltas:
             remember("untouched", key, known)
         experts = {expert: frozenset(names) for expert, names in known.items()}
         everywhere = frozenset.intersection(*experts.values())
-        return {
-            direction.name: experts[direction.expert]
-            if direction.kind != "method"
-            else everywhere
-            if self._methods.keeps_base(direction)
-            else frozenset()
-            for direction in self.directions
-        }
+
+        def untouched(direction: Direction) -> frozenset[str]:
+            if direction.kind == "expert":
+                return experts[direction.expert]
+            absent = {name for name in self.family.parameters if self._methods.absent(direction, name)}
+            if direction.expert:
+                return experts[direction.expert] | absent
+            return everywhere | absent if self._methods.keeps_base(direction) else frozenset(absent)
+
+        return {direction.name: untouched(direction) for direction in self.directions}
 
     def magnitudes(self) -> dict[str, dict[str, float]]:
         """Direction -> parameter -> mean |task vector|; of a whole method, the mean over the experts'."""
         experts = task_vector_magnitudes(self.family)
         return {
             direction.name: experts[direction.expert]
-            if direction.kind != "method"
+            if direction.expert
             else {name: sum(of[name] for of in experts.values()) / len(experts) for name in self.family.parameters}
             for direction in self.directions
         }
@@ -172,6 +174,10 @@ class Deltas:
         if form == "dense":
             return torch.equal(self.family.read(expert, name), self.family.read("base", name))
         return form == "unchanged"
+
+
+def _box(delta: torch.Tensor | None, box: tuple[slice, ...]) -> Source | None:
+    return None if delta is None else Source(delta[box], absolute=False)
 
 
 def _folder_name(direction: str) -> str:

@@ -10,20 +10,22 @@ import json
 from collections.abc import Collection, Sequence
 
 from optmerge.config.methods import MethodConfig, TaskArithmeticConfig
+from optmerge.config.spectral import DirectionConfig, SpectralConfig
 from optmerge.errors import ConfigError
 from optmerge.merging.recipe import Direction
 
 
 def expand_directions(
-    directions: Sequence[str | MethodConfig], experts: Sequence[str], method: MethodConfig | None = None
+    directions: Sequence[str | DirectionConfig], experts: Sequence[str], method: MethodConfig | None = None
 ) -> tuple[Direction, ...]:
     """The configured list with "experts" replaced by one direction per expert.
 
     A method's direction is called after it; where there is one of that name already, what differs from its settings
-    stands behind: ``ties[density=0.5]``.
+    stands behind: ``ties[density=0.5]``. Bands are called after their number and expert, ``spectral.1:sentiment``, the
+    first bands of all experts before the second ones.
 
     Args:
-        directions: "experts", and whole methods.
+        directions: "experts", whole methods, and bands.
         experts: Their names.
         method: What "experts" stands for: the task vectors (task_arithmetic, or None), or what a method that is linear
             in per-expert scales makes of each of them.
@@ -33,9 +35,11 @@ def expand_directions(
     """
     expanded: list[Direction] = []
     for entry in directions:
-        if not isinstance(entry, str):
+        if isinstance(entry, SpectralConfig):
+            expanded += _bands(_method_name(entry, expanded, experts), entry, experts)
+        elif not isinstance(entry, str):
             expanded.append(Direction(_method_name(entry, expanded, experts), "method", entry))
-        elif any(direction.kind != "method" for direction in expanded):
+        elif any(direction.kind == "expert" or _linear_part(direction) for direction in expanded):
             raise ConfigError("directions: 'experts' appears more than once; each direction may stand once.")
         elif method is None or isinstance(method, TaskArithmeticConfig):
             expanded += [Direction(name, "expert") for name in experts]
@@ -69,18 +73,33 @@ def known_directions(
     return tuple(known)
 
 
-def _method_name(method: MethodConfig, others: Sequence[Direction], experts: Collection[str]) -> str:
+def _bands(name: str, config: SpectralConfig, experts: Sequence[str]) -> list[Direction]:
+    owners = list(experts) if config.by_expert else [""]
+    return [
+        Direction(f"{name}.{band}:{owner}" if owner else f"{name}.{band}", "part", config, owner, band=band)
+        for band in range(1, config.bands + 1)
+        for owner in owners
+    ]
+
+
+def _linear_part(direction: Direction) -> bool:
+    """Whether it is one of those that "experts" can stand for."""
+    return direction.kind == "part" and not direction.band
+
+
+def _method_name(method: DirectionConfig, others: Sequence[Direction], experts: Collection[str]) -> str:
     if method.name in experts:
         raise ConfigError(
             f"experts.{method.name}: an expert is called like the method {method.name}, which is a direction or a "
             "baseline of this search too. Give the expert another name."
         )
-    same = [other for other in others if other.kind == "method" and other.config == method]
+    others = [other for other in others if other.kind == "method" or other.band]
+    same = [other for other in others if other.config == method]
     if same:
         raise ConfigError(
             f"directions: {method.name} appears more than once with the same settings; each direction may stand once."
         )
-    first = next((other.config for other in others if other.name == method.name), None)
+    first = next((other.config for other in others if other.whole == method.name), None)
     if first is None:
         return method.name
     usual = first.model_dump()

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from optmerge.config.methods import MethodConfig
+from optmerge.config.spectral import DirectionConfig
 from optmerge.errors import RecipeError
 from optmerge.merging.methods import build_method
+from optmerge.merging.methods.bands import Bands
 from optmerge.merging.methods.base import Method
 from optmerge.merging.models_view import FamilyModels, Statistics
 from optmerge.merging.parts import Parts, link_parts, write_parts
@@ -42,7 +43,8 @@ class MethodDeltas:
         self._statistics = statistics
         self._models = FamilyModels(family, statistics)
         self._keys: dict[str, str] = {}
-        self._methods: dict[str, Method] = {}
+        self._blank: dict[str, Method] = {}  # by settings, not prepared
+        self._methods: dict[str, Method] = {}  # by key, prepared
         self._stored: dict[str, Parts] = {}
         self._last: tuple[str, str, list[torch.Tensor]] | None = None
 
@@ -72,7 +74,7 @@ class MethodDeltas:
             if key in self._stored:
                 continue
             if direction.stored is not None:
-                self._stored[key] = _open_stored(direction, self._position(direction), self._family)
+                self._stored[key] = self._open_stored(direction)
             elif self._cache is not None:
                 path = self._path(direction)
                 if not path.is_dir():
@@ -107,25 +109,44 @@ class MethodDeltas:
             link_parts(self._stored[self.key(direction)].folder, folder)
         return replace(direction, stored=str(folder.absolute()), sha256=Parts(folder).sha256())
 
-    def delta(self, direction: Direction, parameter: str) -> torch.Tensor:
-        """fp32 (fp64 for an fp64 base), module layout; never write to it."""
+    def delta(self, direction: Direction, parameter: str) -> torch.Tensor | None:
+        """fp32 (fp64 for an fp64 base), module layout, never to be written to; None where there is none (`absent`)."""
+        if self.absent(direction, parameter):
+            return None
         key = self.key(direction)
         if key not in self._stored and direction.stored is not None:
             self.prepare()
         if key in self._stored:
-            return self._stored[key].read(_entry(direction, self._position(direction), parameter))
+            return self._stored[key].read(_entry(direction, self._position(direction, parameter), parameter))
         if self._last is None or self._last[:2] != (key, parameter):
             self._last = None  # freed before the next one is made
             self._last = (key, parameter, self._tensors(direction, self._method(direction, None), parameter))
-        return self._last[2][self._position(direction)]
+        return self._last[2][self._position(direction, parameter)]
+
+    def absent(self, direction: Direction, parameter: str) -> bool:
+        """Whether the direction is a band that an undivided parameter has not."""
+        if direction.band < 2:
+            return False
+        method = self._built(direction)
+        assert isinstance(method, Bands), f"{direction.name} has a band"
+        return not method.divides(self._models.kind(parameter))
 
     def _tensors(self, direction: Direction, method: Method, parameter: str) -> list[torch.Tensor]:
+        """All that have the direction's settings, as `_position` numbers them."""
+        if isinstance(method, Bands):
+            return method.band_deltas(self._models, parameter)
         if direction.kind == "method":
             return [method.delta(self._models, parameter)]
         return method.expert_deltas(self._models, parameter)
 
-    def _position(self, direction: Direction) -> int:
-        return 0 if direction.kind == "method" else list(self._family.experts).index(direction.expert)
+    def _position(self, direction: Direction, parameter: str) -> int:
+        """Where the direction's delta of a parameter stands among those of its settings."""
+        expert = list(self._family.experts).index(direction.expert) if direction.expert else 0
+        if not direction.band:
+            return expert
+        method = self._built(direction)
+        assert isinstance(method, Bands), f"{direction.name} has a band"
+        return expert * method.count(self._models.kind(parameter)) + direction.band - 1
 
     def keeps_base(self, direction: Direction) -> bool:
         """Whether the delta is zero wherever every expert's is (`Method.keeps_base`)."""
@@ -133,12 +154,16 @@ class MethodDeltas:
 
     def _built(self, direction: Direction) -> Method:
         """A method with the direction's settings, not prepared."""
-        return build_method(_config(direction), list(self._family.experts))
+        config = _config(direction)
+        key = config.model_dump_json()
+        if key not in self._blank:
+            self._blank[key] = build_method(config, list(self._family.experts))
+        return self._blank[key]
 
     def _method(self, direction: Direction, progress: Progress | None) -> Method:
         key = self.key(direction)
         if key not in self._methods:
-            method = self._built(direction)
+            method = build_method(_config(direction), list(self._family.experts))
             if method.needs and self._statistics is None:
                 raise RecipeError(
                     f"The direction {direction.name} depends on calibration data ({', '.join(sorted(method.needs))}), "
@@ -160,6 +185,28 @@ class MethodDeltas:
             if progress:
                 progress(_config(direction).name, done + 1, len(self._family.parameters))
 
+    def _open_stored(self, direction: Direction) -> Parts:
+        assert direction.stored is not None
+        folder = Path(direction.stored)
+        if not folder.is_dir():
+            raise RecipeError(
+                f"The recipe's direction {direction.name} was computed from calibration data and stored in {folder}, "
+                "which is not there. Keep the recipe in its run's folder, or put that folder back."
+            )
+        stored = Parts(folder)
+        if direction.sha256 is not None and stored.sha256() != direction.sha256:
+            raise RecipeError(
+                f"The stored direction {direction.name} in {folder} is not the one that the recipe was made with: its "
+                "content has another hash. Put the original back, or search again."
+            )
+        for name in self._family.parameters:
+            if _entry(direction, self._position(direction, name), name) not in stored:
+                raise RecipeError(
+                    f"The stored direction {direction.name} in {folder} has no tensor for {name}. Put the original "
+                    "back, or search again."
+                )
+        return stored
+
     def _path(self, direction: Direction) -> Path:
         assert self._cache is not None
         return self._cache / self.key(direction)
@@ -170,29 +217,6 @@ def _entry(direction: Direction, position: int, parameter: str) -> str:
     return parameter if direction.kind == "method" else f"{position}/{parameter}"
 
 
-def _open_stored(direction: Direction, position: int, family: Family) -> Parts:
-    assert direction.stored is not None
-    folder = Path(direction.stored)
-    if not folder.is_dir():
-        raise RecipeError(
-            f"The recipe's direction {direction.name} was computed from calibration data and stored in {folder}, which "
-            "is not there. Keep the recipe in its run's folder, or put that folder back."
-        )
-    stored = Parts(folder)
-    if direction.sha256 is not None and stored.sha256() != direction.sha256:
-        raise RecipeError(
-            f"The stored direction {direction.name} in {folder} is not the one that the recipe was made with: its "
-            "content has another hash. Put the original back, or search again."
-        )
-    for name in family.parameters:
-        if _entry(direction, position, name) not in stored:
-            raise RecipeError(
-                f"The stored direction {direction.name} in {folder} has no tensor for {name}. Put the original back, "
-                "or search again."
-            )
-    return stored
-
-
-def _config(direction: Direction) -> MethodConfig:
+def _config(direction: Direction) -> DirectionConfig:
     assert direction.config is not None
     return direction.config

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from optmerge.atomic import atomic_write
-from optmerge.config.methods import MethodConfig
+from optmerge.config.spectral import DirectionConfig
 from optmerge.errors import RecipeError
 from optmerge.merging.coefficients import CoefficientFn, Table
 from optmerge.merging.recipe_slices import pack_slices, remove_others, slices_sha256
@@ -51,32 +51,48 @@ class Direction:
 
     Attributes:
         name: Unique within the recipe.
-        kind: An expert's task vector, the delta that a whole ``method`` gives, or the ``part`` of it that one expert
-            has in a method that is linear in per-expert scales.
-        config: The method's settings.
-        expert: Whose task vector or part it is.
+        kind: An expert's task vector, the delta that a whole ``method`` gives, or a ``part`` of it: what one expert has
+            in a method that is linear in per-expert scales, or a band of singular components.
+        config: The settings of the method, or of the bands.
+        expert: Whose task vector or part it is; "" where it is of no one expert.
+        band: Which of the bands, from 1; 0 where there are none.
         stored: Folder that holds the delta of a method that depended on calibration data.
         sha256: Hash of that folder's content.
     """
 
     name: str
     kind: Literal["expert", "method", "part"]
-    config: MethodConfig | None = None
+    config: DirectionConfig | None = None
     expert: str = ""
     stored: str | None = None
     sha256: str | None = None
+    band: int = 0
 
     def __post_init__(self) -> None:
         if self.kind == "expert":
             object.__setattr__(self, "expert", self.name)
+
+    @property
+    def lane(self) -> str:
+        """What it has in common with the same direction of other experts: its name without the expert's."""
+        if self.kind == "expert":
+            return "experts"
+        return self.name.removesuffix(f":{self.expert}") if self.expert else self.name
+
+    @property
+    def whole(self) -> str:
+        """What it is a part of: its name without expert and band."""
+        return self.lane.removesuffix(f".{self.band}") if self.band else self.lane
 
     def to_dict(self) -> dict[str, Any]:
         """As a recipe file has it."""
         if self.kind == "expert":
             return {"name": self.name, "expert": self.name}
         body: dict[str, Any] = {"name": self.name, "method": self.config.model_dump() if self.config else None}
-        if self.kind == "part":
+        if self.expert:
             body["expert"] = self.expert
+        if self.band:
+            body["band"] = self.band
         if self.stored is not None:
             body |= {"stored": self.stored, "sha256": self.sha256}
         return body

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from optmerge.config.methods import LINEAR_METHODS, METHOD_CONFIGS, MethodConfig
+from optmerge.config.methods import LINEAR_METHODS, METHOD_CONFIGS
+from optmerge.config.spectral import DIRECTION_CONFIGS, DirectionConfig, SpectralConfig
 from optmerge.errors import RecipeError, did_you_mean
 from optmerge.merging.coefficients import Static, Table
 from optmerge.merging.recipe import (
@@ -47,7 +48,8 @@ KEYS = (
     *("optmerge_recipe", "method", "base", "experts", "directions", "heads", "dtype", "tokenizer", "vocabulary"),
     *("created", "slices", "groups", "coefficients"),
 )
-_METHOD: TypeAdapter[MethodConfig] = TypeAdapter(MethodConfig)
+_METHOD: TypeAdapter[DirectionConfig] = TypeAdapter(DirectionConfig)
+_CONFIGS = METHOD_CONFIGS | DIRECTION_CONFIGS
 
 
 def parse(body: object, path: Path | str) -> Recipe:
@@ -216,7 +218,7 @@ class _Reader:
         )
 
     def direction(self, entry: dict[str, Any], experts: Mapping[str, ModelEntry], where: str) -> Direction:
-        self.known(entry, ("name", "expert", "method", "stored", "sha256"), where)
+        self.known(entry, ("name", "expert", "method", "band", "stored", "sha256"), where)
         if "expert" not in entry and "method" not in entry:
             raise self.fail(
                 f"{where} has the keys {', '.join(map(str, entry))}; expected name with expert, method, or both."
@@ -229,6 +231,10 @@ class _Reader:
                 )
             return Direction(expert, "expert")
         config = self.method(self.mapping(entry["method"], f"{where}.method"), f"{where}.method")
+        if isinstance(config, SpectralConfig):
+            return self.band(entry, config, expert, where)
+        if "band" in entry:
+            raise self.fail(f"{where} has a band, and its method is {config.name}; only spectral has bands.")
         if expert and config.name not in LINEAR_METHODS:
             raise self.fail(
                 f"{where} is the part that {expert} has in {config.name}, and that method is not a sum of parts; "
@@ -242,7 +248,18 @@ class _Reader:
         name = self.text(entry.get("name", usual), f"{where}.name")
         return Direction(name, "part" if expert else "method", config, expert, stored, digest)
 
-    def method(self, settings: Mapping[str, Any], where: str) -> MethodConfig:
+    def band(self, entry: dict[str, Any], config: SpectralConfig, expert: str, where: str) -> Direction:
+        """One of the bands of singular components."""
+        band = self.need(entry, "band", where)
+        if not isinstance(band, int) or not 1 <= band <= config.bands:
+            raise self.fail(f"{where}.band is {_shown(band)}; expected a whole number from 1 to {config.bands}.")
+        if bool(expert) != config.by_expert:
+            whose = "of every expert apart; add expert" if config.by_expert else "of no single expert; take expert out"
+            raise self.fail(f"{where}: bands of {config.of} are {whose}.")
+        usual = f"spectral.{band}:{expert}" if expert else f"spectral.{band}"
+        return Direction(self.text(entry.get("name", usual), f"{where}.name"), "part", config, expert, band=band)
+
+    def method(self, settings: Mapping[str, Any], where: str) -> DirectionConfig:
         try:
             return _METHOD.validate_python(settings)
         except ValidationError as problem:
@@ -250,12 +267,12 @@ class _Reader:
             if error["type"].startswith("union_tag"):
                 name = settings.get("name")
                 raise self.fail(
-                    f"{where}.name is {_shown(name)}; expected one of the methods {', '.join(METHOD_CONFIGS)}."
-                    f"{did_you_mean(str(name), METHOD_CONFIGS)}"
+                    f"{where}.name is {_shown(name)}; expected one of {', '.join(_CONFIGS)}."
+                    f"{did_you_mean(str(name), _CONFIGS)}"
                 ) from None
             place = ".".join([where, *map(str, error["loc"][1:])])
             if error["type"] == "extra_forbidden":
-                known = list(METHOD_CONFIGS[str(settings["name"])].model_fields)
+                known = list(_CONFIGS[str(settings["name"])].model_fields)
                 near = did_you_mean(str(error["loc"][-1]), known)
                 raise self.fail(f"{place} is no setting of the method, which has {', '.join(known)}.{near}") from None
             raise self.fail(f"{place}: {error['msg']}.") from None

@@ -1,7 +1,7 @@
 """Baselines: scored first, by the evaluator that judges the search, and cached by content across runs.
 
-base, every expert, uniform task arithmetic (its average and a grid), every whole method at a grid of scales, and the
-experts' parts of a method at the uniform grid.
+base, every expert, uniform task arithmetic (its average and a grid), every whole method at a grid of scales, and what
+is searched in parts at one coefficient for all of them: experts' parts at the uniform grid, others at that of scales.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from optmerge.atomic import atomic_path
 from optmerge.merging.coefficients import Table
+from optmerge.merging.recipe import Direction
 from optmerge.models.cache import cache_dir
 from optmerge.records import Evaluation, SplitName, Vector
 from optmerge.runner.evaluator import Evaluator, Measurement
@@ -68,12 +69,24 @@ def make_baselines(problem: Problem) -> list[Baseline]:
             for scale in problem.config.baselines.method_grid:
                 table = constant([problem.column(direction.name)], scale)
                 baselines.append(Baseline(f"method:{direction.name}:{scale:g}", direction.name, table))
-    parts = [direction for direction in problem.directions if direction.kind == "part"]
-    for value in problem.config.baselines.grid if parts else ():
-        name = problem.config.method.name
-        table = constant([problem.column(direction.name) for direction in parts], value)
-        baselines.append(Baseline(f"parts:{name}:{value:g}", f"parts:{name}", table))
+    for name, parts in parts_by_whole(problem.directions).items():
+        columns = [problem.column(direction.name) for direction in parts]
+        if parts[0].expert:
+            for value in problem.config.baselines.grid:
+                baselines.append(Baseline(f"parts:{name}:{value:g}", f"parts:{name}", constant(columns, value)))
+        else:
+            for scale in problem.config.baselines.method_grid:
+                baselines.append(Baseline(f"method:{name}:{scale:g}", name, constant(columns, scale)))
     return baselines
+
+
+def parts_by_whole(directions: Sequence[Direction]) -> dict[str, list[Direction]]:
+    """What is searched in parts -> its parts: the experts' parts of a method, or bands."""
+    found: dict[str, list[Direction]] = {}
+    for direction in directions:
+        if direction.kind == "part":
+            found.setdefault(direction.whole, []).append(direction)
+    return found
 
 
 def representable(problem: Problem, baseline: Baseline) -> bool:

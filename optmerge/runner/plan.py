@@ -23,6 +23,7 @@ from optmerge.models.device import pick_device, pick_dtype
 from optmerge.models.family import Family, open_family
 from optmerge.objective.objective import Objective
 from optmerge.records import SplitName
+from optmerge.runner.baselines import parts_by_whole
 from optmerge.runner.closed_form import form_count
 from optmerge.runner.geometry import check_regularisers
 from optmerge.runner.memory import MemoryPlan, plan_memory, recorded_bytes
@@ -101,7 +102,8 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     device, dtype = pick_device(config.device), pick_dtype(config.dtype, family)
     directions = expand_directions(config.directions, list(family.experts), config.method)
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
-    space = build_space(config.space, roles, [direction.name for direction in directions], shapes=family.parameters)
+    lanes = {direction.name: direction.lane for direction in directions}
+    space = build_space(config.space, roles, list(lanes), shapes=family.parameters, lanes=lanes)
     require_dimension(config.driver.name, space.dimension)
     objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
     objective.require_gradient(config.driver.name)
@@ -124,9 +126,10 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     )
     known = known_directions(directions, config.baselines.methods, list(family.experts))
     methods = [build_method(d.config, list(family.experts)) for d in known if d.kind == "method" and d.config]
-    grids = 1 + any(direction.kind == "part" for direction in directions)
-    baselines = 2 + len(config.experts) + grids * len(config.baselines.grid)
-    baselines += len(methods) * len(config.baselines.method_grid)
+    wholes = [parts[0].expert for parts in parts_by_whole(directions).values()]
+    by_expert = sum(map(bool, wholes))
+    baselines = 2 + len(config.experts) + (1 + by_expert) * len(config.baselines.grid)
+    baselines += (len(methods) + len(wholes) - by_expert) * len(config.baselines.method_grid)
     if config.closed_form:
         baselines += form_count(config.space.granularity) * len(config.baselines.closed_form_ridge)
     memory = plan_memory(config, family, known, space, calibration, device, dtype)

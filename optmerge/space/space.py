@@ -305,7 +305,7 @@ class _Value(NamedTuple):
 
     name: str
     first: int
-    count: int
+    slices: int
     limits: tuple[float, float, float]
     curve: tuple[str, str] | None
     layer: int
@@ -359,7 +359,7 @@ class _Building:
     def done(self, normalise: Kind | None, degree: int | None) -> SearchSpace:
         values = list(self._values.values())
         variables, blocks = (values, None) if degree is None else _along_depth(values, degree)
-        counts = [variable.count for variable in variables]
+        counts = [variable.slices for variable in variables]
         limits = np.array([variable.limits for variable in variables], dtype=np.float64).reshape(-1, 3)
         lower, upper, start = np.repeat(limits, counts, axis=0).T.copy()
         names = VariableNames([variable.name for variable in variables])

@@ -24,11 +24,13 @@ from optmerge.config.methods import (
     TiesSplitConfig,
     TsvMConfig,
 )
+from optmerge.config.spectral import DirectionConfig, SpectralConfig
 from optmerge.errors import ConfigError, did_you_mean
+from optmerge.merging.methods.bands import Bands, Factors, components, flat_components
 from optmerge.merging.methods.base import Method, Models, Need, TensorKind
 from optmerge.merging.methods.drop import Dropped, Rescale
 from optmerge.merging.methods.elementwise import Elementwise, Transform
-from optmerge.merging.methods.frames import whitened_parts
+from optmerge.merging.methods.frames import whitened_factors, whitened_parts
 from optmerge.merging.methods.linear import ModelSum
 from optmerge.merging.methods.matrixwise import RegMean, Spectral
 from optmerge.merging.methods.reduce import DisjointMean
@@ -40,7 +42,7 @@ from optmerge.merging.methods.trim import Trimmed, rounded, truncated
 __all__ = ["Method", "Models", "Need", "TensorKind", "build_method"]
 
 
-def build_method(config: MethodConfig, experts: Sequence[str]) -> Method:
+def build_method(config: DirectionConfig, experts: Sequence[str]) -> Method:
     """The method that a configuration describes.
 
     Args:
@@ -96,6 +98,26 @@ def build_method(config: MethodConfig, experts: Sequence[str]) -> Method:
             weights = _weights(config.name, config.weights, experts)
             _divided(config.name, weights)
             return RegMean(weights, shrink=config.shrink, ridge=config.ridge, others=config.others)
+        case SpectralConfig():
+            return _bands(config, experts)
+
+
+def _bands(config: SpectralConfig, experts: Sequence[str]) -> Bands:
+    """Bands of task vectors, or of a spectral method at its usual settings."""
+    divided: dict[str, tuple[MethodConfig, Factors]] = {
+        "task_arithmetic": (TaskArithmeticConfig(), components),
+        "tsv-m": (TsvMConfig(), partial(whitened_factors, tolerance=TsvMConfig().tolerance)),
+        "iso-c": (IsoCConfig(), partial(flat_components, tolerance=IsoCConfig().tolerance)),
+    }
+    method, factors = divided[config.of]
+    return Bands(
+        build_method(method, experts),
+        factors,
+        bands=config.bands,
+        divide=config.divide,
+        embeddings=config.embeddings,
+        by_expert=config.by_expert,
+    )
 
 
 def _ties(config: TiesConfig | DareTiesConfig, experts: Sequence[str]) -> Method:

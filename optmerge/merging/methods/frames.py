@@ -11,11 +11,26 @@ from collections.abc import Sequence
 
 import torch
 
-from optmerge.merging.methods.spectrum import cut_svd, polar
+from optmerge.merging.methods.spectrum import Svd, cut_svd, polar
 
 
 def whitened_parts(deltas: Sequence[torch.Tensor], *, tolerance: float) -> list[torch.Tensor]:
-    """What each expert contributes to the merge in the common frame; the merge is their sum.
+    """What each expert contributes to the merge in the common frame, U_i diag(sigma_i) Vh_i of `whitened_factors`.
+
+    The merge is their sum.
+
+    Args:
+        deltas: See `whitened_factors`.
+        tolerance: Likewise.
+
+    Returns:
+        K tensors [..., m, n].
+    """
+    return [(u * sigma.unsqueeze(-2)) @ vh for u, sigma, vh in whitened_factors(deltas, tolerance=tolerance)]
+
+
+def whitened_factors(deltas: Sequence[torch.Tensor], *, tolerance: float) -> list[Svd]:
+    """Every expert's leading singular values, with singular vectors that are orthonormal over all experts together.
 
     An expert's scale is the scale of its part: scaling its task vector by a nonzero number changes no other part.
 
@@ -24,7 +39,7 @@ def whitened_parts(deltas: Sequence[torch.Tensor], *, tolerance: float) -> list[
         tolerance: Singular values at or below this share of the largest are cut, in the experts and in their stack.
 
     Returns:
-        K tensors [..., m, n]: U_i diag(sigma_i) Vh_i with the whitened U and Vh.
+        K times the whitened U [..., m, r], sigma [..., r] and Vh [..., r, n].
     """
     # Each expert has the same share of the ranks (at least one: with more experts than ranks they overlap).
     rank = max(1, min(deltas[0].shape[-2:]) // len(deltas))
@@ -34,5 +49,5 @@ def whitened_parts(deltas: Sequence[torch.Tensor], *, tolerance: float) -> list[
     parts = []
     for index, svd in enumerate(kept):
         mine = slice(index * rank, (index + 1) * rank)
-        parts.append((left[..., mine] * svd.sigma[..., None, :rank]) @ right[..., mine, :])
+        parts.append(Svd(left[..., mine], svd.sigma[..., :rank], right[..., mine, :]))
     return parts
