@@ -15,6 +15,7 @@ from optmerge.config.methods import INPUT_METHODS, LINEAR_METHODS, MethodConfig,
 from optmerge.config.objectives import ObjectiveConfig
 from optmerge.config.sampling import RandomConfig, SamplingConfig
 from optmerge.config.spaces import SpaceConfig
+from optmerge.config.spectral import DirectionConfig
 from optmerge.config.stages import EVALUATIONS, StageConfig, stage_problems
 from optmerge.errors import did_you_mean
 
@@ -179,7 +180,7 @@ class TrackingConfig(Strict):
     tags: list[str] = Field(default_factory=list, description="W&B tags beside driver, space and objective")
 
 
-Direction = Literal["experts"] | Annotated[MethodConfig, BeforeValidator(named)]
+Direction = Literal["experts"] | Annotated[DirectionConfig, BeforeValidator(named)]
 
 
 def _task_vectors() -> list[Direction]:
