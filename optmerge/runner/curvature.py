@@ -43,7 +43,12 @@ if TYPE_CHECKING:
 Matrix = npt.NDArray[np.float64]
 
 BLOCK = 1 << 27  # bytes of features, of all variables, that are held at a time (one batch's at least)
-STEPS = {torch.float64: 2.0**-20, torch.float32: 2.0**-7, torch.bfloat16: 2.0**-3, torch.float16: 2.0**-3}
+STEPS = {
+    torch.float64: 2.0**-20,
+    torch.float32: 2.0**-7,
+    torch.bfloat16: 2.0**-3,
+    torch.float16: 2.0**-3,
+}
 _TABLE_STEP = 2.0**-20  # of the table by a variable, in fp64
 
 
@@ -145,9 +150,9 @@ def _blocks(
     """Batches seen at ``vector``, so many at a time as have features for `BLOCK` bytes."""
     problem, block, held = evaluator.problem, [], 0
     here = problem.expand(vector)
-    terms = problem.objective.on(split).terms
+    terms = [term for term in problem.objective.on(split).terms if any(own[term.name] > 0 for own in shares.values())]
     layers = sorted({layer for term in terms for layer in term.layers(problem.family.num_layers)})
-    for task, batch in batches:
+    for task, batch in batches if terms else ():
         evaluator.engine.apply(here)  # nothing to do but behind a block
         teacher = evaluator.teachers.batch(task, split, batch)
         moved = batch.to(problem.device)
