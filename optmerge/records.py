@@ -48,11 +48,14 @@ class Candidate:
         vector: float64[d], in the search space's layout; within bounds.
         needs: What the driver must be told about it.
         examples: Task -> positions in its fit split; None means all of it.
+        rung: Whether the driver may ask for more examples of the same vector, once it knows what it is worth on these:
+            it counts as the share of the examples that it looks at, and can never be the best.
     """
 
     vector: Vector
     needs: frozenset[Need] = frozenset({"value"})
     examples: Mapping[str, tuple[int, ...]] | None = None
+    rung: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,8 @@ class Record:
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     vector_sha256: str | None = None
     examples: str = "all"  # or the hash of the positions that were looked at
+    share: float = 1.0  # of the fit examples, for a rung: a value that cannot be compared with those of all examples
+    pruned: bool = False  # for a rung: the driver drops the vector for this value
     seconds: Mapping[str, float] = field(default_factory=dict)
     elapsed: float = 0.0  # seconds of work since the run began, summed over resumes
     gradient_norm: float | None = None
@@ -268,8 +273,9 @@ def _flush(handle: IO[bytes]) -> None:
 def _to_json(record: Record) -> dict[str, Any]:
     line = asdict(replace(record, vector=None, gradient=None, curvature=None, costs=None))
     del line["vector"], line["gradient"], line["curvature"], line["costs"]
-    if not record.stage:
-        del line["stage"]
+    for name, default in (("stage", 0), ("share", 1.0), ("pruned", False)):
+        if line[name] == default:
+            del line[name]
     return {key: value for key, value in line.items() if value not in (None, {})} | {"value": record.value}
 
 

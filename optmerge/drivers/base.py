@@ -205,6 +205,10 @@ class Driver(ABC):
         self._open = None
         self.generation += 1
 
+    def prunes(self, candidate: Candidate, evaluation: Evaluation) -> bool:
+        """Whether the vector of a rung is dropped for what it was worth there; asked before `tell`, changes nothing."""
+        return False
+
     def restart(self, vector: Vector) -> bool:
         """Go on from ``vector`` with smaller steps, and close the generation that is open.
 

@@ -18,9 +18,10 @@ import hashlib
 import json
 import logging
 import threading
+import time
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
@@ -40,6 +41,7 @@ ERROR = "error"  # attribute of a trial: why its evaluation failed
 PROCESS = "process"  # attribute of a trial: who works on it; set right after its first sign of life
 VARIABLES = "variables"  # attribute of a study: a hash of the variables' names and bounds
 GRACE = 3  # so many heartbeats may be missed
+ATTEMPTS = 4  # to open a database in which others make tables at the same time
 RETRIES = 3  # how often one vector is tried again after its process died
 
 
@@ -50,7 +52,7 @@ def open_storage(config: OptunaConfig) -> RDBStorage:
         ConfigError: The package for the database is missing, or it cannot be reached. No message has the password.
     """
     from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
     assert config.storage is not None
     url = opened_url(config.storage)
@@ -59,16 +61,15 @@ def open_storage(config: OptunaConfig) -> RDBStorage:
         "postgresql": "pip install 'optmerge[postgres]'",
         "mysql": "pip install pymysql",
     }.get(kind.get_backend_name(), "")
-    options = {"connect_args": {"timeout": 60}} if kind.get_backend_name() == "sqlite" else {"pool_pre_ping": True}
+    options: dict[str, Any] = (
+        {"connect_args": {"timeout": 60}} if kind.get_backend_name() == "sqlite" else {"pool_pre_ping": True}
+    )
     try:
-        with quiet():
-            return RDBStorage(
-                url,
-                engine_kwargs=options,
-                heartbeat_interval=config.heartbeat,
-                grace_period=GRACE * config.heartbeat,
-                heartbeat_stale_trial_callback=try_again,
-            )
+        for attempt in range(ATTEMPTS):
+            with contextlib.suppress(IntegrityError, ProgrammingError):
+                return _connect(url, options, config)
+            time.sleep(0.5 * (1 + attempt))  # two processes made the tables of an empty database at once
+        return _connect(url, options, config)
     except ImportError:
         raise ConfigError(f"driver.storage is a {kind.get_backend_name()} database, which needs {extra}.") from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as problem:
@@ -76,6 +77,17 @@ def open_storage(config: OptunaConfig) -> RDBStorage:
             f"driver.storage ({config.storage}) cannot be opened: {_reason(problem)}. Check that the server runs and "
             "that the database exists (createdb), or leave storage out for a study of this run alone."
         ) from None
+
+
+def _connect(url: str, options: dict[str, Any], config: OptunaConfig) -> RDBStorage:
+    with quiet():
+        return RDBStorage(
+            url,
+            engine_kwargs=options,
+            heartbeat_interval=config.heartbeat,
+            grace_period=GRACE * config.heartbeat,
+            heartbeat_stale_trial_callback=try_again,
+        )
 
 
 def join_study(storage: RDBStorage, config: OptunaConfig, variables: Variables) -> Study:

@@ -14,7 +14,7 @@ class Progress:
     """Where a search stands.
 
     Attributes:
-        evaluations: Fit evaluations so far, as `cost` counts them.
+        evaluations: Fit evaluations so far, as `spend` counts them.
         best: Lowest select value so far, and the record that has it.
         stale: Select scores since the best one.
         seconds: Seconds of search, summed over resumes.
@@ -22,6 +22,7 @@ class Progress:
         ended: What an alarm said that ended the search.
         stage_evaluations: Fit evaluations of this stage of a schedule.
         stage_stale: Select scores of this stage since the best one.
+        part: Examples that rungs looked at and that do not make a whole evaluation yet.
     """
 
     evaluations: int = 0
@@ -35,6 +36,7 @@ class Progress:
     ended: str | None = None
     stage_evaluations: int = 0
     stage_stale: int = 0
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def next_stage(progress: Progress, *, comparable: bool) -> Progress:
         progress: At the end of the stage before.
         comparable: Whether the next stage's objective is the same, so that the best so far stays the best.
     """
-    begun = replace(progress, generation=0, failed_generations=0, stage_evaluations=0, stage_stale=0)
+    begun = replace(progress, generation=0, failed_generations=0, stage_evaluations=0, stage_stale=0, part=0)
+    begun.evaluations += progress.part > 0  # what rungs have begun counts as one
     return begun if comparable else replace(begun, best=None, best_record=None, stale=0)
 
 
@@ -66,17 +69,42 @@ def cost(candidate: Candidate) -> int:
     return 1 + len(candidate.vector) if "jacobian" in candidate.needs else 1
 
 
-def affordable(candidates: Sequence[Candidate], left: int | None) -> list[Candidate]:
-    """The first candidates that cost no more than ``left`` evaluations together; all of them for None."""
+def looked_at(candidate: Candidate, whole: int) -> int:
+    """How many examples of the budget a candidate takes, where an evaluation has ``whole``.
+
+    A rung takes those that it looks at; everything else takes whole evaluations, a mini-batch too.
+    """
+    if candidate.rung and candidate.examples is not None:
+        return sum(map(len, candidate.examples.values()))
+    return whole * cost(candidate)
+
+
+def affordable(candidates: Sequence[Candidate], left: int | None, *, whole: int = 1, part: int = 0) -> list[Candidate]:
+    """The first candidates that cost no more than ``left`` evaluations together; all of them for None.
+
+    Args:
+        candidates: What a driver asks for.
+        left: Whole evaluations.
+        whole: Examples of an evaluation.
+        part: Examples that are gone of those left.
+    """
     if left is None:
         return list(candidates)
+    room = left * whole - part
     chosen: list[Candidate] = []
     for candidate in candidates:
-        left -= cost(candidate)
-        if left < 0:
+        room -= looked_at(candidate, whole)
+        if room < 0:
             break
         chosen.append(candidate)
     return chosen
+
+
+def spend(progress: Progress, candidate: Candidate, whole: int) -> None:
+    """Count a candidate that was judged; exact, as rungs are counted in examples."""
+    evaluations, progress.part = divmod(progress.part + looked_at(candidate, whole), whole)
+    progress.evaluations += evaluations
+    progress.stage_evaluations += evaluations
 
 
 def exhausted(budget: BudgetConfig, progress: Progress) -> str | None:

@@ -120,7 +120,7 @@ class Evaluator:
             gradient: Also give d(value)/d(vector).
             jacobian: Also give the Gauss-Newton matrix, for d + 1 more forward passes (`optmerge.runner.curvature`).
             metrics: Also measure the report's metrics.
-            per_example: Also give every example's share of its task's part.
+            per_example: Also give every example's share of its task's part, in the order of ``examples``.
         """
 
         def work() -> Measurement:
@@ -251,7 +251,6 @@ class Evaluator:
         function of means, it costs a forward pass without gradients first, which gives the values and the slopes, and
         then both passes for the tasks that count.
         """
-        assert examples is None or not per_example, "per-example values are of whole splits"
         begun = time.perf_counter()
         self.engine.apply(table)
         merged = time.perf_counter()
@@ -310,6 +309,7 @@ class Evaluator:
             source = data.splits[look.split]
             terms = self._terms(look, labelled=source.has_labels)
             count = source.size if look.examples is None else len(look.examples[task])
+            ranks = None if look.examples is None else _ranks(look.examples[task], source.size)
             with torch.set_grad_enabled(weight != 0.0):
                 for batch in self.batches(task, look.split, look.examples, self.batch_tokens) if terms else ():
                     values = self._judge_batch(batch, terms, task, look.split, None if tally is None else tally.watch)
@@ -323,7 +323,8 @@ class Evaluator:
                         loss.backward()  # type: ignore[no-untyped-call]
                     if tally is not None:
                         kept = {name: value.detach() for name, value in values.items()}
-                        tally.add(task, kept, batch.positions, count)
+                        places = batch.positions if ranks is None else ranks[batch.positions]
+                        tally.add(task, kept, places, count)
 
     def batches(self, task: str, split: SplitName, examples: Examples, batch_tokens: int) -> list[Batch]:
         """A task's examples, or some of them, in batches of at most so many padded tokens; on the CPU."""
@@ -351,3 +352,10 @@ class Evaluator:
             for term in report_metrics(self._kind, labelled):
                 chosen.setdefault(term.name, term)
         return chosen
+
+
+def _ranks(positions: Sequence[int], size: int) -> torch.Tensor:
+    """int64[size], where each of the positions stands among them; -1 for all others."""
+    ranks = torch.full((size,), -1, dtype=torch.int64)
+    ranks[torch.as_tensor(positions, dtype=torch.int64)] = torch.arange(len(positions))
+    return ranks

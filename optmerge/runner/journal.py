@@ -82,10 +82,13 @@ class Journal:
         examples: str = "all",
         info: Mapping[str, float] | None = None,
         stage: int | None = None,
+        share: float = 1.0,
+        verdict: Callable[[Evaluation], bool] | None = None,
     ) -> tuple[Record, Evaluation]:
         """The next evaluation: the recorded one, or ``make()`` recorded.
 
-        ``stage`` is the one whose search space ``vector`` is of; None is the one that asks.
+        ``stage`` is the one whose search space ``vector`` is of; None is the one that asks. ``verdict`` says of a value
+        on a ``share`` of the examples whether it is the vector's last.
 
         Raises:
             RunError: The recorded one is another evaluation than the one asked for.
@@ -119,6 +122,8 @@ class Journal:
             metrics={task: dict(values) for task, values in evaluation.metrics.items()},
             vector_sha256=digest,
             examples=examples,
+            share=share,
+            pruned=verdict is not None and not evaluation.failed and verdict(evaluation),
             seconds=dict(evaluation.seconds),
             elapsed=self.elapsed,
             gradient_norm=None if gradient is None else float(np.linalg.norm(gradient)),

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Literal, Protocol
 
 from optmerge.config.schema import BudgetConfig
@@ -26,8 +27,10 @@ from optmerge.runner.budget import (
     affordable,
     cost,
     exhausted,
+    looked_at,
     out_of_time,
     remaining,
+    spend,
     stage_done,
 )
 from optmerge.runner.journal import Journal, substitute_failures
@@ -104,6 +107,7 @@ def run_loop(
         progress = Progress(**saved.progress)  # type: ignore[arg-type]
         journal.seek(saved.cursor)
     last_save = time.perf_counter()
+    whole = sum(driver.fit_sizes.values()) or 1  # examples of an evaluation
 
     def save() -> None:
         store.save(journal.cursor, driver.state_dict(), asdict(progress))
@@ -123,9 +127,11 @@ def run_loop(
             progress.seconds = journal.elapsed - begun
             continue
         left = remaining(budget, progress, limits)
-        candidates, asked = affordable(candidates, left), candidates
+        candidates, asked = affordable(candidates, left, whole=whole, part=progress.part), candidates
         if not candidates:
             reason = f"{left} evaluations are left, and the next step counts {cost(asked[0])}"
+            if progress.part:  # rungs leave a rest
+                reason = "what is left of the budget is less than the next evaluation"
             break
         evaluations: list[Evaluation] = []
         alarm: str | None = None
@@ -146,11 +152,12 @@ def run_loop(
                 generation=progress.generation,
                 examples=examples_hash(candidate),
                 info=driver.info(),
+                share=looked_at(candidate, whole) / whole if candidate.rung else 1.0,
+                verdict=partial(driver.prunes, candidate),
             )
             evaluations.append(evaluation)
             alarm = alarm or _collapse(record, collapse)
-            progress.evaluations += cost(candidate)
-            progress.stage_evaluations += cost(candidate)
+            spend(progress, candidate, whole)
             progress.seconds = journal.trajectory.records[journal.cursor - 1].elapsed - begun
         told = substitute_failures(evaluations) if evaluations else None
         if told is None:
@@ -167,8 +174,9 @@ def run_loop(
             continue
         progress.failed_generations = 0
         last = reason or exhausted(budget, progress) or stage_done(limits, progress)
-        if alarm is None and (progress.generation % budget.select_every == 0 or last):
-            index = min(range(len(told)), key=lambda i: (evaluations[i].failed, told[i].value))
+        index = min(range(len(told)), key=lambda i: (evaluations[i].failed, told[i].value))
+        rung = candidates[index].rung
+        if alarm is None and not rung and (progress.generation % budget.select_every == 0 or last):
             record, evaluation = _score_select(judge, journal, driver, progress, candidates[index].vector)
             alarm = _collapse(record, collapse)
             _note_best(progress, record, evaluation, eligible=alarm is None)
@@ -179,7 +187,7 @@ def run_loop(
             break
         if alarm is None:
             driver.tell(candidates, told)
-        progress.generation += 1
+        progress.generation += not rung
         if time.perf_counter() - last_save > SAVE_SECONDS:
             save()
             last_save = time.perf_counter()
