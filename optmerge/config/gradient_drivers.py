@@ -79,16 +79,13 @@ class LbfgsConfig(Strict):
 
 
 class LevenbergMarquardtConfig(Strict):
-    """Levenberg-Marquardt for few variables, on per-batch gradients (Marquardt 1963; Nielsen 1999)."""
+    """Levenberg-Marquardt for few variables, with the Gauss-Newton matrix (Marquardt 1963; Nielsen 1999).
+
+    A step over d variables counts d + 1 evaluations of the budget.
+    """
 
     name: Literal["levenberg-marquardt"] = "levenberg-marquardt"
-    micro_batches: int = Field(
-        32,
-        ge=1,
-        description="parts of the fit split whose gradients make the matrix, no more than the smallest task has "
-        "examples; a step is one evaluation of the whole split and one of each part",
-    )
-    damping: float = Field(0.1, gt=0, description="first damping, times the matrix's largest diagonal entry")
+    damping: float = Field(0.01, gt=0, description="first damping, times the matrix's largest diagonal entry")
     tolerance: float = Field(
         1e-8, ge=0, description="stop when no coefficient would move further than this by a step along the gradient"
     )

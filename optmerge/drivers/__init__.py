@@ -58,8 +58,8 @@ def require_dimension(name: str, dimension: int) -> None:
     if name == "levenberg-marquardt" and dimension > MOST_CURVATURE:
         raise ConfigError(
             f"The search space has {dimension:,} variables, and the driver levenberg-marquardt takes at most "
-            f"{MOST_CURVATURE}: its matrix is known along as few directions as there are parts of the fit split, and "
-            "is solved anew for every trial. Use adam, or a coarser space such as task-wise or layer-wise."
+            f"{MOST_CURVATURE}: every step takes a forward pass over the fit split for each of them. Use adam, or a "
+            "coarser space such as task-wise or layer-wise."
         )
     most = MOST_VARIABLES.get(name, dimension)
     if dimension > most:
@@ -81,6 +81,12 @@ def make_driver(
     """The driver that ``config`` names, at its start; see `optmerge.drivers.base.Driver` for the arguments."""
     name: str = getattr(config, "name", type(config).__name__)
     require_dimension(name, len(variables))
+    if name == "levenberg-marquardt" and budget is not None and budget <= len(variables):
+        raise ConfigError(
+            f"budget.evaluations is {budget}, and one step of levenberg-marquardt over {len(variables)} variables "
+            f"counts {len(variables) + 1}: its Jacobian judges a neighbour along each. Allow some ten steps "
+            f"({10 * (len(variables) + 1)}), or use adam."
+        )
     kind = driver_class(name)
     if getattr(config, "storage", None) is not None:
         from optmerge.drivers.shared_study import SharedStudyDriver

@@ -58,7 +58,9 @@ def quadratic(candidate: Candidate) -> Evaluation:
     value = math.fsum(offset**2) / len(offset)
     costs = {task: {OBJECTIVE: np.resize(offset**2, size)} for task, size in FIT_SIZES.items()}
     wanted = costs if "per_example" in candidate.needs else None
-    return Evaluation(value, _parts(candidate, costs), gradient=2 * offset / len(offset), per_example=wanted)
+    matrix = 2 / len(offset) * np.eye(len(offset)) if "jacobian" in candidate.needs else None
+    gradient = 2 * offset / len(offset)
+    return Evaluation(value, _parts(candidate, costs), gradient=gradient, curvature=matrix, per_example=wanted)
 
 
 def _parts(candidate: Candidate, costs: Mapping[str, Mapping[str, Vector]]) -> dict[str, float]:
@@ -82,7 +84,11 @@ def noisy(seed: int, *, scale: float = 0.05) -> Evaluate:
         }
         parts = {task: part + float(noise[0]) for task, part in true.per_task.items()}
         return Evaluation(
-            true.value + float(noise[0]), parts, gradient=true.gradient + noise[1:], per_example=costs or None
+            true.value + float(noise[0]),
+            parts,
+            gradient=true.gradient + noise[1:],
+            curvature=true.curvature,
+            per_example=costs or None,
         )
 
     return evaluate
@@ -142,7 +148,8 @@ def check_bounds_pull(make: Maker) -> None:
 
     def slope(candidate: Candidate) -> Evaluation:
         value = float(-candidate.vector[0] - candidate.vector[1])
-        return Evaluation(value, dict.fromkeys(FIT_SIZES, value), gradient=np.array([-1.0, -1.0]))
+        parts, gradient = dict.fromkeys(FIT_SIZES, value), np.array([-1.0, -1.0])
+        return Evaluation(value, parts, gradient=gradient, curvature=np.zeros((2, 2)))
 
     for vector in run(driver, slope):
         assert (box.lower <= vector).all()

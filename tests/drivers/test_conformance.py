@@ -28,7 +28,7 @@ VARIANTS: dict[str, Strict] = {
     "lbfgs": LbfgsConfig(),
     "lbfgs-backtracking": LbfgsConfig(line_search="backtracking", memory=2, step=0.3),
     "levenberg-marquardt": LevenbergMarquardtConfig(),
-    "levenberg-marquardt-parts": LevenbergMarquardtConfig(micro_batches=3),
+    "levenberg-marquardt-damped": LevenbergMarquardtConfig(damping=1.0),
     "sgd-nesterov-batches": SgdConfig(nesterov=True, batch=3, schedule="cosine"),
     "cma": CmaConfig(sigma=0.2),
     "cma-diagonal": CmaConfig(sigma=0.2, covariance="diagonal", population=6),

@@ -26,7 +26,7 @@ PINNED: dict[str, tuple[Strict, float]] = {  # configuration, relative tolerance
     "adamw": (AdamWConfig(lr=0.1, weight_decay=0.1), 0.0),
     "sgd": (SgdConfig(), 0.0),
     "lbfgs": (LbfgsConfig(step=1e-4), 1e-12),  # its first line; a quadratic is solved on the next
-    "levenberg-marquardt": (LevenbergMarquardtConfig(micro_batches=2), 1e-9),  # a linear solve
+    "levenberg-marquardt": (LevenbergMarquardtConfig(damping=1000.0), 1e-9),  # a linear solve
     "sgd-nesterov": (SgdConfig(nesterov=True, clip=0.3), 0.0),
     "cma": (CmaConfig(sigma=0.2), 1e-12),  # eigenvectors and BLAS differ in the last places between machines
     "cma-diagonal": (CmaConfig(sigma=0.2, covariance="diagonal", population=5), 1e-12),
