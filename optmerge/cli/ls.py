@@ -1,4 +1,4 @@
-"""``optmerge ls``: what there is to choose from; with a search file, how large each space would be."""
+"""``optmerge ls``: what there is to choose from; with a search file, or with models, how large each space would be."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from optmerge.cli.output import Output
 
 if TYPE_CHECKING:
     from optmerge.config.base import Strict
-    from optmerge.config.schema import SearchConfig
+    from optmerge.merging.recipe import Direction
+    from optmerge.models.family import Family
 
 KINDS = ("spaces", "objectives", "drivers", "methods")
 
@@ -24,6 +25,12 @@ def ls(
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="A search file, to show each space's dimension.")
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A base model, in the place of FILE; with --expert.")
+    ] = None,
+    expert: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL", help="An expert fine-tuned from it; may be repeated.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """List spaces, objectives, drivers and methods."""
@@ -34,15 +41,11 @@ def ls(
             raise ConfigError(f"{kind!r} is not a kind; expected one of {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
         file, kind = Path(kind), None  # optmerge ls search.yaml
     wanted = (kind,) if kind else KINDS
-    config = None
-    if file is not None:
-        from optmerge.config.load import load_config
-
-        config = load_config(file)
+    models = _models(file, base, expert or [])
     listing: dict[str, list[dict[str, Any]]] = {}
     for each in wanted:
         if each == "spaces":
-            listing[each] = _spaces(config, file)
+            listing[each] = _spaces(models)
         elif each == "objectives":
             listing[each] = _objectives()
         else:
@@ -56,13 +59,48 @@ def ls(
         output.table(titles, [list(entry.values()) for entry in entries], right=["dimension"])
 
 
-def _spaces(config: SearchConfig | None, file: Path | None) -> list[dict[str, Any]]:
+Models = tuple["Family", "tuple[Direction, ...]"]
+
+
+def _models(file: Path | None, base: str | None, experts: list[str]) -> Models | None:
+    """The models of a search file, or those named, and what gets coefficients; only headers are read."""
+    from optmerge.errors import ConfigError
+    from optmerge.merging.directions import expand_directions
+    from optmerge.models.family import open_family
+
+    if base is None and not experts:
+        if file is None:
+            return None
+        from optmerge.config.load import load_config
+
+        config = load_config(file)
+        family = open_family(
+            config.base,
+            config.experts,
+            relative_to=file.parent,
+            heads=config.heads,
+            vocabulary=config.vocabulary,
+            allow_pickle=config.allow_pickle,
+            check_values=False,
+        )
+        return family, expand_directions(config.directions, list(family.experts), config.method)
+    if file is not None or base is None or not experts:
+        raise ConfigError(
+            "Dimensions are those of a search file's models, or of --base MODEL with one --expert MODEL or more; give "
+            "one or the other."
+        )
+    named = {str(number): reference for number, reference in enumerate(experts, 1)}
+    family = open_family(base, named, relative_to=Path(), check_values=False)
+    return family, expand_directions(["experts"], list(named))
+
+
+def _spaces(models: Models | None) -> list[dict[str, Any]]:
     from optmerge.presets import find_preset, preset_names, preset_summary
 
     names = preset_names("space")
     entries: list[dict[str, Any]] = [{"name": name} for name in names]
-    if config is not None and file is not None:
-        dimensions = _dimensions(config, file, names)
+    if models is not None:
+        dimensions = _dimensions(*models, names)
         for entry in entries:
             entry["dimension"] = dimensions[entry["name"]]
     for entry in entries:
@@ -70,27 +108,15 @@ def _spaces(config: SearchConfig | None, file: Path | None) -> list[dict[str, An
     return sorted(entries, key=lambda entry: entry.get("dimension", 0))
 
 
-def _dimensions(config: SearchConfig, file: Path, names: list[str]) -> dict[str, int]:
-    """How many variables each space has for the models of a search file; only headers are read."""
+def _dimensions(family: Family, directions: tuple[Direction, ...], names: list[str]) -> dict[str, int]:
+    """How many variables each space has."""
     from optmerge.config.load import read_mapping
     from optmerge.config.spaces import SpaceConfig
-    from optmerge.merging.directions import expand_directions
-    from optmerge.models.family import open_family
     from optmerge.presets import find_preset
     from optmerge.space.space import build_space
 
-    family = open_family(
-        config.base,
-        config.experts,
-        relative_to=file.parent,
-        heads=config.heads,
-        vocabulary=config.vocabulary,
-        allow_pickle=config.allow_pickle,
-        check_values=False,
-    )
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
-    searched = expand_directions(config.directions, list(family.experts), config.method)
-    lanes = {direction.name: direction.lane for direction in searched}
+    lanes = {direction.name: direction.lane for direction in directions}
     return {
         name: build_space(
             SpaceConfig.model_validate(read_mapping(find_preset("space", name))),

@@ -32,6 +32,7 @@ class RuleConfig(Strict):
         description="one variable per direction for all tensors that match, called so; rules with the same name tie "
         "theirs together",
     )
+    optional: bool = Field(False, description="the rule may match nothing, as in a file for several models")
 
 
 class ChunksConfig(Strict):
@@ -78,6 +79,17 @@ class SpaceConfig(Strict):
         None, description="of granularity chunk-wise; a tensor that gets no chunk keeps the coefficients of the start"
     )
     rules: list[RuleConfig] = Field(default_factory=list, description="frozen groups and other bounds, by name")
+
+    def at_granularity(self, granularity: Granularity) -> SpaceConfig:
+        """This space in other groups, without the settings that say nothing there.
+
+        Raises:
+            ValidationError: The rest does not fit the granularity.
+        """
+        unused = set() if granularity == "chunk-wise" else {"chunks"}
+        if granularity in ("model-wise", "task-wise"):
+            unused |= {"polynomial"}  # one coefficient is a polynomial
+        return SpaceConfig.model_validate(self.model_dump(exclude=unused) | {"granularity": granularity})
 
     @model_validator(mode="after")
     def _more_than_one(self) -> Self:

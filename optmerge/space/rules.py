@@ -63,7 +63,7 @@ def require_used(
         ConfigError: There is one.
     """
     for number, rule in enumerate(rules):
-        if not used[number]:
+        if not used[number] and not rule.optional:
             raise ConfigError(
                 f"space.rules.{number} matches nothing: match {rule.match!r}, direction {rule.direction!r}. "
                 f"Use a role ({', '.join(ROLE_KINDS)}) or a glob over parameter names such as {next(iter(roles))!r}; "

@@ -176,3 +176,10 @@ def test_a_variable_has_one_pair_of_bounds() -> None:
 def test_a_tie_is_not_called_like_a_group() -> None:
     with pytest.raises(ConfigError, match=r"rules\.0\.tie is 'lm_head\.weight'"):
         space(rules=[{"match": "norm", "tie": "lm_head.weight"}])
+
+
+def test_an_optional_rule_may_match_nothing() -> None:
+    rule = {"match": "vision", "freeze": 0.0}
+    with pytest.raises(ConfigError, match="matches nothing"):
+        space(rules=[rule])
+    assert space(rules=[rule | {"optional": True}]).dimension == space().dimension
