@@ -11,19 +11,18 @@ the trials are mirrored by ``optmerge.tracking``.)
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, cast
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import Trial, TrialState, create_trial
 
 from optmerge.config.drivers import OptunaConfig
 from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.distributions import distributions_of, params_of, vector_of
 from optmerge.drivers.multi_objective import objectives_of, task_parts
+from optmerge.drivers.optuna_quiet import quiet
 from optmerge.drivers.samplers import check_sampler, make_sampler
 from optmerge.drivers.state import State
 from optmerge.records import Candidate, Evaluation, Vector
@@ -47,6 +46,7 @@ class OptunaDriver(Driver):
     """
 
     name: ClassVar[str] = "optuna"
+    takes_integers: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -62,10 +62,7 @@ class OptunaDriver(Driver):
         check_sampler(config, len(variables))
         self._tasks = objectives_of(config, fit_sizes)
         self._given = [variables.start, *variables.known[: config.known]]  # the first trials
-        self._distributions: dict[str, BaseDistribution] = {
-            name: FloatDistribution(float(low), float(high))
-            for name, low, high in zip(variables.names, variables.lower, variables.upper, strict=True)
-        }
+        self._distributions = distributions_of(variables)
         self._begin()
 
     def info(self) -> dict[str, float]:
@@ -74,7 +71,7 @@ class OptunaDriver(Driver):
 
     def _begin(self) -> None:
         """An empty study."""
-        with _quiet():
+        with quiet():
             self._study = optuna.create_study(
                 storage=optuna.storages.InMemoryStorage(), directions=["minimize"] * max(1, len(self._tasks))
             )
@@ -84,35 +81,44 @@ class OptunaDriver(Driver):
         self._asked: tuple[Vector, Trial | None] = (self.variables.start, None)
 
     def _ask(self) -> list[Candidate]:
+        vector = self._propose(self.generation)
+        return [self.candidate(vector, needs=frozenset({"value", "per_task"} if self._tasks else {"value"}))]
+
+    def _propose(self, number: int) -> Vector:
+        """The vector of a trial, by how many were begun before it."""
         trial: Trial | None = None
-        if self.generation < len(self._given):
-            vector = self._given[self.generation]
+        if number < len(self._given):
+            vector = self._given[number]
         else:
-            with _quiet():
+            with quiet():
                 self._study.sampler = make_sampler(
                     self.config,
                     self._distributions,
                     seed=self.seed,
-                    trial=self.generation,
+                    trial=number,
                     first=len(self._given),
                     tasks=len(self._tasks),
                 )
                 trial = self._study.ask(self._distributions)
-            vector = self.variables.project([trial.params[name] for name in self.variables.names])
+            vector = vector_of(self.variables, trial.params)
         self._asked = (vector, trial)
-        return [self.candidate(vector, needs=frozenset({"value", "per_task"} if self._tasks else {"value"}))]
+        return vector
+
+    def _close_trial(self) -> None:
+        """Samplers look past failed trials; what counts is added as a resumed run would add it."""
+        trial = self._asked[1]
+        if trial is not None:
+            with quiet():
+                self._study.tell(trial, state=TrialState.FAIL)
 
     def _tell(self, evaluations: list[Evaluation]) -> None:
-        vector, trial = self._asked
-        if trial is not None:  # samplers look past failed trials; what counts is added as a resumed run would add it
-            with _quiet():
-                self._study.tell(trial, state=TrialState.FAIL)
+        self._close_trial()
         for evaluation in evaluations:
-            self._add(vector, float(evaluation.value), task_parts(evaluation, self._tasks))
+            self._add(self._asked[0], float(evaluation.value), task_parts(evaluation, self._tasks))
 
     def _add(self, vector: Vector, value: float, parts: list[float]) -> None:
-        params = dict(zip(self.variables.names, vector.tolist(), strict=True))
-        with _quiet():
+        params = params_of(self.variables, vector)
+        with quiet():
             self._study.add_trial(
                 create_trial(params=params, distributions=self._distributions, values=parts or [value])
             )
@@ -135,16 +141,3 @@ class OptunaDriver(Driver):
         told = cast(Vector, state["parts"]).tolist() if self._tasks else [[]] * len(values)
         for vector, value, parts in zip(vectors, values, told, strict=True):
             self._add(self.variables.project(vector), float(value), parts)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna without its log of trials and its notes on experimental arguments; the user's settings come back."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
@@ -57,7 +57,7 @@ def make_sampler(
 
     Args:
         config: Which sampler, and its settings.
-        distributions: Every variable's, as the study is asked for them; floats.
+        distributions: Every variable's, as the study is asked for them.
         seed: The run's; it is not changed.
         trial: The trial's number, from 1; 0 is the start.
         first: How many trials are given (the start and the known recipes): they do not count as startup.
@@ -100,19 +100,15 @@ class SobolSampler(BaseSampler):
         self.seed = seed
         self.index = index
 
-    def point(self) -> dict[str, float]:
-        """Variable -> its value."""
+    def point(self) -> dict[str, Any]:
+        """Variable -> its value; whole numbers and choices have equal shares of the coordinate."""
         from scipy.stats import qmc
 
         engine = qmc.Sobol(len(self.distributions), scramble=True, rng=np.random.default_rng(self.seed))
         if self.index:
             engine.fast_forward(self.index)
         shares = engine.random(1)[0].tolist()
-        boxes = cast("Mapping[str, FloatDistribution]", self.distributions)
-        return {
-            name: box.low + share * (box.high - box.low)
-            for share, (name, box) in zip(shares, boxes.items(), strict=True)
-        }
+        return {name: _at(share, box) for share, (name, box) in zip(shares, self.distributions.items(), strict=True)}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All variables, at once."""
@@ -129,6 +125,16 @@ class SobolSampler(BaseSampler):
     ) -> Any:
         """Not reached, as every variable is in the point."""
         raise NotImplementedError(f"{param_name} is no coordinate of the sequence")
+
+
+def _at(share: float, box: BaseDistribution) -> Any:
+    """The value that lies at a share, 0 up to (not with) 1, of a distribution."""
+    if isinstance(box, CategoricalDistribution):
+        return box.choices[int(share * len(box.choices))]
+    if isinstance(box, IntDistribution):
+        return box.low + int(share * (box.high - box.low + 1))
+    assert isinstance(box, FloatDistribution), "variables have no other distribution"
+    return box.low + share * (box.high - box.low)
 
 
 def _number(seed: np.random.SeedSequence) -> int:
