@@ -44,6 +44,9 @@ class NaturalNichesDriver(Driver):
     they have. Where nobody gives costs per example, the value is the one resource: score = 1 / (1 + exp(value)). An
     evaluation without costs among others that have them has failed, and does not enter the archive.
 
+    Variables that take whole numbers go along a straight line instead of the arc and are rounded, and their noise is
+    ``mutation`` times the width of their range; they have no part in the angle.
+
     The angle of `slerp` is that of the two vectors of coefficients: the angle of the merged task vectors where those
     of the experts have equal lengths and are orthogonal, which they nearly are.
 
@@ -64,6 +67,7 @@ class NaturalNichesDriver(Driver):
     """
 
     name: ClassVar[str] = "natural-niches"
+    takes_integers: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -77,6 +81,8 @@ class NaturalNichesDriver(Driver):
         super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
         self.config = config
         self._groups = group_numbers(variables.names)
+        self._whole = np.zeros(len(variables), dtype=np.bool_) if variables.integer is None else variables.integer
+        self._widths = np.where(self._whole, variables.upper - variables.lower, 1.0)  # of a unit of mutation
         known = variables.known[: config.known]
         self._seeds = _distinct([variables.start, *one_hots(variables), *known])
         self._archive = Archive(config.archive, config.alpha)
@@ -132,10 +138,18 @@ class NaturalNichesDriver(Driver):
         parents = archive.vectors[first], archive.vectors[_roulette(wanted, generator)]
         split = int(generator.integers(self._groups[-1] + 1)) if config.split else 0
         ratio = float(generator.random())
-        child = np.where(self._groups < split, slerp(*parents, ratio), slerp(*parents, 1.0 - ratio))
+        child = np.where(self._groups < split, self._between(*parents, ratio), self._between(*parents, 1.0 - ratio))
         if config.mutation:
-            child = child + config.mutation * generator.standard_normal(len(child))
+            child = child + config.mutation * generator.standard_normal(len(child)) * self._widths
         return self.variables.project(child)
+
+    def _between(self, first: Vector, second: Vector, ratio: float) -> Vector:
+        """`slerp` of what is continuous, and the straight line of what is not."""
+        if not self._whole.any():
+            return slerp(first, second, ratio)
+        arc = slerp(np.where(self._whole, 0.0, first), np.where(self._whole, 0.0, second), ratio)
+        mixed: Vector = np.where(self._whole, (1.0 - ratio) * first + ratio * second, arc)
+        return mixed
 
     def _state(self) -> State:
         archive = self._archive
