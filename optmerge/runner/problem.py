@@ -248,6 +248,7 @@ def open_problem(
         untouched=deltas.untouched(),
         shapes=family.parameters,
         magnitudes=deltas.magnitudes() if config.space.granularity == "chunk-wise" else None,
+        lanes={direction.name: direction.lane for direction in wanted},
     )
     check_regularisers(objective, space)
     require_dimension(config.driver.name, space.dimension)
