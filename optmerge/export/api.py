@@ -20,6 +20,7 @@ from optmerge.errors import ExportError, RecipeError, did_you_mean
 from optmerge.export import EXPORTERS
 from optmerge.export.base import require_new_folder
 from optmerge.export.checkpoint import CheckpointExporter, Written, merged_tensors
+from optmerge.export.front import pick
 from optmerge.merging.merge import completed
 from optmerge.merging.recipe import Recipe, open_recipe
 from optmerge.records import Progress
@@ -135,6 +136,7 @@ def export(
     format: str,
     to: Path | str,
     *,
+    weights: Mapping[str, float] | None = None,
     relative_to: Path | None = None,
     check_hashes: bool = True,
     allow_pickle: bool = False,
@@ -146,6 +148,8 @@ def export(
         recipe: A recipe, its file, or the folder of a run (its best recipe, with its scores).
         format: ``checkpoint``, ``mergekit`` or ``coefficients``.
         to: The folder or file to write; nothing is overwritten.
+        weights: Task -> how much it matters: instead of the best recipe of a run, that of its front with the lowest
+            weighted sum of select values (`optmerge.export.front.pick`).
         relative_to: See `merge`.
         check_hashes: See `merge`.
         allow_pickle: See `merge`.
@@ -158,14 +162,21 @@ def export(
         ExportError: The format is unknown or cannot express the recipe (the message says what can), or ``to`` is taken.
         RecipeError: See `merge`.
         ModelError: See `merge`.
-        RunError: The disk refuses.
+        ConfigError: The weights fit no front.
+        RunError: The disk refuses, or there is no front.
     """
     if format not in EXPORTERS:
         raise ExportError(
             f"There is no export format {format!r}; the formats are {', '.join(EXPORTERS)}."
             + did_you_mean(format, EXPORTERS)
         )
-    loaded, start, result = _load(recipe, relative_to)
+    if weights is None:
+        loaded, start, result = _load(recipe, relative_to)
+    else:
+        if isinstance(recipe, Recipe):
+            raise ExportError("Weights pick a recipe from a run's front; give the folder of a run.")
+        picked = pick(Path(recipe), weights)
+        (loaded, start, _), result = _load(picked.recipe, relative_to), picked.result
     exporter = EXPORTERS[format]()
     family = None
     if exporter.needs_models:
