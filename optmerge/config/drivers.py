@@ -99,4 +99,5 @@ DRIVER_CONFIGS: dict[str, type[Strict]] = {
 }
 # these follow the gradient of the objective
 GRADIENT_DRIVERS = frozenset({"adam", "adamw", "sgd", "lbfgs", "levenberg-marquardt"})
+CURVATURE_DRIVERS = frozenset({"levenberg-marquardt"})  # and these its Gauss-Newton matrix
 NO_GRADIENT_DRIVERS = tuple(name for name in DRIVER_CONFIGS if name not in GRADIENT_DRIVERS)

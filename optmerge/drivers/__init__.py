@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from optmerge.config.base import Strict
+from optmerge.config.drivers import CURVATURE_DRIVERS
 from optmerge.drivers.base import Driver, Variables
 from optmerge.errors import ConfigError, did_you_mean
 
@@ -55,9 +56,9 @@ def require_dimension(name: str, dimension: int) -> None:
     Raises:
         ConfigError: There are more than `MOST_VARIABLES`.
     """
-    if name == "levenberg-marquardt" and dimension > MOST_CURVATURE:
+    if name in CURVATURE_DRIVERS and dimension > MOST_CURVATURE:
         raise ConfigError(
-            f"The search space has {dimension:,} variables, and the driver levenberg-marquardt takes at most "
+            f"The search space has {dimension:,} variables, and the driver {name} takes at most "
             f"{MOST_CURVATURE}: every step takes a forward pass over the fit split for each of them. Use adam, or a "
             "coarser space such as task-wise or layer-wise."
         )
@@ -81,9 +82,9 @@ def make_driver(
     """The driver that ``config`` names, at its start; see `optmerge.drivers.base.Driver` for the arguments."""
     name: str = getattr(config, "name", type(config).__name__)
     require_dimension(name, len(variables))
-    if name == "levenberg-marquardt" and budget is not None and budget <= len(variables):
+    if name in CURVATURE_DRIVERS and budget is not None and budget <= len(variables):
         raise ConfigError(
-            f"budget.evaluations is {budget}, and one step of levenberg-marquardt over {len(variables)} variables "
+            f"budget.evaluations is {budget}, and one step of {name} over {len(variables)} variables "
             f"counts {len(variables) + 1}: its Jacobian judges a neighbour along each. Allow some ten steps "
             f"({10 * (len(variables) + 1)}), or use adam."
         )

@@ -29,6 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from optmerge.config.drivers import CURVATURE_DRIVERS
 from optmerge.errors import ConfigError
 from optmerge.objective.curvature import Metric, metric_of
 from optmerge.records import SplitName, Vector
@@ -59,7 +60,7 @@ def require_curvature(driver: str, objective: Objective) -> None:
         ConfigError: A term's value is not a mean over examples.
     """
     without = [term.name for term in objective.terms if term.summary]
-    if driver == "levenberg-marquardt" and without:
+    if driver in CURVATURE_DRIVERS and without:
         raise ConfigError(
             f"driver is {driver}, whose matrix is a sum over examples, and the objective's {' and '.join(without)} is "
             "a function of means over all of them. Use the driver lbfgs or adam, or terms such as expert-kl."

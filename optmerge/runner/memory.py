@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from optmerge.config.amounts import amount_bytes
-from optmerge.config.drivers import GRADIENT_DRIVERS
+from optmerge.config.drivers import CURVATURE_DRIVERS, GRADIENT_DRIVERS
 from optmerge.config.methods import INPUT_METHODS
 from optmerge.config.schema import SearchConfig
 from optmerge.merging.engine import Form
@@ -32,6 +32,7 @@ from optmerge.merging.writing import LOW_RANK_CHUNK, Workspace
 from optmerge.models.resident import ResidentModel
 from optmerge.objective.objective import Objective
 from optmerge.objective.teacher import Keep
+from optmerge.runner.curvature import BLOCK
 from optmerge.runner.simulation import META, Passes
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def plan_memory(
         "buffers": _buffer_bytes(family, device, dtype),
         "coefficients": _coefficient_bytes(config, space),
     }
+    if config.driver.name in CURVATURE_DRIVERS:
+        common["features"] = 2 * BLOCK  # of all variables, and where they are made
     form: Form | None = "accumulate" if gradient else None
     notes: list[str] = []
     try:
@@ -191,7 +194,9 @@ def _hidden_size(config: PreTrainedConfig) -> int:
 
 
 def recorded_bytes(config: SearchConfig, space: SearchSpace) -> int:
-    """What one evaluation leaves behind: its vector, and its gradient where the driver needs one."""
+    """What one evaluation leaves behind: its vector, and its gradient and curvature where the driver needs them."""
+    if config.driver.name in CURVATURE_DRIVERS:  # a step counts d + 1 evaluations
+        return 8 * space.dimension * (2 + space.dimension) // (1 + space.dimension)
     return 8 * space.dimension * (2 if config.driver.name in GRADIENT_DRIVERS else 1)
 
 

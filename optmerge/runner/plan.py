@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from optmerge.config.drivers import GRADIENT_DRIVERS
+from optmerge.config.drivers import CURVATURE_DRIVERS, GRADIENT_DRIVERS
 from optmerge.config.schema import SearchConfig
 from optmerge.drivers import require_dimension
 from optmerge.merging import kernels
@@ -134,7 +134,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         baselines += form_count(config.space.granularity) * len(config.baselines.closed_form_ridge)
     memory = plan_memory(config, family, known, space, calibration, device, dtype)
     sizes = calibration.fit_sizes()
-    seconds = _seconds(config, family, device, dtype, tokens, baselines, sizes, two_passes=objective.two_passes)
+    seconds = _seconds(config, family, device, dtype, tokens, baselines, sizes, space.dimension, two_passes=objective.two_passes)
     return Plan(
         dimension=space.dimension,
         groups=groups,
@@ -168,6 +168,7 @@ def _seconds(
     tokens: dict[SplitName, int],
     baselines: int,
     fit_sizes: dict[str, int],
+    dimension: int,
     *,
     two_passes: bool,
 ) -> dict[str, float]:
@@ -183,12 +184,11 @@ def _seconds(
     batch = getattr(config.driver, "batch", None)
     if batch is not None:
         share = sum(min(batch, size) for size in fit_sizes.values()) / sum(fit_sizes.values())
-    parts = getattr(config.driver, "micro_batches", None)
-    if parts is not None:  # a trial is judged as a whole and in parts
-        share = 2.0 / (1 + min([parts, *fit_sizes.values()]))
     passes = 1.0
     if config.driver.name in GRADIENT_DRIVERS:  # a pass back costs two forward ones
         passes += 2.0 + config.checkpointing + two_passes
+    if config.driver.name in CURVATURE_DRIVERS:  # a step is judged at d + 1 more points, and counts as d + 1 evaluations
+        passes = (passes + dimension + 1) / (dimension + 1)
     evaluation = forward["fit"] * share * passes
     result = {
         "teachers": sum(forward.values()),
@@ -261,5 +261,10 @@ def _warnings(config: SearchConfig, dimension: int, fit_sizes: dict[str, int]) -
         warnings.append(
             f"{budget} evaluations for {dimension} variables is close to random search for {config.driver.name}; "
             "use adam, a coarser space, or a larger budget."
+        )
+    if config.driver.name in CURVATURE_DRIVERS and budget is not None and budget < 10 * (dimension + 1):
+        warnings.append(
+            f"{budget} evaluations are {budget // (dimension + 1)} steps of {config.driver.name}, each of which counts "
+            f"{dimension + 1}; allow ten steps ({10 * (dimension + 1)}) or more, or use adam."
         )
     return warnings
