@@ -134,7 +134,9 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         baselines += form_count(config.space.granularity) * len(config.baselines.closed_form_ridge)
     memory = plan_memory(config, family, known, space, calibration, device, dtype)
     sizes = calibration.fit_sizes()
-    seconds = _seconds(config, family, device, dtype, tokens, baselines, sizes, space.dimension, two_passes=objective.two_passes)
+    seconds = _seconds(
+        config, family, device, dtype, tokens, baselines, sizes, space.dimension, two_passes=objective.two_passes
+    )
     return Plan(
         dimension=space.dimension,
         groups=groups,
@@ -187,7 +189,7 @@ def _seconds(
     passes = 1.0
     if config.driver.name in GRADIENT_DRIVERS:  # a pass back costs two forward ones
         passes += 2.0 + config.checkpointing + two_passes
-    if config.driver.name in CURVATURE_DRIVERS:  # a step is judged at d + 1 more points, and counts as d + 1 evaluations
+    if config.driver.name in CURVATURE_DRIVERS:  # d + 1 more points are judged, and as many evaluations counted
         passes = (passes + dimension + 1) / (dimension + 1)
     evaluation = forward["fit"] * share * passes
     result = {

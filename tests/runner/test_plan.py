@@ -166,6 +166,18 @@ def test_the_time_of_an_evaluation_counts_its_passes(
     assert plan(settings(**changes), tmp_path).seconds["one evaluation"] == pytest.approx(passes * forward)
 
 
+def test_a_step_with_curvature_is_shared_out_over_the_evaluations_that_it_counts(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "_product_rate", lambda *_: 1e9)
+    forward = plan(settings(driver="cma"), tmp_path).seconds["one evaluation"]
+    made = plan(settings(driver="levenberg-marquardt", budget={"evaluations": 20}), tmp_path)
+    d = made.dimension
+    assert made.seconds["one evaluation"] * (d + 1) == pytest.approx((d + 1 + 3) * forward)
+    assert made.memory["features"] > 0
+    assert any(f"which counts {d + 1}; allow ten steps ({10 * (d + 1)})" in note for note in made.warnings)
+
+
 def test_fewer_tokens_are_no_advice_where_methods_take_the_memory(settings: Settings, tmp_path: Path) -> None:
     short = plan(settings(memory="1MB", directions=["experts", "iso-c"]), tmp_path)
     (advice,) = [note for note in short.warnings if "would help" in note]
