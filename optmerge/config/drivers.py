@@ -42,6 +42,22 @@ class OptunaConfig(Strict):
         "needs multivariate",
     )
     known: int = Field(3, ge=0, description="the best baselines inside the space that are the first trials")
+    pruner: Literal["none", "wilcoxon", "successive-halving"] = Field(
+        "none",
+        description="whether a trial sees few examples first and is dropped there: wilcoxon compares its examples with "
+        "the best trial's by a signed-rank test (needs scipy), successive-halving its value with other trials' on as "
+        "many examples; an evaluation on a share of the examples counts as that share",
+    )
+    rungs: int = Field(
+        3, ge=2, description="with a pruner, how many subsets of the examples a trial sees, the last all"
+    )
+    reduction: int = Field(
+        4,
+        ge=2,
+        description="with a pruner, how many times as many examples each rung has as the one before; of the trials at "
+        "a rung, successive-halving keeps one in so many",
+    )
+    p_value: float = Field(0.1, gt=0, lt=1, description="below which wilcoxon is sure that a trial is worse")
     storage: StorageUrl | None = Field(
         None,
         description="a database whose study several machines work on together, each in a run of its own: "
@@ -73,6 +89,9 @@ class OptunaConfig(Strict):
             raise ValueError("study names a study of a storage, and there is none; give storage, or leave study out")
         if self.storage is not None and self.sampler in ("nsga2", "nsga3", "motpe"):
             raise ValueError(f"{self.sampler} works on a study of its own; leave storage out, or take another sampler")
+        if self.pruner != "none" and (self.storage is not None or self.sampler in ("nsga2", "nsga3", "motpe")):
+            other = "a storage" if self.storage is not None else self.sampler
+            raise ValueError(f"pruner {self.pruner} compares one value within one run; leave it out, or {other}")
         return self
 
 

@@ -33,7 +33,7 @@ DRIVERS: dict[str, str] = {
 MOST_VARIABLES = {"cma": 20_000, "optuna": 5_000, "natural-niches": 20_000}
 MOST_CURVATURE = 100  # variables of a driver that solves for a matrix of all of them
 
-__all__ = ["DRIVERS", "Driver", "Variables", "driver_class", "make_driver", "require_dimension"]
+__all__ = ["DRIVERS", "Driver", "Variables", "driver_class", "driver_type", "make_driver", "require_dimension"]
 
 
 def driver_class(name: str) -> type[Driver]:
@@ -48,6 +48,20 @@ def driver_class(name: str) -> type[Driver]:
     module, _, attribute = DRIVERS[name].partition(":")
     found: type[Driver] = getattr(importlib.import_module(module), attribute)
     return found
+
+
+def driver_type(config: Strict) -> type[Driver]:
+    """The class that ``config`` needs: that of its name, or for Optuna the one for a shared study or with a pruner."""
+    name: str = getattr(config, "name", type(config).__name__)
+    if getattr(config, "storage", None) is not None:
+        from optmerge.drivers.shared_study import SharedStudyDriver
+
+        return SharedStudyDriver
+    if getattr(config, "pruner", "none") != "none":
+        from optmerge.drivers.pruned_optuna import PrunedOptunaDriver
+
+        return PrunedOptunaDriver
+    return driver_class(name)
 
 
 def require_dimension(name: str, dimension: int) -> None:
@@ -88,9 +102,4 @@ def make_driver(
             f"counts {len(variables) + 1}: its Jacobian judges a neighbour along each. Allow some ten steps "
             f"({10 * (len(variables) + 1)}), or use adam."
         )
-    kind = driver_class(name)
-    if getattr(config, "storage", None) is not None:
-        from optmerge.drivers.shared_study import SharedStudyDriver
-
-        kind = SharedStudyDriver
-    return kind(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
+    return driver_type(config)(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)

@@ -272,9 +272,10 @@ class Driver(ABC):
         *,
         needs: frozenset[Need] = frozenset({"value"}),
         examples: Mapping[str, tuple[int, ...]] | None = None,
+        rung: bool = False,
     ) -> Candidate:
         """A candidate at ``vector``, projected to bounds (a rounding error outside them is enough to matter)."""
-        return Candidate(self.variables.project(vector), needs, examples)
+        return Candidate(self.variables.project(vector), needs, examples, rung)
 
     @abstractmethod
     def _ask(self) -> list[Candidate]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import numpy as np
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import fail_stale_trials
 from optuna.study import Study
@@ -32,6 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optmerge.config.drivers import OptunaConfig
 from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.distributions import distributions_of, params_of, vector_of
 from optmerge.drivers.samplers import check_sampler, make_sampler
 from optmerge.drivers.state import State
 from optmerge.drivers.study_storage import (
@@ -72,6 +73,7 @@ class SharedStudyDriver(Driver):
     """
 
     name: ClassVar[str] = "optuna"
+    takes_integers: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -86,14 +88,13 @@ class SharedStudyDriver(Driver):
         self.config = config
         check_sampler(config, len(variables))
         given = [variables.start, *variables.known[: config.known]]
-        self._distributions: dict[str, BaseDistribution] = {
-            name: FloatDistribution(float(low), float(high))
-            for name, low, high in zip(variables.names, variables.lower, variables.upper, strict=True)
-        }
+        self._distributions = distributions_of(variables)
         self._storage = open_storage(config)
         with reachable(config):
             self._study = join_study(self._storage, config, variables)
-        self._study.sampler = NumberedSampler(config, self._distributions, seed=seed, given=given)
+        self._study.sampler = NumberedSampler(
+            config, self._distributions, seed=seed, given=[params_of(variables, vector) for vector in given]
+        )
         self._process = f"{platform.node()}:{os.getpid()}"
         self._recalled: Record | None = None
         self._taken: _Taken | None = None
@@ -151,7 +152,7 @@ class SharedStudyDriver(Driver):
             pulse = Pulse(self._storage, trial._trial_id)
             trial.set_user_attr(PROCESS, self._process)
             rank = sum(other.number < trial.number and not given_up(other) for other in self._trials())
-            vector = self.variables.project([trial.params[name] for name in self.variables.names])
+            vector = vector_of(self.variables, trial.params)
             if self.budget is not None and rank >= self.budget:
                 pulse.stop()
                 give_up(self._storage, self._study, self._frozen(trial.number), again=False)
@@ -222,7 +223,7 @@ class NumberedSampler(BaseSampler):
         config: Which sampler, and its settings.
         distributions: Every variable's.
         seed: The run's; processes may have the same.
-        given: The vectors of the first trials, within bounds.
+        given: The first trials, variable -> value.
     """
 
     def __init__(
@@ -231,7 +232,7 @@ class NumberedSampler(BaseSampler):
         distributions: Mapping[str, BaseDistribution],
         *,
         seed: np.random.SeedSequence,
-        given: Sequence[Vector],
+        given: Sequence[Mapping[str, Any]],
     ) -> None:
         self.config = config
         self.distributions = dict(distributions)
@@ -247,7 +248,7 @@ class NumberedSampler(BaseSampler):
     ) -> dict[str, Any]:
         """A given vector, or what the trial's own sampler proposes; those of a trial tried again are kept by Optuna."""
         if original(trial) < len(self.given):
-            return dict(zip(self.distributions, self.given[original(trial)].tolist(), strict=True))
+            return dict(self.given[original(trial)])
         sampler = make_sampler(
             self.config, self.distributions, seed=self.seed, trial=trial.number, first=len(self.given)
         )

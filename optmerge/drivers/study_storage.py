@@ -19,7 +19,6 @@ import json
 import logging
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from optmerge.config.drivers import OptunaConfig
 from optmerge.config.storage_url import opened_url
 from optmerge.drivers.base import Variables
+from optmerge.drivers.optuna_quiet import quiet
 from optmerge.errors import ConfigError, RunInterrupted
 
 if TYPE_CHECKING:
@@ -201,20 +201,6 @@ def reachable(config: OptunaConfig) -> Iterator[None]:
         raise RunInterrupted(
             f"the study's storage ({config.storage}) does not answer any more: {_reason(problem)}"
         ) from None
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Optuna without its log of trials and its notes on what is experimental; the user's settings come back."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used with")
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
 
 
 def _digest(variables: Variables) -> str:

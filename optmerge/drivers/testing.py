@@ -56,7 +56,8 @@ def quadratic(candidate: Candidate) -> Evaluation:
     """
     offset = candidate.vector - optimum(len(candidate.vector))
     value = math.fsum(offset**2) / len(offset)
-    costs = {task: {OBJECTIVE: np.resize(offset**2, size)} for task, size in FIT_SIZES.items()}
+    looked = candidate.examples or {task: range(size) for task, size in FIT_SIZES.items()}
+    costs = {task: {OBJECTIVE: np.resize(offset**2, FIT_SIZES[task])[list(at)]} for task, at in looked.items()}
     wanted = costs if "per_example" in candidate.needs else None
     matrix = 2 / len(offset) * np.eye(len(offset)) if "jacobian" in candidate.needs else None
     gradient = 2 * offset / len(offset)

@@ -14,7 +14,7 @@ from optmerge.config.base import Strict
 from optmerge.config.drivers import DRIVER_CONFIGS, AdamConfig, AdamWConfig, CmaConfig, OptunaConfig, SgdConfig
 from optmerge.config.gradient_drivers import LbfgsConfig, LevenbergMarquardtConfig
 from optmerge.config.natural_niches import NaturalNichesConfig
-from optmerge.drivers import DRIVERS, driver_class
+from optmerge.drivers import DRIVERS, driver_class, driver_type
 from optmerge.drivers.base import Driver, Variables
 from optmerge.drivers.testing import CHECKS, Maker
 
@@ -40,6 +40,8 @@ VARIANTS: dict[str, Strict] = {
     "optuna-gp": OptunaConfig(sampler="gp", startup=66),  # a fit takes a second; tests/drivers/test_optuna.py has more
     "optuna-random": OptunaConfig(sampler="random"),
     "optuna-sobol": OptunaConfig(sampler="sobol"),
+    "optuna-wilcoxon": OptunaConfig(pruner="wilcoxon", startup=5, rungs=2),
+    "optuna-halving": OptunaConfig(pruner="successive-halving", startup=5, reduction=2),
     "optuna-nsga2": OptunaConfig(sampler="nsga2", population=8),
     "optuna-nsga3": OptunaConfig(sampler="nsga3", population=8),
     "optuna-motpe": OptunaConfig(sampler="motpe", startup=5),
@@ -50,7 +52,7 @@ VARIANTS: dict[str, Strict] = {
 
 
 def maker(config: Strict, *, knowing: bool = False) -> Maker:
-    make = functools.partial(driver_class(config.name), config)
+    make = functools.partial(driver_type(config), config)
 
     def make_knowing(variables: Variables, **others: Any) -> Driver:
         points = (variables.lower + share * (variables.upper - variables.lower) for share in (0.5, 0.3))
