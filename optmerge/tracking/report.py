@@ -16,6 +16,8 @@ from optmerge.config.objectives import LABELLED_TERMS
 from optmerge.records import Record
 from optmerge.runner.alarms import raised_alarms
 from optmerge.tracking.evidence_plots import results_figure, signals_figure
+from optmerge.tracking.front import hypervolume_curve, open_front
+from optmerge.tracking.front_plots import front_figure, hypervolume_figure
 from optmerge.tracking.markdown import number, ranged, signed, table
 from optmerge.tracking.plots import heat_map_figure, save_figure, trajectory_figure
 from optmerge.tracking.signals import curves
@@ -24,6 +26,7 @@ from optmerge.tracking.verdict import answer
 from optmerge.tracking.view import Row, RunView
 
 TRAJECTORY, COEFFICIENTS, RESULTS, SIGNALS = "trajectory.png", "coefficients.png", "results.png", "signals.png"
+FRONT, HYPERVOLUME = "front.png", "hypervolume.png"
 _MOST_ERRORS = 3
 
 
@@ -47,6 +50,13 @@ def write_report(folder: Path) -> Path:
     if view.coefficients is not None:
         save_figure(heat_map_figure(view.coefficients), folder / COEFFICIENTS)
         pictures.append(COEFFICIENTS)
+    front, curve = open_front(view), hypervolume_curve(view)
+    if front is not None:
+        save_figure(front_figure(front), folder / FRONT)
+        pictures.append(FRONT)
+    if curve is not None:
+        save_figure(hypervolume_figure(curve), folder / HYPERVOLUME)
+        pictures.append(HYPERVOLUME)
     path = folder / "report.md"
     atomic_write(path, render_report(view, pictures=pictures))
     return path
@@ -80,6 +90,7 @@ def render_report(view: RunView, *, pictures: Sequence[str] = ()) -> str:
         _comparisons(view),
         _finalists(view),
         _pictures(view, pictures),
+        _front(view, pictures),
         _searched(view),
         _data(view),
         _cost(view),
@@ -216,6 +227,24 @@ def _pictures(view: RunView, pictures: Sequence[str]) -> list[str]:
     if COEFFICIENTS in pictures:
         title = "Best coefficients" if view.status == "finished" else "Best coefficients so far"
         parts += [f"## {title}", f"![Coefficients by tensor group and direction]({COEFFICIENTS})"]
+    return parts
+
+
+def _front(view: RunView, pictures: Sequence[str]) -> list[str]:
+    front = open_front(view)
+    if front is None or FRONT not in pictures:
+        return []
+    parts = ["## The front", front.markdown().strip(), f"![The merges of the front, task by task]({FRONT})"]
+    if HYPERVOLUME in pictures:
+        parts += [
+            "Hypervolume is the share of the space between the base and the best value of each task that the "
+            f"candidates' values on {front.split} dominate; it stays at zero until a merge is better than the base on "
+            "every task.",
+            f"![Hypervolume against evaluations]({HYPERVOLUME})",
+        ]
+    if front.final:
+        weights = ",".join(f"{task}={len(front.tasks) - place}" for place, task in enumerate(front.tasks))
+        parts.append(f"`optmerge export RUN --weights {weights}` takes the one with the lowest weighted sum on select.")
     return parts
 
 

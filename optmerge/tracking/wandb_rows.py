@@ -94,7 +94,10 @@ class RowMaker:
         return {f"baseline/{record.split}/value": record.value, **_metrics(f"baseline/{record.split}", record)}
 
     def _report(self, record: Record) -> Mapping[str, Value | None]:
-        rank = (record.name or "").partition(":")[2]  # of a finalist that select did not put first
+        kind, _, rank = (record.name or "").partition(":")  # of a finalist that select did not put first, or the front
+        if kind == "front":
+            parts = {f"front/{rank}/{record.split}/task/{task}": value for task, value in record.per_task.items()}
+            return {**parts, **_metrics(f"front/{rank}/{record.split}", record)}
         if record.split == "select":
             return {}  # scored again for its examples; the same value is there already
         if rank:
