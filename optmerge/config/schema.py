@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
 
 from optmerge.config.alarms import AlarmsConfig
 from optmerge.config.amounts import amount_bytes
@@ -299,7 +299,7 @@ class SearchConfig(Strict):
         stage = self.stages[number]
         changes: dict[str, Any] = {"driver": stage.driver, "schedule": None}
         if stage.granularity is not None:
-            changes["space"] = self.space.model_copy(update={"granularity": stage.granularity})
+            changes["space"] = self.space.at_granularity(stage.granularity)
         if stage.objective is not None:
             changes["objective"] = stage.objective
         return self.model_copy(update=changes)
@@ -308,6 +308,12 @@ class SearchConfig(Strict):
     def _names_agree(self) -> Self:
         unused = {"driver"} if self.schedule is not None and "driver" not in self.model_fields_set else None
         problems = name_problems(self.model_dump(exclude=unused))
+        for number in range(len(self.stages)):
+            try:
+                self.at_stage(number)
+            except ValidationError as error:
+                reason = error.errors()[0]
+                problems.append(f"schedule.{number}.granularity: {reason.get('ctx', {}).get('error', reason['msg'])}.")
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -74,6 +74,17 @@ class Engine:
         self._resident: Table | None = None  # what the parameters hold, but for those that are unknown
         self._unknown: set[str] = set()
 
+    def regrouped(self, group_of: Mapping[str, int], cuts: Mapping[str, Cut] | None = None) -> Engine:
+        """An engine for other groups of the same parameters, which shares all that is kept on the device.
+
+        This one's parameters are the other's to write from now on.
+        """
+        other = Engine(
+            self.parameters, self._segments_of, group_of, form=self.form, placement=self._placement, cuts=cuts
+        )
+        other.workspace, other._kept = self.workspace, self._kept
+        return other
+
     @property
     def num_groups(self) -> int:
         """Rows of the coefficient table."""

@@ -8,35 +8,50 @@ The report split never steers: that another finalist is better there is said, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from optmerge.records import Record
 from optmerge.runner.alarms import COLLAPSE
 from optmerge.runner.bootstrap import bootstrap, paired_bootstrap
 from optmerge.runner.result import Scored, interval_entry, mean_metric, of_metric
+from optmerge.runner.stages import judged_alike
 
 Lead = tuple[float, float, float]
 """How far select's choice leads on select, in units of the objective, and the ends of the interval."""
 
 
-def best_iterates(records: Sequence[Record], count: int, *, collapsed: bool = False) -> list[Record]:
+def best_iterates(
+    records: Sequence[Record],
+    count: int,
+    *,
+    collapsed: bool = False,
+    objectives: Sequence[Any] = (),
+    merge: Callable[[Record], object] = lambda record: record.vector_sha256,
+) -> list[Record]:
     """The ``count`` iterates with the lowest values on select, best first, the earliest of equals first.
 
     Args:
         records: Of a trajectory.
-        count: At most so many; vectors that are equal count once.
+        count: At most so many; merges that are equal count once.
         collapsed: Whether iterates that an alarm calls collapsed may be among them.
+        objectives: Of each stage of a schedule; only iterates that the last one's objective judged are compared.
+        merge: What two records of the same merge have in common; vectors of different search spaces can be one.
     """
     able = [
         record
         for record in records
         if record.phase == "select" and record.value is not None and (collapsed or COLLAPSE not in record.alarms)
     ]
-    distinct: dict[str | None, Record] = {}
+    if objectives:
+        alike = judged_alike(objectives, max((record.stage for record in able), default=0))
+        able = [record for record in able if record.stage in alike]
+    distinct: dict[object, Record] = {}
     for record in sorted(able, key=lambda record: (record.value, record.id)):
-        distinct.setdefault(record.vector_sha256, record)
-    return list(distinct.values())[:count]
+        if len(distinct) == count:
+            break
+        distinct.setdefault(merge(record), record)
+    return list(distinct.values())
 
 
 def make_finalists(

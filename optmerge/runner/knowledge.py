@@ -23,20 +23,23 @@ if TYPE_CHECKING:
     from optmerge.runner.problem import Problem
 
 
-def make_variables(problem: Problem, start: Vector, ranked: Iterable[Table]) -> Variables:
+def make_variables(
+    problem: Problem, start: Vector, ranked: Iterable[Table], *, curvature: Vector | None = None
+) -> Variables:
     """The variables of a problem's space, with what its driver asks for.
 
     Args:
         problem: Opened.
         start: float64[d], where the search begins.
         ranked: Coefficients [G, D] of baselines that the space reaches, the best first; all directions are columns.
+        curvature: float64[d], the mean squared gradient that an earlier stage of the schedule has recorded.
     """
     space, driver = problem.space, problem.config.driver
     norms: Vector | None = None
     if getattr(driver, "scale", "none") == "norms":
         norms = variable_norms(space, delta_norms(problem.engine, problem.columns))
     known = known_vectors(space, start, (table[:, problem.columns] for table in ranked), getattr(driver, "known", 0))
-    return Variables(space.names, space.lower, space.upper, start, norms=norms, known=known)
+    return Variables(space.names, space.lower, space.upper, start, norms=norms, known=known, curvature=curvature)
 
 
 def variable_norms(space: SearchSpace, norms: Table) -> Vector:

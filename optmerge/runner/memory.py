@@ -12,7 +12,7 @@ contracted one by one in every backward pass where they do not.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,8 @@ from optmerge.merging.recipe import Direction
 from optmerge.merging.statistics import BUDGET as GRAMS
 from optmerge.merging.writing import LOW_RANK_CHUNK, Workspace
 from optmerge.models.resident import ResidentModel
+from optmerge.objective.kept import Keep
 from optmerge.objective.objective import Objective
-from optmerge.objective.teacher import Keep
 from optmerge.runner.curvature import BLOCK
 from optmerge.runner.simulation import META, Passes
 
@@ -145,6 +145,14 @@ def plan_memory(
     return MemoryPlan(parts, mapped, budget, form, resident, base_resident, tuple(notes))
 
 
+def worst_plan(plans: Sequence[MemoryPlan]) -> MemoryPlan:
+    """The plan of a search from those of its stages: the one with the highest peak, and a form that all can have."""
+    worst = max(plans, key=lambda plan: plan.peak)
+    forms = {plan.form for plan in plans}
+    form: Form | None = "hooks" if "hooks" in forms else "accumulate" if "accumulate" in forms else None
+    return replace(worst, form=form)
+
+
 def memory_budget(text: str, device: torch.device) -> int:
     """Bytes that may be used: what the search file says, or with ``auto`` what is free now."""
     if text != "auto":
@@ -171,9 +179,7 @@ def teacher_bytes(
     for data in calibration.tasks.values():
         expert = family.configs[data.expert]
         classes = data.num_labels or int(getattr(expert, "vocab_size", 0) or 0)
-        columns = keep.columns(classes)
-        index = 2 if classes <= 1 << 15 else 4
-        per_row = 4 * columns + (0 if columns == classes else index * (columns - 1)) + 4  # then the likeliest class
+        per_row = keep.row_bytes(classes)
         per_place = keep.width(_hidden_size(expert)) * dtype.itemsize
         for name, split in data.splits.items():
             layers = len(keep.layers_on(name))

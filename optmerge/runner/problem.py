@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,13 +40,14 @@ from optmerge.models.resident import ResidentModel
 from optmerge.models.tokenizer import tokenizer_for
 from optmerge.objective.objective import Objective
 from optmerge.objective.outputs import Outputs
-from optmerge.records import Progress, SplitName, Vector
+from optmerge.records import Progress, Record, SplitName, Vector
 from optmerge.runner.curvature import require_curvature
 from optmerge.runner.embedding import base_embedder
 from optmerge.runner.forward import Forward
 from optmerge.runner.geometry import check_regularisers
 from optmerge.runner.heads import zero_shot_heads
-from optmerge.runner.memory import plan_memory
+from optmerge.runner.memory import plan_memory, worst_plan
+from optmerge.runner.stages import Stage, prolonged
 from optmerge.runner.statistics import GramStatistics
 from optmerge.runner.terms import absolute_terms, open_terms
 from optmerge.runner.unseen import unseen_notes
@@ -60,15 +61,18 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Problem:
-    """A search's models, data, space and objective.
+    """A search's models, data, space and objective, as they are in one stage of its schedule.
 
     Attributes:
+        config: The search as it is in this stage.
         directions: All directions that the engine knows: every expert, then whole methods and parts of one.
         columns: Where the space's directions stand among them.
         kept: What is kept on an accelerator, by name: "base" and directions.
         forward: Runs models on batches.
         reads: The tokenizer, or the image processor of models that see images.
         checkpointing: A context for gradient evaluations; None where activations are kept.
+        stages: All stages of the search, as they begin.
+        earlier: The search spaces of the stages before this one, as they began.
     """
 
     config: SearchConfig
@@ -87,11 +91,26 @@ class Problem:
     forward: Forward
     reads: PreTrainedTokenizerBase | ImageProcessor
     checkpointing: Checkpointing | None
+    stages: tuple[Stage, ...]
+    earlier: tuple[SearchSpace, ...] = ()
 
     def expand(self, vector: Vector) -> Table:
         """The space's vector as coefficients [G, D] over all directions."""
+        return self._over_all(self.space.decode(vector))
+
+    def expand_record(self, record: Record) -> Table:
+        """The vector of a record of this stage or an earlier one, as coefficients [G, D] over all directions."""
+        assert record.vector is not None, "baselines have no vector"
+        space = self.in_stage(record.stage).space
+        return self._over_all(prolonged(space.decode(record.vector), space, self.space))
+
+    def in_stage(self, number: int) -> Problem:
+        """This problem with the search space of this stage or an earlier one, to make recipes of its vectors."""
+        return self if number == len(self.earlier) else replace(self, space=self.earlier[number])
+
+    def _over_all(self, searched: Table) -> Table:
         table = np.zeros((self.space.num_rows, len(self.directions)))
-        table[:, self.columns] = self.space.decode(vector)
+        table[:, self.columns] = searched
         return table
 
     def column(self, name: str) -> int:
@@ -187,6 +206,14 @@ def absolute_references(config: SearchConfig, root: Path) -> SearchConfig:
             "text_model": config.text_model if config.text_model == "base" else model(config.text_model),
             "experts": {name: model(reference) for name, reference in config.experts.items()},
             "objective": absolute_terms(config.objective, root),
+            "schedule": None
+            if config.schedule is None
+            else [
+                stage
+                if stage.objective is None
+                else stage.model_copy(update={"objective": absolute_terms(stage.objective, root)})
+                for stage in config.schedule
+            ],
             "tasks": {name: spec.model_copy(update={"data": data(spec.data)}) for name, spec in config.tasks.items()},
         }
     )
@@ -210,8 +237,12 @@ def open_problem(
     Raises:
         UserError: Anything about the models, the data or the combination of settings that cannot work.
     """
-    objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
-    objective.require_gradient(config.driver.name)
+    stages = [config.at_stage(number) for number in range(len(config.stages))]
+    labelled = False
+    for stage in stages:
+        objective = Objective(stage.objective, list(config.tasks), dict.fromkeys(config.tasks))
+        objective.require_gradient(stage.driver.name)
+        labelled |= objective.labelled
     family = open_family(
         config.base,
         config.experts,
@@ -225,35 +256,46 @@ def open_problem(
     reads = input_reader(config, family, dtype)
     heads = zero_shot_heads(config, family, device)
     embed = base_embedder(config, family, device, dtype, progress)
-    calibration = load_tasks(config, family, reads, labelled=objective.labelled, embed=embed)
+    calibration = load_tasks(config, family, reads, labelled=labelled, embed=embed)
     del embed  # with the model that it opened, before another one is
     for note in calibration.notes:
         log.info("%s", note)
-    objective = Objective(
-        config.objective, list(config.tasks), {name: data.num_labels for name, data in calibration.tasks.items()}
-    )
-    require_curvature(config.driver.name, objective)
-    open_terms(objective, family, reads)
+    num_labels = {name: data.num_labels for name, data in calibration.tasks.items()}
     experts = list(family.experts)
     wanted = expand_directions(config.directions, experts, config.method)
     directions = known_directions(wanted, config.baselines.methods, experts)
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     statistics = GramStatistics(config, family, calibration, device=device, dtype=dtype)
     deltas = Deltas(family, directions, cache=cache_dir() / "directions", statistics=statistics)
-    names = [direction.name for direction in wanted]
-    space = build_space(
-        config.space,
-        roles,
-        names,
-        untouched=deltas.untouched(),
-        shapes=family.parameters,
-        magnitudes=deltas.magnitudes() if config.space.granularity == "chunk-wise" else None,
-        lanes={direction.name: direction.lane for direction in wanted},
+    opened: list[Stage] = []
+    for settings, stage in zip(config.stages, stages, strict=True):
+        before = opened[-1] if opened else None
+        if before is not None and stage.objective == before.config.objective:
+            objective = before.objective
+        else:
+            objective = Objective(stage.objective, list(config.tasks), num_labels)
+            open_terms(objective, family, reads)
+        require_curvature(stage.driver.name, objective)
+        if before is not None and stage.space == before.config.space:
+            space = before.space
+        else:
+            space = build_space(
+                stage.space,
+                roles,
+                [direction.name for direction in wanted],
+                untouched=deltas.untouched(),
+                shapes=family.parameters,
+                magnitudes=deltas.magnitudes() if stage.space.granularity == "chunk-wise" else None,
+                lanes={direction.name: direction.lane for direction in wanted},
+            )
+        check_regularisers(objective, space)
+        require_dimension(stage.driver.name, space.dimension)
+        opened.append(Stage(settings, stage, objective, space))
+    memory = worst_plan(
+        [plan_memory(s.config, family, directions, s.space, calibration, device, dtype) for s in opened]
     )
-    check_regularisers(objective, space)
-    require_dimension(config.driver.name, space.dimension)
-    memory = plan_memory(config, family, directions, space, calibration, device, dtype)
-    for note in [*memory.notes, *unseen_notes(family, space)]:
+    first = opened[0]
+    for note in [*memory.notes, *unseen_notes(family, first.space)]:
         log.warning("%s", note)
     resident = ResidentModel(family, device=device, dtype=dtype)
     if deltas.statistics_wanted:
@@ -265,20 +307,20 @@ def open_problem(
     engine = Engine(
         resident.parameters,
         deltas.segments,
-        space.row_of,
-        cuts=space.cuts,
+        first.space.row_of,
+        cuts=first.space.cuts,
         form=form or memory.form or "accumulate",
         placement=Placement("base" in kept, frozenset(columns.index(name) for name in kept if name != "base")),
     )
     return Problem(
-        config=config,
+        config=first.config,
         family=family,
         resident=resident,
         deltas=deltas,
         engine=engine,
         calibration=calibration,
-        objective=objective,
-        space=space,
+        objective=first.objective,
+        space=first.space,
         directions=directions,
         columns=[columns.index(direction.name) for direction in wanted],
         kept=tuple(kept),
@@ -287,6 +329,7 @@ def open_problem(
         forward=Forward(family, resident, {name: data.expert for name, data in calibration.tasks.items()}, heads),
         reads=reads,
         checkpointing=Checkpointing(map(resident.model_for, family.experts)) if config.checkpointing else None,
+        stages=tuple(opened),
     )
 
 

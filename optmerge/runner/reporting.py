@@ -12,12 +12,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from optmerge.drivers.base import Driver
 from optmerge.errors import RunFailed
 from optmerge.merging.coefficients import Table
-from optmerge.records import Evaluation, Phase, Record, SplitName
+from optmerge.records import Evaluation, Phase, Record, SplitName, vector_sha256
 from optmerge.runner.baselines import Baseline, CachedMeasurements
 from optmerge.runner.bootstrap import Means, objective_lead
 from optmerge.runner.evaluator import Evaluator, Measurement
@@ -56,6 +57,12 @@ class Reporting:
         self.baselines: dict[str, Baseline] = {}
         evaluator.batch_tokens = self._batch_tokens(len(journal.trajectory.records))
 
+    @property
+    def name(self) -> str:
+        """What tables call the search: its drivers, in the order in which they came."""
+        stages = self.problem.stages[: len(self.problem.earlier) + 1]
+        return "+".join(name for name, _ in groupby(stage.config.driver.name for stage in stages))
+
     def next(self, phase: Phase, **what: Any) -> tuple[Record, Evaluation]:
         """`Journal.next`, and again in smaller steps where memory ran out: a report misses nothing for that."""
         record, evaluation = self.journal.next(phase, **what)
@@ -73,11 +80,17 @@ class Reporting:
         """
         config = self.problem.config
         records = self.journal.trajectory.records[: self.journal.cursor]
-        iterates = best_iterates(records, config.budget.finalists, collapsed=config.alarms.collapse == "warn")
+        iterates = best_iterates(
+            records,
+            config.budget.finalists,
+            collapsed=config.alarms.collapse == "warn",
+            objectives=[stage.config.objective for stage in self.problem.stages],
+            merge=lambda record: vector_sha256(self.problem.expand_record(record).ravel()),
+        )
         assert iterates[0].id == outcome.progress.best_record, "select's choice is the best iterate"
         scored: list[Scored] = []
         for rank, iterate in enumerate(iterates, 1):
-            name = driver.name if rank == 1 else f"{driver.name}:{rank}"
+            name = self.name if rank == 1 else f"{self.name}:{rank}"
             report, evaluation = self._score(driver, name, iterate, "report")
             if report.error and rank == 1:
                 raise RunFailed(f"The best recipe cannot be scored on the report split: {report.error}.")
@@ -101,7 +114,7 @@ class Reporting:
             collapsed=config.alarms.collapse == "warn",
         )
         if found is not None:
-            keep_front(found, self.folder, self.problem, driver=driver.name)
+            keep_front(found, self.folder, self.problem.in_stage(finalists[0].select.stage), driver=driver.name)
 
     def scores(self, record: Record, evaluation: Evaluation) -> Scores:
         """A recorded evaluation's scores per example: as just made, from the run's folder, or measured again."""
@@ -122,16 +135,22 @@ class Reporting:
 
     def _score(self, driver: Driver, name: str, iterate: Record, split: SplitName) -> tuple[Record, Evaluation]:
         """One iterate with its scores per example: on report by the metrics, on select by the objective."""
-        vector = iterate.vector
-        assert vector is not None
 
         def make() -> Evaluation:
-            found = self._measure(self.problem.expand(vector), split)
+            found = self._measure(self.problem.expand_record(iterate), split)
             if isinstance(found, Evaluation):
                 return found
             return self.evaluator.judge(found, split) if split == "select" else metrics_only(found)
 
-        return self.next("report", driver=driver.name, split=split, vector=vector, make=make, name=name)
+        return self.next(
+            "report",
+            driver=driver.name,
+            split=split,
+            vector=iterate.vector,
+            make=make,
+            name=name,
+            stage=iterate.stage,
+        )
 
     def _measure(self, table: Table, split: SplitName) -> Measurement | Evaluation:
         judged = split == "select"
@@ -163,7 +182,7 @@ class Reporting:
     def _again(self, record: Record) -> Measurement | Evaluation:
         """What the run was killed before it could keep."""
         if record.vector is not None:
-            return self._measure(self.problem.expand(record.vector), record.split)
+            return self._measure(self.problem.expand_record(record), record.split)
         assert record.name is not None, "a baseline's record has its name"
         return self.measurements.measure(self.baselines[record.name].table, "report", objective=False, metrics=True)
 

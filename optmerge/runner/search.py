@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from optmerge.drivers.base import Driver
 from optmerge.errors import ConfigError, RunFailed, RunInterrupted
 from optmerge.merging.recipe import Recipe
 from optmerge.records import Candidate, Evaluation, Progress, Record, Sink, SplitName, Trajectory, Vector
-from optmerge.runner.alarms import Alarms, raised_alarms
+from optmerge.runner.alarms import COLLAPSE, Alarms, raised_alarms
 from optmerge.runner.baselines import Baseline, CachedMeasurements, make_baselines, representable
+from optmerge.runner.budget import Progress as SearchProgress
+from optmerge.runner.budget import StageLimits, next_stage, remaining
 from optmerge.runner.closed_form import FAMILY as CLOSED_FORM
 from optmerge.runner.closed_form import best_uniform, make_closed_forms
 from optmerge.runner.evaluator import Evaluator
@@ -31,13 +33,14 @@ from optmerge.runner.folder import RunFolder
 from optmerge.runner.geometry import make_geometry
 from optmerge.runner.journal import Journal
 from optmerge.runner.knowledge import make_variables
-from optmerge.runner.loop import run_loop
+from optmerge.runner.loop import Outcome, run_loop
 from optmerge.runner.manifest import check_manifest, make_manifest
 from optmerge.runner.packing import check_packing
 from optmerge.runner.problem import Problem, absolute_references, open_problem
 from optmerge.runner.reporting import Reporting, metrics_only
 from optmerge.runner.result import Scored, main_metric, make_comparisons, make_rows
 from optmerge.runner.shared_study import check_study, named_study
+from optmerge.runner.stages import chosen_examples, look_at, measured_curvature, open_stage, prolonged
 from optmerge.runner.state import StateStore
 from optmerge.runner.teachers import Teachers
 
@@ -71,7 +74,8 @@ def search(config: SearchConfig, *, root: Path, sinks: Sequence[Sink] = (), stop
     """
     config = absolute_references(config, root)
     RunFolder.require_free(root / config.output)
-    check_study(config.driver)
+    for stage in config.stages:
+        check_study(stage.driver)
     problem = open_problem(config, progress=_fan_out(sinks))  # a user's mistake is found before anything is written
     folder = RunFolder.create(root / config.output, config)
     with folder.locked():
@@ -90,10 +94,10 @@ def resume(path: Path, *, sinks: Sequence[Sink] = (), stop: Stop = lambda: None)
         if result is not None and result["status"] == "finished":
             return Run(path, Recipe.load(path / "recipe.yaml"), result)
         begun = folder.read_json("manifest.json") or {}
-        check_study(folder.config().driver)
-        problem = open_problem(
-            folder.config(), progress=_fan_out(sinks), form=begun.get("gradient"), kept=begun.get("kept")
-        )
+        config = folder.config()
+        for stage in config.stages:
+            check_study(stage.driver)
+        problem = open_problem(config, progress=_fan_out(sinks), form=begun.get("gradient"), kept=begun.get("kept"))
         return _run(folder, problem, sinks, stop)
 
 
@@ -155,6 +159,7 @@ class _Session:
         self.progress = progress
         self.measurements = CachedMeasurements(evaluator)
         self.reporting = Reporting(folder, problem, evaluator, journal, self.measurements)
+        self.ends: list[dict[str, Any]] = []  # of the stages so far, for result.json
 
     def execute(self, stop: Stop) -> tuple[dict[str, Any], Recipe | None]:
         """Baselines, search, report, recipe, result."""
@@ -168,31 +173,22 @@ class _Session:
         ranked = self._ranked(baselines, scored)
         start = self._start(ranked)
         self.evaluator.geometry = make_geometry(problem, start)
-        driver = self._driver(start, ranked)
-        with closing(driver):
-            outcome = run_loop(
-                driver,
-                self,
-                self.journal,
-                config.budget,
-                StateStore(self.folder.path / "state"),
-                stop=stop,
-                collapse=config.alarms.collapse,
-            )
-        if outcome.best is None:
-            raise RunFailed(
-                f"{outcome.reason}, and no candidate has a value on select; see trajectory.jsonl for the reasons."
-            )
+        self.origin = problem.space.decode(start)
+        driver, outcome = self._search(start, ranked, SearchProgress(), stop)
+        while not outcome.over and self.journal.stage + 1 < len(problem.stages):
+            baselines, scored, start, progress = self._enter(baselines, scored, outcome, stop)
+            driver, outcome = self._search(start, self._ranked(baselines, scored), progress, stop)
+        assert outcome.best is not None, "a stage without a best does not end"
         finalists, leads = self.reporting.finalists(driver, outcome)
         self.reporting.front(driver, finalists)
         winner = finalists[0]
         metric = main_metric(all(problem.labelled(task) for task in config.tasks))
-        recipe = problem.recipe(
-            outcome.best, {"run": self.folder.path.name, "driver": driver.name, "seed": config.seed}
+        best = self._best(outcome)
+        recipe = self.problem.in_stage(best.stage).recipe(
+            outcome.best, {"run": self.folder.path.name, "driver": self.reporting.name, "seed": config.seed}
         )
         recipe = problem.deltas.kept_in(recipe, self.folder.path)
         recipe.save(self.folder.path / "recipe.yaml")
-        best = self.journal.trajectory.records[outcome.progress.best_record or 0]
         result = {
             "status": "finished",
             "reason": outcome.reason,
@@ -207,6 +203,8 @@ class _Session:
             "transductive": config.splits.transductive,
             "labels": {task: problem.labelled(task) for task in config.tasks},
         }
+        if len(problem.stages) > 1:
+            result["stages"] = self.ends
         self.folder.write_json("result.json", result)
         return result, recipe
 
@@ -291,13 +289,124 @@ class _Session:
         problem.space = problem.space.started_at(table)
         return problem.space.encode(table)
 
-    def _driver(self, start: Vector, ranked: Sequence[Baseline]) -> Driver:
-        config = self.problem.config
-        variables = make_variables(self.problem, start, (baseline.table for baseline in ranked))
-        return make_driver(
-            named_study(config.driver, self.problem, stage=0),
-            variables,
-            seed=np.random.SeedSequence(config.seed),
-            fit_sizes=self.problem.calibration.fit_sizes(),
-            budget=config.budget.evaluations,
+    def _search(
+        self, start: Vector, ranked: Sequence[Baseline], before: SearchProgress, stop: Stop
+    ) -> tuple[Driver, Outcome]:
+        """One stage: its driver, from ``start`` to the end of the stage or the search."""
+        problem, number = self.problem, self.journal.stage
+        config, settings = problem.config, problem.stages[number].settings
+        limits = StageLimits(settings.evaluations, settings.patience)
+        budget = config.budget
+        if config.objective != problem.stages[-1].config.objective:  # the target is one of the search's end
+            budget = budget.model_copy(update={"target": None})
+        sizes = problem.calibration.fit_sizes()
+        chosen = chosen_examples(sizes, settings.examples, seed=config.seed)
+        known = self.journal.trajectory.records[: self.journal.cursor]
+        variables = make_variables(
+            problem,
+            start,
+            (baseline.table for baseline in ranked),
+            curvature=measured_curvature(known, (*problem.earlier, problem.space)),
         )
+        driver = make_driver(
+            named_study(config.driver, problem, stage=number),
+            variables,
+            seed=np.random.SeedSequence([config.seed, number] if number else config.seed),
+            fit_sizes=sizes if chosen is None else {task: len(positions) for task, positions in chosen.items()},
+            budget=remaining(budget, before, limits),
+        )
+        states = self.folder.path / "state"
+        with closing(driver):
+            outcome = run_loop(
+                driver,
+                self,
+                self.journal,
+                budget,
+                StateStore(states / f"stage-{number + 1}" if number else states),
+                stop=stop,
+                collapse=config.alarms.collapse,
+                limits=limits,
+                before=before,
+                look=lambda candidate: look_at(candidate, chosen),
+            )
+        if outcome.best is None:
+            raise RunFailed(
+                f"{outcome.reason}, and no candidate has a value on select; see trajectory.jsonl for the reasons."
+            )
+        best = self._best(outcome)
+        self.ends.append(
+            {
+                "driver": driver.name,
+                "granularity": config.space.granularity,
+                "dimension": problem.space.dimension,
+                "evaluations": outcome.progress.stage_evaluations,
+                "reason": outcome.reason,
+                "start": before.best,
+                "best": {"record": best.id, "select": best.value},
+            }
+        )
+        return driver, outcome
+
+    def _enter(
+        self, baselines: Sequence[Baseline], scored: Sequence[Scored], outcome: Outcome, stop: Stop
+    ) -> tuple[list[Baseline], list[Scored], Vector, SearchProgress]:
+        """Go on to the next stage, from the best so far; baselines and start are judged anew by another objective.
+
+        Returns:
+            The baselines in the stage's groups, their scores, the stage's start, and where the search stands.
+        """
+        before, number = self.problem, self.journal.stage + 1
+        self.problem = problem = open_stage(before, number)
+        self.journal.stage = number
+        comparable = problem.objective is before.objective
+        if not comparable:
+            self.evaluator.teachers = Teachers.make(problem, self.progress)
+        self.evaluator = Evaluator(problem, self.evaluator.teachers)
+        self.measurements = CachedMeasurements(self.evaluator)
+        self.reporting = Reporting(self.folder, problem, self.evaluator, self.journal, self.measurements)
+        table = problem.expand_record(self._best(outcome))[:, problem.columns]
+        problem.space = problem.space.started_at(table)
+        start = problem.space.encode(table)
+        if not problem.space.reaches(table):
+            raise ConfigError(
+                f"schedule.{number}.granularity: the search space of this stage cannot begin at the coefficients of "
+                "the one before. Give both stages the same granularity."
+            )
+        self.origin = prolonged(self.origin, before.space, problem.space)
+        self.evaluator.geometry = make_geometry(problem, problem.space.encode(self.origin))
+        baselines = [replace(b, table=prolonged(b.table, before.space, problem.space)) for b in baselines]
+        self.reporting.baselines = {baseline.name: baseline for baseline in baselines}
+        progress = next_stage(outcome.progress, comparable=comparable)
+        if comparable:
+            return baselines, list(scored), start, progress
+        scored = self._judge_baselines(scored, stop)
+        record, evaluation = self.reporting.next(
+            "select",
+            driver=problem.config.driver.name,
+            split="select",
+            vector=start,
+            make=lambda: self.select(start),
+        )
+        if not evaluation.failed and (problem.config.alarms.collapse == "warn" or COLLAPSE not in record.alarms):
+            progress = replace(progress, best=evaluation.value, best_record=record.id)
+        return baselines, scored, start, progress
+
+    def _judge_baselines(self, scored: Sequence[Scored], stop: Stop) -> list[Scored]:
+        """The baselines' scores with the values that this stage's objective gives them; what fails is left out."""
+        again: list[Scored] = []
+        self._baseline(self.reporting.baselines["base"], "fit")  # sets the normalisers of the fit split
+        for done, row in enumerate(scored):
+            why = None if self.journal.replaying else stop()
+            if why:
+                raise RunInterrupted(why)
+            select, _ = self._baseline(self.reporting.baselines[row.name], "select")
+            if select.error:
+                log.warning("the baseline %s failed: %s", row.name, select.error)
+            else:
+                again.append(replace(row, select=select))
+            self.progress("baselines", done + 1, len(scored))
+        return again
+
+    def _best(self, outcome: Outcome) -> Record:
+        assert outcome.progress.best_record is not None, "a stage without a best does not end"
+        return self.journal.trajectory.records[outcome.progress.best_record]
