@@ -125,6 +125,29 @@ class SearchSpace:
         own = (self.lower, self.upper, self.start, self.index, self.frozen, self.held)
         return sum(array.nbytes for array in own) + 6 * self.frozen.nbytes
 
+    @property
+    def integer(self) -> Mask | None:
+        """bool[d]: variables that take whole numbers only; None where there are none (`optmerge.space.choices`)."""
+        return None
+
+    @property
+    def choices(self) -> Mapping[str, Sequence[str]]:
+        """Variable -> what its whole numbers from 0 on stand for, where these are names."""
+        return {}
+
+    @property
+    def usual(self) -> Collection[str]:
+        """The directions that baselines are made of."""
+        return self.directions
+
+    def columns_at(self, vector: Vector) -> list[int]:
+        """The directions, by column, that can have a coefficient at a vector."""
+        return list(range(len(self.directions)))
+
+    def method_at(self, vector: Vector) -> str | None:
+        """The method that a vector chooses; None where nothing is chosen."""
+        return None
+
     def decode(self, vector: Vector) -> Table:
         """float64[d] -> coefficients float64[G, D].
 

@@ -1,0 +1,81 @@
+"""The directions of a search that chooses among methods: every expert's part of each method with each of its values.
+
+chosen = expand_alternatives(read_alternatives(config.methods), plain, ["sentiment", "topics"])
+chosen.columns[3]          # where the directions of the fourth setting stand among chosen.directions
+
+A candidate has coefficients along the directions of one setting, so the others cost it nothing: the engine reads only
+deltas whose coefficients are not zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from optmerge.config.alternatives import Alternative
+from optmerge.config.methods import MethodConfig
+from optmerge.errors import ConfigError
+from optmerge.merging.recipe import Direction
+
+
+@dataclass(frozen=True, eq=False)
+class Alternatives:
+    """S settings: methods, each with one value of everything that is searched of it.
+
+    Attributes:
+        methods: In the order of the search file.
+        settings: For each setting the method's number, and the positions of its values.
+        directions: All directions of all settings, each once.
+        columns: int64[S, D], where the D directions of a setting stand among them.
+    """
+
+    methods: tuple[Alternative, ...]
+    settings: tuple[tuple[int, tuple[int, ...]], ...]
+    directions: tuple[Direction, ...]
+    columns: npt.NDArray[np.int64]
+
+
+def expand_alternatives(
+    methods: Sequence[Alternative], plain: Sequence[Direction], experts: Sequence[str]
+) -> Alternatives:
+    """The directions of a choice.
+
+    Args:
+        methods: What is chosen among.
+        plain: The directions of a search over task vectors, whose places the parts of methods take.
+        experts: Their names.
+
+    Raises:
+        ConfigError: No task vectors are among ``plain``, or an expert is called like a method.
+    """
+    if all(direction.kind != "expert" for direction in plain):
+        raise ConfigError(
+            "methods says what 'experts' among the directions may stand for, and directions has no 'experts'. Add it."
+        )
+    clash = next((method.name for method in methods if method.name in experts), None)
+    if clash is not None:
+        raise ConfigError(
+            f"experts.{clash}: an expert is called like the method {clash}, which is among methods. Give the expert "
+            "another name."
+        )
+    settings = tuple((number, at) for number, method in enumerate(methods) for at in method.configs)
+    found: list[Direction] = []
+    columns = np.zeros((len(settings), len(plain)), dtype=np.int64)
+    for row, (number, positions) in enumerate(settings):
+        method = methods[number]
+        for column, direction in enumerate(plain):
+            own = _part(method.label(positions), method.configs[positions], direction)
+            if own not in found:
+                found.append(own)
+            columns[row, column] = found.index(own)
+    return Alternatives(tuple(methods), settings, tuple(found), columns)
+
+
+def _part(label: str, config: MethodConfig, direction: Direction) -> Direction:
+    """What a direction is with a method: an expert's part of it, its task vector, or what it is anyhow."""
+    if direction.kind != "expert" or config.name == "task_arithmetic":
+        return direction
+    return Direction(f"{label}:{direction.name}", "part", config, direction.name)
