@@ -3,6 +3,7 @@
 #   make demo         the whole way on real models: fine-tune four experts, search, compare, export (about 12 minutes)
 #   make test         format, lint, types, layers, tests
 #   make test-peers   mergekit and FusionBench beside ours, in environments of their own
+#   make test-postgres  two processes on one Optuna study in PostgreSQL, one of them killed (Debian's package)
 #   make test-triton  the kernels for CUDA devices, interpreted and compiled on the CPU, in an environment of its own
 #   make example-language   real language: LoRA experts of a small instruct model, trained here and merged
 #   make bench        every measurement of benchmarks/, beside the peers (34 GB of disk; --work DIR chooses which)
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 
 BENCHES := startup apply gradient memory merge large lora directions objectives selection
 
-.PHONY: help demo example-language test lint test-peers test-triton bench bench-env $(BENCHES:%=bench-%) clean-env
+.PHONY: help demo example-language test lint test-peers test-triton test-postgres bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
 
 help:
@@ -51,6 +52,15 @@ test-peers: $(VENV)/.installed $(PEERS)/.installed $(FUSIONBENCH)/.installed
 test-triton: $(TRITON)/.installed
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 PYTHONPATH=$(CURDIR) $(TRITON)/bin/python -m pytest -m triton \
 	  tests/merging/test_fused.py
+
+# The server is of Debian's package, which is installed where there is none and this user may; it runs as an unprivileged
+# user in a temporary folder, on a unix socket alone, and nothing is left of it.
+test-postgres: $(VENV)/.installed
+	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+	  { apt-get update && apt-get install -y --no-install-recommends postgresql; } || \
+	  { echo "PostgreSQL is not installed, and this user cannot: apt-get install postgresql" >&2; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[postgres]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m postgres tests/runner/test_postgres.py
 
 # Options for any of them: make bench-merge BENCH='--work /data/bench'
 bench: $(BENCHES:%=bench-%)

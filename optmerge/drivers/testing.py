@@ -56,12 +56,17 @@ def quadratic(candidate: Candidate) -> Evaluation:
     """
     offset = candidate.vector - optimum(len(candidate.vector))
     value = math.fsum(offset**2) / len(offset)
-    looked = candidate.examples or {task: range(size) for task, size in FIT_SIZES.items()}
-    costs = {task: {OBJECTIVE: np.resize(offset**2, FIT_SIZES[task])[list(at)]} for task, at in looked.items()}
+    costs = _costs(candidate, offset**2)
     wanted = costs if "per_example" in candidate.needs else None
     matrix = 2 / len(offset) * np.eye(len(offset)) if "jacobian" in candidate.needs else None
     gradient = 2 * offset / len(offset)
     return Evaluation(value, _parts(candidate, costs), gradient=gradient, curvature=matrix, per_example=wanted)
+
+
+def _costs(candidate: Candidate, cycle: Vector) -> dict[str, dict[str, Vector]]:
+    """What the examples that a candidate is judged on cost, where the examples of a task cost a cycle of values."""
+    looked = candidate.examples or {task: range(size) for task, size in FIT_SIZES.items()}
+    return {task: {OBJECTIVE: np.resize(cycle, FIT_SIZES[task])[list(at)]} for task, at in looked.items()}
 
 
 def _parts(candidate: Candidate, costs: Mapping[str, Mapping[str, Vector]]) -> dict[str, float]:
@@ -150,7 +155,8 @@ def check_bounds_pull(make: Maker) -> None:
     def slope(candidate: Candidate) -> Evaluation:
         value = float(-candidate.vector[0] - candidate.vector[1])
         parts, gradient = dict.fromkeys(FIT_SIZES, value), np.array([-1.0, -1.0])
-        return Evaluation(value, parts, gradient=gradient, curvature=np.zeros((2, 2)))
+        costs = _costs(candidate, np.array([value]))
+        return Evaluation(value, parts, gradient=gradient, curvature=np.zeros((2, 2)), per_example=costs)
 
     for vector in run(driver, slope):
         assert (box.lower <= vector).all()
@@ -229,10 +235,10 @@ def check_resume(make: Maker) -> None:
     """From the state at every generation, through bytes, the rest is the uninterrupted trajectory bit for bit."""
     whole = begin(make)
     evaluate = noisy(0)
-    values: dict[bytes, Evaluation] = {}
+    values: dict[tuple[bytes, str], Evaluation] = {}
 
     def remembered(candidate: Candidate) -> Evaluation:
-        return values.setdefault(candidate.vector.tobytes(), evaluate(candidate))
+        return values.setdefault((candidate.vector.tobytes(), str(candidate.examples)), evaluate(candidate))
 
     blobs: list[bytes] = []
     generations: list[tuple[list[Candidate], list[Evaluation]]] = []

@@ -13,8 +13,9 @@ import pytest
 from optmerge.config.base import Strict
 from optmerge.config.drivers import AdamConfig, AdamWConfig, CmaConfig, OptunaConfig, SgdConfig
 from optmerge.config.gradient_drivers import LbfgsConfig, LevenbergMarquardtConfig
+from optmerge.config.frank_wolfe import FrankWolfeConfig
 from optmerge.config.natural_niches import NaturalNichesConfig
-from optmerge.drivers import driver_class
+from optmerge.drivers import driver_type
 from optmerge.drivers.testing import begin, quadratic, run
 from optmerge.records import Candidate
 
@@ -35,11 +36,15 @@ PINNED: dict[str, tuple[Strict, float]] = {  # configuration, relative tolerance
     "optuna-tpe": (OptunaConfig(startup=4), 1e-12),  # so do exponentials and error functions
     "optuna-gp": (OptunaConfig(sampler="gp", startup=9), 0.02),  # and what a fit of length scales ends at
     "optuna-sobol": (OptunaConfig(sampler="sobol"), 1e-12),
+    "optuna-wilcoxon": (OptunaConfig(pruner="wilcoxon", startup=4, rungs=2), 1e-12),
+    "optuna-halving": (OptunaConfig(pruner="successive-halving", startup=4, reduction=2), 1e-12),
     "optuna-random": (OptunaConfig(sampler="random"), 1e-12),
     "optuna-nsga2": (OptunaConfig(sampler="nsga2", population=4), 1e-12),
     "optuna-nsga3": (OptunaConfig(sampler="nsga3", population=4), 1e-12),
     "optuna-motpe": (OptunaConfig(sampler="motpe", startup=4), 1e-12),
     "natural-niches": (NaturalNichesConfig(mutation=0.3, archive=5), 1e-12),
+    "frank-wolfe": (FrankWolfeConfig(scale=2.0), 1e-9),
+    "frank-wolfe-hard": (FrankWolfeConfig(variant="hard", scale=2.0), 1e-9),
 }
 
 
@@ -52,7 +57,7 @@ def trajectory(config: Strict) -> dict[str, list[object]]:
         return quadratic(candidate)
 
     def make(variables, *, seed, fit_sizes, budget):  # type: ignore[no-untyped-def]
-        return driver_class(config.name)(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
+        return driver_type(config)(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
 
     vectors = run(begin(make, dimension=5, seed=42), evaluate, evaluations=LENGTH)
     return {"values": [quadratic(Candidate(vector)).value for vector in vectors], "examples": examples}
