@@ -2,7 +2,7 @@
 
     front = score_front(records, score, tasks=["code", "news"], count=16, finalists=finalists)
     front.to_dict()                                                    # the content of front.json
-    candidates, split = front_candidates(records, tasks, stage=0)      # while the search goes on
+    candidates, split = front_candidates(records, tasks)      # while the search goes on
 
 Fit decides which candidates are on the front. At most ``budget.front`` of them, thinned so that they stand for all, are
 scored on select when the search ends; of these, the ones that nothing beats there either are scored on report, once.
@@ -23,6 +23,7 @@ from optmerge.records import Evaluation, Record, SplitName, Vector
 from optmerge.runner.alarms import COLLAPSE
 from optmerge.runner.pareto import non_dominated, thin
 from optmerge.runner.result import Scored
+from optmerge.runner.stages import judged_alike
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ FORMAT = 1
 Score = Callable[[str, Record, SplitName], tuple[Record, Evaluation]]
 """Scores the vector of a record on a split, under a name: the recorded score if there is one."""
 Split = Literal["fit", "select"]
+Merge = tuple[int, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class Front:
 
 
 def front_candidates(
-    records: Sequence[Record], tasks: Sequence[str], *, stage: int, collapsed: bool = False
+    records: Sequence[Record], tasks: Sequence[str], *, objectives: Sequence[Any] = (), collapsed: bool = False
 ) -> tuple[list[Record], Split]:
     """The records whose parts can be compared, each vector once, and the split that they are of.
 
@@ -109,21 +111,24 @@ def front_candidates(
     Args:
         records: Of a trajectory.
         tasks: Every one must have a finite part.
-        stage: Of the schedule, as each may have a search space and an objective of its own.
+        objectives: Of each stage of a schedule; only candidates that the last one's objective judged are compared.
         collapsed: Whether iterates that an alarm calls collapsed may be among them.
     """
-    found: dict[Split, dict[str | None, Record]] = {"fit": {}, "select": {}}
-    for record in records:
-        if record.phase == "search" and record.split == "fit" and record.examples == "all":
-            split: Split = "fit"
-        elif record.phase == "select":
-            split = "select"
-        else:
-            continue
-        if record.stage == stage and comparable(record, tasks) and (collapsed or COLLAPSE not in record.alarms):
-            found[split].setdefault(record.vector_sha256, record)
-    used: Split = "fit" if found["fit"] else "select"
-    return list(found[used].values()), used
+    able = [r for r in records if comparable(r, tasks) and (collapsed or COLLAPSE not in r.alarms)]
+    selected = [record for record in able if record.phase == "select"]
+    if objectives:
+        alike = judged_alike(objectives, max((record.stage for record in selected), default=0))
+        able, selected = ([r for r in some if r.stage in alike] for some in (able, selected))
+    whole = [record for record in able if record.phase == "search" and record.examples == "all"]
+    distinct: dict[Merge, Record] = {}
+    for record in whole or selected:
+        distinct.setdefault(merge_of(record), record)
+    return list(distinct.values()), "fit" if whole else "select"
+
+
+def merge_of(record: Record) -> Merge:
+    """What two records of the same merge have in common; vectors of different stages are of different spaces."""
+    return record.stage, record.vector_sha256
 
 
 def comparable(record: Record, tasks: Sequence[str]) -> bool:
@@ -153,6 +158,7 @@ def score_front(
     tasks: Sequence[str],
     count: int,
     finalists: Sequence[Scored],
+    objectives: Sequence[Any] = (),
     collapsed: bool = False,
 ) -> Front | None:
     """The front of a search that has ended, scored on select, and on report what select leaves of it.
@@ -160,45 +166,45 @@ def score_front(
     The search's result is among the members whatever fit says of it, so that it can be compared.
 
     Args:
-        records: The search's, up to its end; those of the result's stage count.
+        records: The search's, up to its end.
         score: Scores a candidate; it is called in an order that only ``records`` decide.
         tasks: All of the search.
         count: The most members beside the result; 0 is no front.
         finalists: What is scored on report already, the result first.
+        objectives: See `front_candidates`.
         collapsed: See `front_candidates`.
 
     Returns:
         The front; None where there is none to speak of: of one task, or when it is not wanted.
     """
-    winner = finalists[0].select
-    records = [record for record in records if record.stage == winner.stage]
-    candidates, split = front_candidates(records, tasks, stage=winner.stage, collapsed=collapsed)
+    candidates, split = front_candidates(records, tasks, objectives=objectives, collapsed=collapsed)
     if count == 0 or len(tasks) < 2 or not candidates:
         return None
     kept, size = front_of(candidates, tasks, count=count)
-    result = winner.vector_sha256
-    if result not in {record.vector_sha256 for record in kept}:
-        known = {record.vector_sha256: record for record in candidates}
+    winner = finalists[0].select
+    result = merge_of(winner)
+    if result not in map(merge_of, kept):
+        known = {merge_of(record): record for record in candidates}
         kept = sorted([*kept, known.get(result, winner)], key=lambda record: record.id)
-    iterates = {r.vector_sha256: r for r in records if r.phase == "select" and comparable(r, tasks)}
+    iterates = {merge_of(r): r for r in records if r.phase == "select" and comparable(r, tasks)}
     selected: list[tuple[Record, Record]] = []
     for record in kept:
-        select = iterates.get(record.vector_sha256) or score(_name(record), record, "select")[0]
+        select = iterates.get(merge_of(record)) or score(_name(record), record, "select")[0]
         if comparable(select, tasks):
             selected.append((record, select))
         else:
             log.warning("the candidate of record %d failed on select and is not on the front", record.id)
     able = non_dominated(parts_of([select for _, select in selected], tasks))
-    reported = {f.select.vector_sha256: f.report for f in finalists if f.select.stage == winner.stage}
+    reported = {merge_of(scored.select): scored.report for scored in finalists}
     members = []
     for (record, select), alone in zip(selected, able, strict=True):
         report = None
         if alone:
-            report = reported.get(record.vector_sha256) or score(_name(record), record, "report")[0]
+            report = reported.get(merge_of(record)) or score(_name(record), record, "report")[0]
             if report.error is not None:
                 log.warning("the candidate of record %d failed on report: %s", record.id, report.error)
                 report = None
-        members.append(Member(record, select, report, bool(alone), record.vector_sha256 == result))
+        members.append(Member(record, select, report, bool(alone), merge_of(record) == result))
     return Front(tuple(tasks), split, len(candidates), size, tuple(members))
 
 

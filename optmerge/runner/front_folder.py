@@ -35,18 +35,13 @@ def keep_front(front: Front, folder: RunFolder, problem: Problem, *, driver: str
     place = folder.path / "front"
     place.mkdir(exist_ok=True)
     for member in front.members:
-        vector = member.candidate.vector
         if not member.on_front:
             continue
-        assert vector is not None, "a candidate has its vector"
-        created = {
-            "run": folder.path.name,
-            "driver": driver,
-            "seed": problem.config.seed,
-            "record": member.candidate.id,
-        }
-        recipe = problem.deltas.kept_in(problem.recipe(vector, created), place)
-        recipe.save(folder.path / recipe_name(member.candidate.id))
+        record = member.candidate
+        assert record.vector is not None, "a candidate has its vector"
+        created = {"run": folder.path.name, "driver": driver, "seed": problem.config.seed, "record": record.id}
+        recipe = problem.deltas.kept_in(problem.in_stage(record.stage).recipe(record.vector, created), place)
+        recipe.save(folder.path / recipe_name(record.id))
     folder.write_json(FRONT, front.to_dict())
 
 

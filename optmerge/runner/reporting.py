@@ -111,10 +111,11 @@ class Reporting:
             tasks=list(config.tasks),
             count=config.budget.front,
             finalists=finalists,
+            objectives=[stage.config.objective for stage in self.problem.stages],
             collapsed=config.alarms.collapse == "warn",
         )
         if found is not None:
-            keep_front(found, self.folder, self.problem.in_stage(finalists[0].select.stage), driver=driver.name)
+            keep_front(found, self.folder, self.problem, driver=self.name)
 
     def scores(self, record: Record, evaluation: Evaluation) -> Scores:
         """A recorded evaluation's scores per example: as just made, from the run's folder, or measured again."""
