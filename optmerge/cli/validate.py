@@ -13,7 +13,8 @@ def validate(file: SearchFile, sets: Sets = None, json: Json = False) -> None:
     from optmerge.config.load import load_config
     from optmerge.config.schema import SearchConfig
     from optmerge.errors import ConfigError
-    from optmerge.merging.directions import expand_directions, known_directions
+    from optmerge.merging.alternatives import searched_directions
+    from optmerge.merging.directions import known_directions
     from optmerge.runner.terms import absolute_terms, check_terms
 
     config: SearchConfig = load_config(file, overrides=sets or [])
@@ -24,8 +25,9 @@ def validate(file: SearchFile, sets: Sets = None, json: Json = False) -> None:
     ]
     if missing:
         raise ConfigError(f"{file} names data that is not there:\n" + "\n".join(missing))
-    searched = expand_directions(config.directions, list(config.experts), config.method)
-    known_directions(searched, config.baselines.methods, list(config.experts))
+    experts = list(config.experts)
+    searched, chosen = searched_directions(config.directions, experts, config.method, config.alternatives)
+    known_directions(searched if chosen is None else chosen.directions, config.baselines.methods, experts)
     check_terms(absolute_terms(config.objective, file.parent))
     models = {"base": config.base, **config.experts}
     places = {name: _place(reference, file.parent) for name, reference in models.items()}

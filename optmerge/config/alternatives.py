@@ -114,6 +114,24 @@ def read_alternatives(entries: Sequence[Mapping[str, Any]]) -> tuple[Alternative
     return found
 
 
+def alternative_problems(data: Mapping[str, Any]) -> list[str]:
+    """What of a search does not go with a choice among methods, drivers apart.
+
+    Args:
+        data: A search as plain data; parts that are malformed are passed over.
+    """
+    if not data.get("methods"):
+        return []
+    problems = []
+    method, directions = data.get("method"), data.get("directions", ["experts"])
+    name = method.get("name") if isinstance(method, Mapping) else method
+    if name not in (None, "task_arithmetic"):
+        problems.append(f"method is {name}, and methods lists what is chosen among; put it there, or take one out.")
+    if isinstance(directions, list) and "experts" not in directions:
+        problems.append("methods says what 'experts' among the directions stands for, and directions has no 'experts'.")
+    return problems
+
+
 def _varied(where: str, key: str, values: list[Any], fields: Mapping[str, Any]) -> Varied:
     if len(values) < 2:
         raise ValueError(f"{where} is a list of {len(values)}; give one value as it is, or list two or more")

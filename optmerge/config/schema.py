@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
 
 from optmerge.config.alarms import AlarmsConfig
+from optmerge.config.alternatives import Alternative, alternative_problems, read_alternatives
 from optmerge.config.amounts import amount_bytes
 from optmerge.config.base import Strict, named
 from optmerge.config.drivers import AdamConfig, DriverConfig
@@ -209,6 +210,11 @@ def _sum_of_parts(method: MethodConfig) -> MethodConfig:
     return method
 
 
+def _choosable(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    read_alternatives(entries)
+    return entries
+
+
 class SearchConfig(Strict):
     """A whole search file, presets resolved."""
 
@@ -220,6 +226,13 @@ class SearchConfig(Strict):
         TaskArithmeticConfig(),
         description="what 'experts' among the directions stands for: task_arithmetic = the task vectors; dare, "
         "ties-split or tsv-m = what that method makes of each",
+    )
+    methods: Annotated[list[Annotated[dict[str, Any], BeforeValidator(named)]], AfterValidator(_choosable)] | None = (
+        Field(
+            None,
+            description="instead of `method`, several among which the driver chooses, each a name or a mapping; of a "
+            "setting that has a list (`density: [0.1, 0.2, 0.4]`) it also chooses the value",
+        )
     )
     directions: list[Direction] = Field(
         default_factory=_task_vectors, min_length=1, description="what gets coefficients"
@@ -288,6 +301,11 @@ class SearchConfig(Strict):
         return self.baselines.closed_form or self.space.start == "closed-form"
 
     @property
+    def alternatives(self) -> tuple[Alternative, ...]:
+        """What ``methods`` lists; none where nothing is chosen."""
+        return () if self.methods is None else read_alternatives(self.methods)
+
+    @property
     def stages(self) -> tuple[StageConfig, ...]:
         """The stages of the schedule; a search without one has a single stage."""
         return (StageConfig(driver=self.driver),) if self.schedule is None else tuple(self.schedule)
@@ -342,6 +360,7 @@ def name_problems(data: Mapping[str, Any]) -> list[str]:
         problems.append(f"tokenizer is {tokenizer!r}; expected 'base' or an expert's name ({listed}).{near}")
     problems += _method_problems(data, names)
     problems += stage_problems(data)
+    problems += alternative_problems(data)
     return problems
 
 

@@ -107,6 +107,11 @@ def _one_stage(prefix: str, stage: Mapping[str, Any], data: Mapping[str, Any]) -
     without = [term for term in map(str, terms) if term in TERM_CONFIGS and not TERM_CONFIGS[term].differentiable]
     if name in GRADIENT_DRIVERS and without:
         problems.append(prefix + no_gradient(name, without, drivers=NO_GRADIENT_DRIVERS))
+    if name in GRADIENT_DRIVERS and data.get("methods"):
+        problems.append(
+            f"{prefix}driver is {name}, which follows a gradient, and a choice among methods has none. Use cma, optuna "
+            "or natural-niches, or give one method instead of methods."
+        )
     budget = _mapping(data.get("budget")).get("evaluations")
     share, which = (stage["evaluations"], f"{prefix}evaluations") if stage.get("evaluations") else (budget, "")
     population = driver.get("population")

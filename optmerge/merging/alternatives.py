@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 from optmerge.config.alternatives import Alternative
 from optmerge.config.methods import MethodConfig
+from optmerge.config.spectral import DirectionConfig
 from optmerge.errors import ConfigError
+from optmerge.merging.directions import expand_directions
 from optmerge.merging.recipe import Direction
 
 
@@ -36,6 +38,29 @@ class Alternatives:
     settings: tuple[tuple[int, tuple[int, ...]], ...]
     directions: tuple[Direction, ...]
     columns: npt.NDArray[np.int64]
+
+
+def searched_directions(
+    directions: Sequence[str | DirectionConfig],
+    experts: Sequence[str],
+    method: MethodConfig | None,
+    methods: Sequence[Alternative],
+) -> tuple[tuple[Direction, ...], Alternatives | None]:
+    """The directions that variables are made for, and what is chosen among, if anything is.
+
+    Args:
+        directions: "experts", whole methods, and bands.
+        experts: Their names.
+        method: What "experts" stands for where nothing is chosen.
+        methods: What is chosen among; empty for nothing.
+
+    Raises:
+        ConfigError: See `expand_directions` and `expand_alternatives`.
+    """
+    if not methods:
+        return expand_directions(directions, experts, method), None
+    plain = expand_directions(directions, experts)
+    return plain, expand_alternatives(methods, plain, experts)
 
 
 def expand_alternatives(

@@ -70,6 +70,8 @@ def make_baselines(problem: Problem) -> list[Baseline]:
                 table = constant([problem.column(direction.name)], scale)
                 baselines.append(Baseline(f"method:{direction.name}:{scale:g}", direction.name, table))
     for name, parts in parts_by_whole(problem.directions).items():
+        if parts[0].name not in problem.space.usual:
+            continue
         columns = [problem.column(direction.name) for direction in parts]
         if parts[0].expert:
             for value in problem.config.baselines.grid:

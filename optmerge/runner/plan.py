@@ -16,7 +16,8 @@ from optmerge.config.drivers import CURVATURE_DRIVERS, GRADIENT_DRIVERS
 from optmerge.config.schema import SearchConfig
 from optmerge.drivers import require_dimension
 from optmerge.merging import kernels
-from optmerge.merging.directions import expand_directions, known_directions
+from optmerge.merging.alternatives import searched_directions
+from optmerge.merging.directions import known_directions
 from optmerge.merging.methods import build_method
 from optmerge.models.architecture import GENERATIVE
 from optmerge.models.device import pick_device, pick_dtype
@@ -30,6 +31,7 @@ from optmerge.runner.memory import MemoryPlan, plan_memory, recorded_bytes
 from optmerge.runner.problem import absolute_references, input_reader, load_tasks
 from optmerge.runner.terms import untimed_notes
 from optmerge.runner.unseen import unseen_notes
+from optmerge.space.choices import choosing
 from optmerge.space.space import build_space
 
 EFFICIENCY = 0.4  # share of a plain matrix product's speed that small-batch transformers reach
@@ -100,10 +102,13 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         check_values=False,
     )
     device, dtype = pick_device(config.device), pick_dtype(config.dtype, family)
-    directions = expand_directions(config.directions, list(family.experts), config.method)
+    experts = list(family.experts)
+    directions, alternatives = searched_directions(config.directions, experts, config.method, config.alternatives)
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     lanes = {direction.name: direction.lane for direction in directions}
     space = build_space(config.space, roles, list(lanes), shapes=family.parameters, lanes=lanes)
+    if alternatives is not None:
+        space, directions = choosing(space, alternatives), alternatives.directions
     require_dimension(config.driver.name, space.dimension)
     objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
     objective.require_gradient(config.driver.name)
@@ -126,7 +131,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     )
     known = known_directions(directions, config.baselines.methods, list(family.experts))
     methods = [build_method(d.config, list(family.experts)) for d in known if d.kind == "method" and d.config]
-    wholes = [parts[0].expert for parts in parts_by_whole(directions).values()]
+    wholes = [parts[0].expert for parts in parts_by_whole(directions).values() if parts[0].name in space.usual]
     by_expert = sum(map(bool, wholes))
     baselines = 2 + len(config.experts) + (1 + by_expert) * len(config.baselines.grid)
     baselines += (len(methods) + len(wholes) - by_expert) * len(config.baselines.method_grid)

@@ -24,9 +24,10 @@ from optmerge.calibration.sources import is_local
 from optmerge.config.schema import SearchConfig
 from optmerge.drivers import require_dimension
 from optmerge.errors import ConfigError
+from optmerge.merging.alternatives import searched_directions
 from optmerge.merging.coefficients import Static, Table
 from optmerge.merging.deltas import Deltas
-from optmerge.merging.directions import expand_directions, known_directions
+from optmerge.merging.directions import known_directions
 from optmerge.merging.engine import Engine, Form
 from optmerge.merging.placement import Placement
 from optmerge.merging.recipe import Direction, Group, ModelEntry, Recipe
@@ -51,6 +52,7 @@ from optmerge.runner.stages import Stage, prolonged
 from optmerge.runner.statistics import GramStatistics
 from optmerge.runner.terms import absolute_terms, open_terms
 from optmerge.runner.unseen import unseen_notes
+from optmerge.space.choices import choosing
 from optmerge.space.space import SearchSpace, build_space
 
 if TYPE_CHECKING:
@@ -148,13 +150,14 @@ class Problem:
             )
             for group in self.space.groups
         )
+        chosen = self.space.columns_at(vector)
         return Recipe(
             base=entry("base"),
             experts={name: entry(name) for name in family.experts},
-            directions=tuple(self.directions[column] for column in self.columns),
+            directions=tuple(self.directions[self.columns[column]] for column in chosen),
             groups=groups,
-            coefficient_fn=Static(self.space.decode(vector)),
-            method=self.config.method.name,
+            coefficient_fn=Static(self.space.decode(vector)[:, chosen]),
+            method=self.space.method_at(vector) or self.config.method.name,
             heads=family.heads,
             dtype=str(self.dtype).removeprefix("torch."),
             tokenizer=self.config.tokenizer,
@@ -262,8 +265,9 @@ def open_problem(
         log.info("%s", note)
     num_labels = {name: data.num_labels for name, data in calibration.tasks.items()}
     experts = list(family.experts)
-    wanted = expand_directions(config.directions, experts, config.method)
-    directions = known_directions(wanted, config.baselines.methods, experts)
+    wanted, alternatives = searched_directions(config.directions, experts, config.method, config.alternatives)
+    searched = wanted if alternatives is None else alternatives.directions
+    directions = known_directions(searched, config.baselines.methods, experts)
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     statistics = GramStatistics(config, family, calibration, device=device, dtype=dtype)
     deltas = Deltas(family, directions, cache=cache_dir() / "directions", statistics=statistics)
@@ -288,6 +292,7 @@ def open_problem(
                 magnitudes=deltas.magnitudes() if stage.space.granularity == "chunk-wise" else None,
                 lanes={direction.name: direction.lane for direction in wanted},
             )
+            space = space if alternatives is None else choosing(space, alternatives)
         check_regularisers(objective, space)
         require_dimension(stage.driver.name, space.dimension)
         opened.append(Stage(settings, stage, objective, space))
@@ -322,7 +327,7 @@ def open_problem(
         objective=first.objective,
         space=first.space,
         directions=directions,
-        columns=[columns.index(direction.name) for direction in wanted],
+        columns=[columns.index(direction.name) for direction in searched],
         kept=tuple(kept),
         device=device,
         dtype=dtype,

@@ -31,7 +31,7 @@ class Role:
     part: str | None = None
 
 
-ROLES = {f"layer.{n}.weight": Role(n, "attention", stack="layer") for n in range(3)} | {"head": Role(None, "head")}
+ROLES = {f"layer.{n}.weight": Role(n, "attention") for n in range(3)} | {"head": Role(None, "head")}
 
 
 def alternatives(*others: MethodConfig) -> Alternatives:
