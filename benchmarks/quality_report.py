@@ -1,0 +1,322 @@
+"""Tables and the plot of `time_to_quality`.
+
+markdown(results)
+plot(results, Path("time-to-quality.png"))
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.quality_curves import Curve
+from optmerge.atomic import atomic_path
+from optmerge.tracking.markdown import NONE, number, score, table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+REFERENCE = "mergekit-evolve"
+COLD = "cold CMA-ES"  # ours without a start: from 1/n, as the reference
+ONE_TENTH, ONE_FIFTH = 10, 5  # of the references' cost, in which ours must reach what they reach
+COLOURS = {
+    "AdaMerging": "#b2182b",
+    REFERENCE: "#b2182b",
+    COLD: "#999999",
+    "start, CMA-ES": "#67a9cf",
+    "start, Adam": "#2166ac",
+}
+OURS = "#2166ac"
+
+
+@dataclass(frozen=True, slots=True)
+class AdaMergingSide:
+    """The comparison with AdaMerging.
+
+    Attributes:
+        theirs: Its curve, with its final report accuracy.
+        steps: That it made.
+        before: Its report accuracy before the first.
+        ours: Of the same objective, one per seed.
+        crossing: Our first seed's report accuracy where it reaches theirs; None where it does not, or starts below it.
+        guided: Ours with expert-kl, whose values are of another objective.
+    """
+
+    theirs: Curve
+    steps: int
+    before: float | None
+    ours: list[Curve]
+    crossing: float | None
+    guided: Curve
+
+    def times_faster(self, curve: Curve) -> float | None:
+        """Their seconds by ours until we have their final value, the start included; None where we never have."""
+        cost = curve.cost_to(self.theirs.final)
+        return None if cost is None else self.theirs.total.seconds / cost.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteResult:
+    """What was measured on one suite."""
+
+    name: str
+    title: str
+    adamerging: AdaMergingSide
+    mergekit: list[Curve]
+
+    def sides(self) -> dict[str, list[Curve]]:
+        """Side -> its seeds, of the comparison with mergekit-evolve."""
+        found: dict[str, list[Curve]] = {}
+        for curve in self.mergekit:
+            found.setdefault(curve.side, []).append(curve)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` reads it."""
+        side = self.adamerging
+        return {
+            "name": self.name,
+            "title": self.title,
+            "adamerging": {
+                "theirs": side.theirs.to_json(),
+                "steps": side.steps,
+                "before": side.before,
+                "ours": [curve.to_json() for curve in side.ours],
+                "crossing": side.crossing,
+                "guided": side.guided.to_json(),
+            },
+            "mergekit": [curve.to_json() for curve in self.mergekit],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SuiteResult:
+        """What `to_json` gave."""
+        side = data["adamerging"]
+        return cls(
+            data["name"],
+            data["title"],
+            AdaMergingSide(
+                Curve.from_json(side["theirs"]),
+                side["steps"],
+                side["before"],
+                [Curve.from_json(curve) for curve in side["ours"]],
+                side["crossing"],
+                Curve.from_json(side["guided"]),
+            ),
+            [Curve.from_json(curve) for curve in data["mergekit"]],
+        )
+
+
+def markdown(results: Sequence[SuiteResult]) -> str:
+    """Both tables, how to read them, and what holds."""
+    return "\n".join(
+        [
+            "### Against FusionBench's layer-wise AdaMerging: seconds until its final entropy on select",
+            "",
+            table(_ADAMERGING, [row for result in results for row in _adamerging_rows(result)], left=(0, 1)),
+            "",
+            *(f"- {line}" for result in results for line in _adamerging_verdict(result)),
+            "- theirs: the seconds of its stepping alone. ours: until the first look at select that is at or below its "
+            "final value; search: without, all: with the baselines on select that chose the start (and the teachers' "
+            "outputs for expert-kl), and everything else that the search does.",
+            "- report at crossing: of the first seed, where it reaches that value. expert-kl is another objective: its "
+            "seconds are those of the whole search.",
+            "",
+            "### Against mergekit-evolve's settings: select expert-kl at equal forward passes",
+            "",
+            table(_MERGEKIT, [row for result in results for row in _mergekit_rows(result)], left=(0, 1)),
+            "",
+            *(f"- {line}" for result in results for line in _mergekit_verdict(result)),
+            "- value: mean over the seeds [lowest, highest], at as many forward passes over the fit split as "
+            f"{REFERENCE} takes; 1 at the base, lower is better. A gradient counts as three. Teachers, baselines and "
+            f"every look at select count for our sides; {REFERENCE} is given its looks at select.",
+            "",
+        ]
+    )
+
+
+_ADAMERGING = ["suite", "side", "steps", "entropy", "report", "at crossing", "search s", "all s", "faster", "passes"]
+
+
+def _adamerging_rows(result: SuiteResult) -> list[list[str]]:
+    side = result.adamerging
+    theirs = side.theirs
+    rows = [
+        [
+            result.name,
+            "AdaMerging",
+            str(side.steps),
+            f"{number(theirs.points[0].value)} to {number(theirs.final)}",
+            f"{score(side.before)} to {score(theirs.report)}",
+            NONE,
+            f"{theirs.total.seconds:.1f}",
+            f"{theirs.total.seconds:.1f}",
+            NONE,
+            f"{theirs.total.passes:.0f}",
+        ]
+    ]
+    for curve in side.ours:
+        point, cost, faster = curve.reached(theirs.final), curve.cost_to(theirs.final), side.times_faster(curve)
+        rows.append(
+            [
+                result.name,
+                f"{curve.side}, seed {curve.seed}",
+                NONE,
+                f"{number(curve.points[0].value)} to {number(curve.final)}",
+                score(curve.report),
+                score(side.crossing) if curve is side.ours[0] else NONE,
+                NONE if point is None else f"{point.cost.seconds:.1f}",
+                NONE if cost is None else f"{cost.seconds:.1f}",
+                NONE if faster is None else f"{faster:.1f}x",
+                NONE if cost is None else f"{cost.passes:.1f}",
+            ]
+        )
+    guided = side.guided
+    search = guided.points[-1].cost.seconds
+    rows.append(
+        [
+            result.name,
+            guided.side,
+            NONE,
+            NONE,
+            score(guided.report),
+            NONE,
+            f"{search:.1f}",
+            f"{guided.total.seconds:.1f}",
+            f"{theirs.total.seconds / guided.total.seconds:.1f}x",
+            f"{guided.total.passes:.1f}",
+        ]
+    )
+    return rows
+
+
+def _adamerging_verdict(result: SuiteResult) -> list[str]:
+    side = result.adamerging
+    times = [side.times_faster(curve) for curve in side.ours]
+    known = [value for value in times if value is not None]
+    if len(known) < len(times):
+        told = f"its final value is not reached on {len(times) - len(known)} of {len(times)} seeds"
+    else:
+        told = f"its final value is reached in 1/{min(known):.1f} of its time or less on every seed"
+    holds = len(known) == len(times) and min(known) >= ONE_TENTH
+    reports = [curve.report for curve in side.ours if curve.report is not None]
+    accurate = side.theirs.report is not None and bool(reports) and min(reports) >= side.theirs.report
+    guided = side.guided.report is not None and side.theirs.report is not None
+    best = guided and (side.guided.report or 0.0) >= (side.theirs.report or 0.0)
+    return [
+        f"{result.name}: {told} (at most 1/{ONE_TENTH}: {_said(holds)}); report accuracy at least AdaMerging's with "
+        f"entropy on every seed: {_said(accurate)}, with expert-kl: {_said(best)}."
+    ]
+
+
+_MERGEKIT = ["suite", "side", "value", "report", "better", "passes to its final value", "fewer, worst seed"]
+
+
+def _mergekit_rows(result: SuiteResult) -> list[list[str]]:
+    rows = []
+    for side, curves in result.sides().items():
+        values = [value for value, _ in _paired(result, side)]
+        reports = [curve.report for curve in curves if curve.report is not None]
+        better, passes, ratio = NONE, NONE, NONE
+        if side != REFERENCE:
+            won = sum(mine < theirs for mine, theirs in _paired(result, side))
+            better = f"{won} of {len(curves)}"
+            costs = _costs(result, side)
+            known = [cost for cost in costs if cost is not None]
+            passes = f"{statistics.median(known):.1f}" if known else NONE
+            passes += "" if len(known) == len(costs) else f" ({len(known)} of {len(costs)})"
+            ratio = f"{_total(result) / max(known):.1f}x" if len(known) == len(costs) else NONE
+        rows.append(
+            [
+                result.name,
+                side,
+                f"{number(statistics.fmean(values))} [{number(min(values))}, {number(max(values))}]",
+                score(statistics.fmean(reports)) if reports else NONE,
+                better,
+                passes,
+                ratio,
+            ]
+        )
+    return rows
+
+
+def _total(result: SuiteResult) -> float:
+    return result.sides()[REFERENCE][0].total.passes
+
+
+def _paired(result: SuiteResult, side: str) -> list[tuple[float, float]]:
+    """A side's values and the reference's, seed by seed, at the passes that the reference takes."""
+    sides = result.sides()
+    return [
+        (mine.at_passes(_total(result)), theirs.final)
+        for mine, theirs in zip(sides[side], sides[REFERENCE], strict=True)
+    ]
+
+
+def _costs(result: SuiteResult, side: str) -> list[float | None]:
+    """Passes until the reference's final value, seed by seed."""
+    sides = result.sides()
+    costs = [mine.cost_to(theirs.final) for mine, theirs in zip(sides[side], sides[REFERENCE], strict=True)]
+    return [None if cost is None else cost.passes for cost in costs]
+
+
+def _mergekit_verdict(result: SuiteResult) -> list[str]:
+    told = []
+    for side in ("start, CMA-ES", "start, Adam"):
+        pairs, costs = _paired(result, side), _costs(result, side)
+        better = all(mine < theirs for mine, theirs in pairs)
+        worst = max((math.inf if cost is None else cost) for cost in costs)
+        told.append(
+            f"{result.name}, {side}: better at equal passes on every seed: {_said(better)}; reaches its final value in "
+            f"at most 1/{ONE_FIFTH} of them on every seed: {_said(worst <= _total(result) / ONE_FIFTH)}."
+        )
+    return told
+
+
+def _said(holds: bool) -> str:
+    return "holds" if holds else "does not hold"
+
+
+def plot(results: Sequence[SuiteResult], path: Path) -> None:
+    """Select objective against cost, a row per suite: against AdaMerging by seconds, against mergekit by passes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4 * max(1, len(results))), layout="constrained")
+    axes = figure.subplots(max(1, len(results)), 2, squeeze=False)
+    for (left, right), result in zip(axes, results, strict=False):
+        side = result.adamerging
+        _draw(left, side.theirs, COLOURS["AdaMerging"], seconds=True)
+        for place, curve in enumerate(side.ours):
+            _draw(left, curve, OURS, seconds=True, label=curve.side if place == 0 else None)
+        left.axhline(side.theirs.final, color=COLOURS["AdaMerging"], linewidth=0.6, linestyle="dashed")
+        left.set(title=result.title, xlabel="seconds, the start included", ylabel="entropy on select")
+        for name, curves in result.sides().items():
+            for place, curve in enumerate(curves):
+                _draw(right, curve, COLOURS[name], seconds=False, label=name if place == 0 else None)
+        right.set(title=result.title, xlabel="forward passes, the start included", ylabel="expert-kl on select")
+        for each in (left, right):
+            each.set(xscale="log", yscale="log")
+            each.grid(alpha=0.3, which="both", linewidth=0.4)
+            each.legend(fontsize="small", frameon=False)
+    with atomic_path(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
+
+
+def _draw(axes: Axes, curve: Curve, colour: str, *, seconds: bool, label: str | None = "") -> None:
+    """One curve; without a label it is not in the legend, and "" stands for its side."""
+    costs = [curve.start + point.cost for point in curve.points]
+    across = [cost.seconds if seconds else cost.passes for cost in costs]
+    known = [(x, point.value) for x, point in zip(across, curve.points, strict=True) if x > 0]
+    axes.step(
+        [x for x, _ in known],
+        [value for _, value in known],
+        where="post",
+        color=colour,
+        linewidth=1.2,
+        label=curve.side if label == "" else label,
+    )
