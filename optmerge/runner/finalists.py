@@ -15,7 +15,6 @@ from optmerge.records import Record
 from optmerge.runner.alarms import COLLAPSE
 from optmerge.runner.bootstrap import bootstrap, paired_bootstrap
 from optmerge.runner.result import Scored, interval_entry, mean_metric, of_metric
-from optmerge.runner.stages import judged_alike
 
 Lead = tuple[float, float, float]
 """How far select's choice leads on select, in units of the objective, and the ends of the interval."""
@@ -52,6 +51,18 @@ def best_iterates(
             break
         distinct.setdefault(merge(record), record)
     return list(distinct.values())
+
+
+def judged_alike(objectives: Sequence[Any], number: int) -> range:
+    """The stages up to ``number`` whose select values can be compared with its own: none in between judges otherwise.
+
+    >>> judged_alike(["kl", "kl", "accuracy", "accuracy"], 3), judged_alike(["kl", "accuracy", "kl"], 2)
+    (range(2, 4), range(2, 3))
+    """
+    first = number
+    while first and objectives[first - 1] == objectives[number]:
+        first -= 1
+    return range(first, number + 1)
 
 
 def make_finalists(

@@ -55,8 +55,8 @@ def make_manifest(problem: Problem) -> dict[str, Any]:
             for name, c in checkpoints.items()
         },
         "data": {name: data.sha256 for name, data in problem.calibration.tasks.items()},
-        "terms": term_hashes(problem.config.objective, problem.objective),
-        "labelled_terms": list(problem.objective.answered),
+        "terms": {k: v for s in problem.stages for k, v in term_hashes(s.config.objective, s.objective).items()},
+        "labelled_terms": list(dict.fromkeys(name for s in problem.stages for name in s.objective.answered)),
         "splits": {
             name: {split: data.splits[split].size for split in data.splits}
             for name, data in problem.calibration.tasks.items()
@@ -64,6 +64,15 @@ def make_manifest(problem: Problem) -> dict[str, Any]:
         "notes": list(problem.calibration.notes),
         "dimension": problem.space.dimension,
         "variables": list(problem.space.names.compact),
+        "stages": [
+            {
+                "driver": stage.config.driver.name,
+                "granularity": stage.config.space.granularity,
+                "dimension": stage.space.dimension,
+                "variables": list(stage.space.names.compact),
+            }
+            for stage in (problem.stages if len(problem.stages) > 1 else ())
+        ],
         "report_examples": {
             name: _hash(data.splits["report"].keys) for name, data in problem.calibration.tasks.items()
         },
@@ -96,17 +105,7 @@ def check_manifest(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
         RunError: A model, a data file, a term's file, the machine, the thread count or torch differs; all differences
             are named.
     """
-    problems: list[str] = []
-    for name, entry in stored["models"].items():
-        found = now["models"].get(name, {}).get("sha256")
-        if found != entry["sha256"]:
-            problems.append(f"the model {name} ({entry['reference']}) has changed")
-    for name, digest in stored["data"].items():
-        if now["data"].get(name) != digest:
-            problems.append(f"the data of task {name} has changed")
-    for name, digest in stored["terms"].items():
-        if now["terms"].get(name) != digest:
-            problems.append(f"the {name} has changed")
+    problems = _changed(stored, now)
     for key, value in stored["hardware"].items():
         if now["hardware"].get(key) != value:
             problems.append(f"{key} was {value!r} and is {now['hardware'].get(key)!r}")
@@ -121,6 +120,35 @@ def check_manifest(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
             f"{folder} cannot be resumed: {'; '.join(problems)}. A resumed run must give what an uninterrupted one "
             f"would.{hint} Restore what changed, or start a new search with --output in another folder."
         )
+
+
+def check_content(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to look again at a run whose models, data or terms are not there as they were; any machine will do.
+
+    Raises:
+        RunError: Something differs; all differences are named.
+    """
+    problems = _changed(stored, now)
+    if problems:
+        raise RunError(
+            f"{folder} cannot be measured again: {'; '.join(problems)}. Restore what changed, or search again."
+        )
+
+
+def _changed(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Which models, data and terms are not those of a stored manifest."""
+    problems: list[str] = []
+    for name, entry in stored["models"].items():
+        found = now["models"].get(name, {}).get("sha256")
+        if found != entry["sha256"]:
+            problems.append(f"the model {name} ({entry['reference']}) has changed")
+    for name, digest in stored["data"].items():
+        if now["data"].get(name) != digest:
+            problems.append(f"the data of task {name} has changed")
+    for name, digest in stored["terms"].items():
+        if now["terms"].get(name) != digest:
+            problems.append(f"the {name} has changed")
+    return problems
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

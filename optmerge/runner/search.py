@@ -360,6 +360,7 @@ class _Session:
         self.journal.stage = number
         comparable = problem.objective is before.objective
         if not comparable:
+            self.evaluator.teachers = Teachers({})  # the last objective's are let go before there are others
             self.evaluator.teachers = Teachers.make(problem, self.progress)
         self.evaluator = Evaluator(problem, self.evaluator.teachers)
         self.measurements = CachedMeasurements(self.evaluator)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -143,15 +143,3 @@ def measured_curvature(records: Sequence[Record], spaces: Sequence[SearchSpace])
         if count:
             return total / count
     return None
-
-
-def judged_alike(objectives: Sequence[Any], number: int) -> range:
-    """The stages up to ``number`` whose select values can be compared with its own: none in between judges otherwise.
-
-    >>> judged_alike(["kl", "kl", "accuracy", "accuracy"], 3), judged_alike(["kl", "accuracy", "kl"], 2)
-    (range(2, 4), range(2, 3))
-    """
-    first = number
-    while first and objectives[first - 1] == objectives[number]:
-        first -= 1
-    return range(first, number + 1)

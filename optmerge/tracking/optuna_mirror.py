@@ -36,7 +36,7 @@ class OptunaMirror:
 
     def __init__(self) -> None:
         self._study: optuna.Study | None = None
-        self._variables = VariableNames(())
+        self._variables = [VariableNames(())]  # of each stage
         self._bounds = (-np.inf, np.inf)
         self._mirrored: set[int] = set()
 
@@ -47,7 +47,7 @@ class OptunaMirror:
         from optuna.storages.journal import JournalFileBackend
 
         view = RunView.open(run)
-        self._variables = VariableNames(view.manifest.get("variables") or ())
+        self._variables = [view.variables(stage) for stage in range(len(view.stages))]
         self._bounds = _widest_bounds(view)
         for leftover in (FILE, f"{FILE}.lock"):  # a killed process leaves its lock behind
             (run / leftover).unlink(missing_ok=True)
@@ -58,8 +58,8 @@ class OptunaMirror:
             self._study = optuna.create_study(storage=storage, study_name=view.name, direction="minimize")
         finally:
             optuna.logging.set_verbosity(before)
-        self._study.set_user_attr("driver", (view.settings.get("driver") or {}).get("name"))
-        self._study.set_user_attr("dimension", len(self._variables))
+        self._study.set_user_attr("driver", view.driver)
+        self._study.set_user_attr("dimension", len(self._variables[0]))
         self._add(view.records)
 
     def record(self, record: Record) -> None:
@@ -88,12 +88,13 @@ class OptunaMirror:
         for record in records:
             if record.phase != "search" or record.id in self._mirrored or self._study is None:
                 continue
+            variables = self._variables[record.stage]
             params: dict[str, float] = {}
             distributions: dict[str, BaseDistribution] = {}
             if record.vector is not None and len(record.vector) <= MOST:
                 low = min(self._bounds[0], float(record.vector.min()))
                 high = max(self._bounds[1], float(record.vector.max()))
-                names = list(self._variables) or [f"x{i}" for i in range(len(record.vector))]
+                names = list(variables) or [f"x{i}" for i in range(len(record.vector))]
                 params = {name: float(x) for name, x in zip(names, record.vector, strict=True)}
                 distributions = dict.fromkeys(names, FloatDistribution(low, high))
             attributes: dict[str, Any] = {
@@ -102,10 +103,12 @@ class OptunaMirror:
                 "elapsed": record.elapsed,
                 **{f"task/{task}": value for task, value in record.per_task.items()},
             }
+            if record.stage:
+                attributes["stage"] = record.stage
             if record.error is not None:
                 attributes["error"] = record.error
-            if record.vector is not None and len(self._variables) == len(record.vector) > MANY:
-                attributes |= group_means(self._variables, record.vector)
+            if record.vector is not None and len(variables) == len(record.vector) > MANY:
+                attributes |= group_means(variables, record.vector)
             self._study.add_trial(
                 optuna.trial.create_trial(
                     state=TrialState.FAIL if record.value is None else TrialState.COMPLETE,

@@ -67,6 +67,15 @@ def trajectory_figure(view: RunView) -> Figure:
     last = max((p.evaluations for p in (*view.fit, *view.select)), default=1)
     axes.set_xlim(0, last * 1.02)
     _draw_baselines(axes, view)
+    for stage, begin in enumerate(view.stage_begins, 2):
+        axes.axvline(begin.evaluations + 0.5, color="#7F7F7F", linestyle=":", linewidth=1.0, zorder=1)
+        axes.annotate(
+            f" stage {stage}",
+            (begin.evaluations + 0.5, 0.01),
+            xycoords=axes.get_xaxis_transform(),
+            fontsize=7,
+            color="#7F7F7F",
+        )
     axes.set_xlabel("evaluations on the fit split")
     axes.set_ylabel("objective (lower is better)")
     figure.suptitle(_title(view), x=0.01, ha="left", fontsize=11)
@@ -147,8 +156,7 @@ def _draw_table(
 
 def _title(view: RunView) -> str:
     terms = " + ".join(term["name"] for term in (view.settings.get("objective") or {}).get("terms", []))
-    driver = (view.settings.get("driver") or {}).get("name", "?")
-    return f"{view.name}: {terms or 'objective'} by {driver}"
+    return f"{view.name}: {terms or 'objective'} by {view.driver}"
 
 
 def _draw_baselines(axes: Axes, view: RunView) -> None:

@@ -66,6 +66,7 @@ class TerminalSink:
         self._elapsed = 0.0
         self._begun: float | None = None
         self._alarms: dict[str, str] = {}
+        self._stage = 0
 
     def start(self, run: Path) -> None:
         """Take over what an interrupted run has done already."""
@@ -115,6 +116,8 @@ class TerminalSink:
         """Where the search stands, in one line."""
         done = f"{self._evaluations}/{self._limit}" if self._limit else str(self._evaluations)
         parts = [f"evaluations {done}"]
+        if self._stage:
+            parts.append(f"stage {self._stage + 1}")
         if self._best is not None:
             parts.append(f"best select {number(self._best)}")
         if self._value is not None:
@@ -139,11 +142,15 @@ class TerminalSink:
             self._alarms.setdefault(kind, sentence)
         if record.error is not None:
             self._failed += record.phase == "search"
+        if record.stage > self._stage:
+            self._stage = record.stage
+            if record.phase == "baseline":  # of another objective: values before cannot be compared
+                self._baseline = self._best = None
         if record.phase == "baseline":
             lowest = self._baseline[1] if self._baseline else math.inf
             if record.split == "select" and record.value is not None and record.name and record.value < lowest:
                 self._baseline = (record.name, record.value)
-            self._begun = record.elapsed
+            self._begun = self._begun if record.stage else record.elapsed
             return False
         if record.phase == "search":
             self._evaluations += 1

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,6 +129,41 @@ class RunView:
         return self.folder.resolve().name
 
     @cached_property
+    def stages(self) -> tuple[Mapping[str, Any], ...]:
+        """The settings of each stage of the schedule, as nested mappings; a search without one has a single stage."""
+        schedule = self.settings.get("schedule")
+        if schedule is None:
+            return ({"driver": self.settings.get("driver") or {}},)
+        return tuple(schedule)
+
+    @property
+    def objectives(self) -> tuple[Mapping[str, Any], ...]:
+        """The settings of each stage's objective."""
+        return tuple(stage.get("objective") or self.settings.get("objective") or {} for stage in self.stages)
+
+    @property
+    def driver(self) -> str:
+        """The drivers' names, in the order in which they search."""
+        names = [str((stage.get("driver") or {}).get("name", "?")) for stage in self.stages]
+        return ", then ".join(name for name, _ in groupby(names))
+
+    @property
+    def stage_begins(self) -> tuple[Point, ...]:
+        """Where each stage after the first began: its first evaluation or score."""
+        begins: dict[int, Point] = {}
+        evaluations = 0
+        for record in self.records:
+            if record.phase in ("search", "select") and record.stage not in begins:
+                begins[record.stage] = Point(evaluations, math.nan if record.value is None else record.value, record.id)
+            evaluations += record.phase == "search"
+        return tuple(point for stage, point in begins.items() if stage)
+
+    def variables(self, stage: int = 0) -> VariableNames:
+        """Names of the coordinates of a stage's vectors; none before the search has begun."""
+        stages = self.manifest.get("stages") or [self.manifest]
+        return VariableNames((stages[stage] if stage < len(stages) else {}).get("variables") or ())
+
+    @cached_property
     def fit(self) -> tuple[Point, ...]:
         """The fit value of every candidate that has one."""
         return self._points("search")
@@ -141,7 +177,7 @@ class RunView:
     def best(self) -> Point | None:
         """The iterate with the lowest select value so far (the earliest of equals), none that an alarm ruled out."""
         collapsed = (self.settings.get("alarms") or {}).get("collapse") == "warn"
-        found = best_iterates(self.records, 1, collapsed=collapsed)
+        found = best_iterates(self.records, 1, collapsed=collapsed, objectives=self.objectives)
         return next((point for point in self.select if found and point.record == found[0].id), None)
 
     @property
@@ -168,12 +204,12 @@ class RunView:
     @property
     def search_seconds(self) -> float:
         """Seconds since the baselines were done."""
-        before = [record.elapsed for record in self.records if record.phase == "baseline"]
+        before = [record.elapsed for record in self.records if record.phase == "baseline" and not record.stage]
         return max(0.0, self.seconds - (before[-1] if before else 0.0))
 
     @cached_property
     def baselines(self) -> dict[str, dict[str, Record]]:
-        """Baseline -> split -> its record, failed ones left out."""
+        """Baseline -> split -> its record, failed ones left out; by the last objective where stages have their own."""
         found: dict[str, dict[str, Record]] = {}
         for record in self.records:
             if record.phase == "baseline" and record.name and record.error is None:
@@ -248,13 +284,15 @@ class RunView:
         """
         if self.recipe is not None:
             return from_recipe(self.recipe)
-        names = self.manifest.get("variables")
-        vector = self.records[self.best.record].vector if self.best is not None else None
-        if vector is None or not names or len(VariableNames(names)) != len(vector):
+        if self.best is None:
+            return None
+        best = self.records[self.best.record]
+        names, vector = self.variables(best.stage), best.vector
+        if vector is None or len(names) != len(vector):
             return None
         if (self.settings.get("space") or {}).get("normalise", "none") != "none":
             return None
-        return from_vector(names, vector)
+        return from_vector(names.compact, vector)
 
     def _points(self, phase: str) -> tuple[Point, ...]:
         points: list[Point] = []

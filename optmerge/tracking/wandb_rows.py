@@ -29,19 +29,17 @@ class RowMaker:
 
     Args:
         variables: Names of the vector's coordinates, as a run's manifest has them.
+        later: Those of the stages after the first, where the search has a schedule.
     """
 
-    def __init__(self, variables: Sequence[str]) -> None:
+    def __init__(self, variables: Sequence[str], later: Sequence[Sequence[str]] = ()) -> None:
         self._evaluations = 0
         self._best: float | None = None
         self._generation: list[float] = []
-        self._generation_number = -1
-        names = VariableNames(variables)
-        stretches: dict[str, list[npt.NDArray[np.int64]]] = {}
-        for name, at in names.spans():
-            stretches.setdefault(split_variable(name)[1], []).append(np.arange(at.start, at.stop))
-        self._columns = {name: np.concatenate(parts) for name, parts in stretches.items()}
-        self._dimension = len(names)
+        self._generation_number = (0, -1)  # of a stage
+        stages = [VariableNames(names) for names in (variables, *later)]
+        self._columns = [_columns(names) for names in stages]
+        self._dimensions = [len(names) for names in stages]
 
     def row(self, record: Record) -> dict[str, Value]:
         """One record as a row."""
@@ -56,12 +54,14 @@ class RowMaker:
             "time/elapsed": record.elapsed,
             **{f"time/{part}": seconds for part, seconds in record.seconds.items()},
         }
+        if record.stage:
+            row["stage"] = record.stage
         row |= getattr(self, f"_{record.phase}")(record)
         return {key: value for key, value in row.items() if _loggable(value)}
 
     def _search(self, record: Record) -> Mapping[str, Value | None]:
-        if record.generation != self._generation_number:
-            self._generation_number, self._generation = record.generation, []
+        if (record.stage, record.generation) != self._generation_number:
+            self._generation_number, self._generation = (record.stage, record.generation), []
         if record.value is not None:
             self._generation.append(record.value)
         return {
@@ -91,6 +91,8 @@ class RowMaker:
         return row
 
     def _baseline(self, record: Record) -> Mapping[str, Value | None]:
+        if record.stage:  # another objective, whose values cannot be compared with those before
+            self._best = None
         return {f"baseline/{record.split}/value": record.value, **_metrics(f"baseline/{record.split}", record)}
 
     def _report(self, record: Record) -> Mapping[str, Value | None]:
@@ -105,9 +107,19 @@ class RowMaker:
         return {"report/value": record.value, **_metrics("report", record)}
 
     def _means(self, record: Record) -> Mapping[str, Value | None]:
-        if record.vector is None or len(record.vector) != self._dimension:
+        vector, stage = record.vector, record.stage
+        if vector is None or stage >= len(self._columns) or len(vector) != self._dimensions[stage]:
             return {}
-        return {f"coefficient/{name}/mean": float(record.vector[rows].mean()) for name, rows in self._columns.items()}
+        columns = self._columns[stage].items()
+        return {f"coefficient/{name}/mean": float(vector[rows].mean()) for name, rows in columns}
+
+
+def _columns(names: VariableNames) -> dict[str, npt.NDArray[np.int64]]:
+    """Direction -> the positions of its variables."""
+    stretches: dict[str, list[npt.NDArray[np.int64]]] = {}
+    for name, at in names.spans():
+        stretches.setdefault(split_variable(name)[1], []).append(np.arange(at.start, at.stop))
+    return {name: np.concatenate(parts) for name, parts in stretches.items()}
 
 
 def _metrics(prefix: str, record: Record) -> dict[str, Value | None]:

@@ -95,7 +95,8 @@ class WandbSink:
             known = self._run.summary.get("record")
             if self._run.resumed and known is not None:
                 self._logged = set(range(int(known) + 1))
-        self._rows = RowMaker(view.manifest.get("variables") or ())
+        first, *later = (view.variables(stage).compact for stage in range(len(view.stages)))
+        self._rows = RowMaker(first, later)
         for record in view.records:
             self.record(record)
 
@@ -215,7 +216,7 @@ def _identity(run: Path) -> dict[str, Any]:
 def _tags(view: RunView, tracking: TrackingConfig) -> list[str]:
     settings = view.settings
     facts = [
-        (settings.get("driver") or {}).get("name"),
+        *((stage.get("driver") or {}).get("name") for stage in view.stages),
         (settings.get("space") or {}).get("granularity"),
         *(term["name"] for term in (settings.get("objective") or {}).get("terms", [])),
         *tracking.tags,
