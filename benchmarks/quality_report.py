@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 REFERENCE = "mergekit-evolve"
+ADAM = "start, Adam"
 COLD = "cold CMA-ES"  # ours without a start: from 1/n, as the reference
 ONE_TENTH, ONE_FIFTH = 10, 5  # of the references' cost, in which ours must reach what they reach
 COLOURS = {
@@ -28,7 +29,7 @@ COLOURS = {
     REFERENCE: "#b2182b",
     COLD: "#999999",
     "start, CMA-ES": "#67a9cf",
-    "start, Adam": "#2166ac",
+    ADAM: "#2166ac",
 }
 OURS = "#2166ac"
 
@@ -266,7 +267,7 @@ def _costs(result: SuiteResult, side: str) -> list[float | None]:
 
 def _mergekit_verdict(result: SuiteResult) -> list[str]:
     told = []
-    for side in ("start, CMA-ES", "start, Adam"):
+    for side in ("start, CMA-ES", ADAM):
         pairs, costs = _paired(result, side), _costs(result, side)
         better = all(mine < theirs for mine, theirs in pairs)
         worst = max((math.inf if cost is None else cost) for cost in costs)

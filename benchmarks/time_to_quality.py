@@ -32,7 +32,7 @@ from benchmarks.harness import ROOT, machine, parser
 from benchmarks.mergekit_replay import MergekitEvolve
 from benchmarks.quality_curves import Cost, Curve, Point, Sizes, search_curve
 from benchmarks.quality_judge import Judge
-from benchmarks.quality_report import COLD, AdaMergingSide, SuiteResult, markdown, plot
+from benchmarks.quality_report import ADAM, COLD, AdaMergingSide, SuiteResult, markdown, plot
 from benchmarks.quality_suites import METRIC, SUITES, Suite
 from optmerge.atomic import atomic_write
 from optmerge.config.drivers import CmaConfig
@@ -81,6 +81,11 @@ def adam(budget: Budget, batch: int) -> dict[str, Any]:
     return {"name": "adam", "lr": budget.lr, "batch": batch, "schedule": "cosine"}
 
 
+def run_name(objective: str, budget: Budget, seed: int) -> str:
+    """The folder of one of our runs against AdaMerging; other settings have another."""
+    return f"adam-{objective}-lr-{budget.lr:g}-steps-{budget.steps}-{seed}"
+
+
 def against_adamerging(suite: Suite, folder: Path, budget: Budget, threads: int) -> AdaMergingSide:
     """Run both sides in turns, and judge both by our evaluator."""
     settings = suite.search(folder / "unused", objective="entropy", space="tensor-wise")
@@ -91,7 +96,7 @@ def against_adamerging(suite: Suite, folder: Path, budget: Budget, threads: int)
         reference.advance(budget.reference * turn // (len(TURNS) - 1), limit=budget.limit)
         ours.append(_ours(suite, folder, budget, "entropy", seed))
     guided = _ours(suite, folder, budget, "expert-kl", 0)
-    reports = _reports(folder / "reports.json", judge, reference, folder, ours)
+    reports = _reports(judge, reference, folder, budget, ours)
     reached = tuple(Point(Cost(p.seconds, p.fit_passes), p.select) for p in reference.points)
     last, first = str(reference.points[-1].step), str(reference.points[0].step)
     theirs = Curve("AdaMerging", 0, Cost(0.0, 0.0), reached, reports[last])
@@ -102,7 +107,7 @@ def _ours(suite: Suite, folder: Path, budget: Budget, objective: str, seed: int)
     sizes = Sizes(suite.fit, suite.select, budget.batch)
     view = run(
         suite.search(
-            folder / f"adam-{objective}-{seed}",
+            folder / run_name(objective, budget, seed),
             objective=objective,
             space="tensor-wise",
             driver=adam(budget, budget.batch),
@@ -122,9 +127,10 @@ def _curve(view: RunView, side: str, seed: int, sizes: Sizes, *, teachers: bool,
 
 
 def _reports(
-    file: Path, judge: Judge, reference: AdaMerging, folder: Path, ours: Iterable[Curve]
+    judge: Judge, reference: AdaMerging, folder: Path, budget: Budget, ours: Iterable[Curve]
 ) -> dict[str, float | None]:
     """AdaMerging's report accuracy at its first and last step, and ours where it reaches AdaMerging's final value."""
+    file = folder / f"{run_name('entropy', budget, TURNS[0])}.reports.json"
     found: dict[str, float | None] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if str(reference.points[-1].step) in found:
         return found
@@ -133,7 +139,7 @@ def _reports(
     found["crossing"] = None
     crossing = next(iter(ours)).reached(reference.points[-1].select)
     if crossing is not None and crossing.record is not None:
-        vector = Trajectory.read(folder / f"adam-entropy-{TURNS[0]}").records[crossing.record].vector
+        vector = Trajectory.read(folder / run_name("entropy", budget, TURNS[0])).records[crossing.record].vector
         assert vector is not None
         found["crossing"] = judge.report(judge.problem.expand(vector), METRIC)
     atomic_write(file, json.dumps(found))
@@ -153,11 +159,12 @@ def against_mergekit(suite: Suite, folder: Path, budget: Budget) -> list[Curve]:
     batch = max(1, suite.fit // 4)
     step = 3 * batch / suite.fit + share / budget.select_every
     cma_budget = {"evaluations": max(2, int(passes - start)), "select_every": 1, "finalists": 1}
+    tag = f"-lr-{budget.lr:g}"
     cold = {"driver": {"name": "cma", "known": 0}, "space": {"preset": "layer-wise", "start": 1 / len(suite.experts)}}
     sides: dict[str, tuple[dict[str, Any], Sizes]] = {
         COLD: (cold | {"budget": cma_budget}, Sizes(suite.fit, suite.select)),
         "start, CMA-ES": ({"driver": "cma", "budget": cma_budget}, Sizes(suite.fit, suite.select)),
-        "start, Adam": (
+        ADAM: (
             {
                 "driver": adam(budget, batch),
                 "budget": {
@@ -171,7 +178,7 @@ def against_mergekit(suite: Suite, folder: Path, budget: Budget) -> list[Curve]:
     }
     for name, (changes, sizes) in sides.items():
         for seed in budget.seeds:
-            output = folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+            output = folder / f"{name.replace(', ', '-').replace(' ', '-')}{tag if name == ADAM else ''}-{seed}"
             wanted = suite.search(output, objective="expert-kl", seed=seed) | {"space": "layer-wise"} | changes
             view = run(wanted, terminal=False)
             curves.append(_curve(view, name, seed, sizes, teachers=True, baselines=name != COLD))
