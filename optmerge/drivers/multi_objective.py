@@ -24,10 +24,10 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optmerge.config.drivers import OptunaConfig
+from optmerge.config.several_objectives import SAMPLERS
 from optmerge.errors import ConfigError
 from optmerge.records import Evaluation
 
-SAMPLERS = frozenset({"nsga2", "nsga3", "motpe"})
 POPULATION = 20  # trials in a generation, where the settings do not say
 SPREAD = 20.0  # distribution index of crossover and mutation in both papers: children stay near their parents
 
