@@ -13,6 +13,7 @@ from optmerge.config.gradient_drivers import AdamWConfig as AdamWConfig
 from optmerge.config.gradient_drivers import LbfgsConfig as LbfgsConfig
 from optmerge.config.gradient_drivers import LevenbergMarquardtConfig as LevenbergMarquardtConfig
 from optmerge.config.gradient_drivers import SgdConfig as SgdConfig
+from optmerge.config.frank_wolfe import FrankWolfeConfig as FrankWolfeConfig
 from optmerge.config.natural_niches import NaturalNichesConfig as NaturalNichesConfig
 from optmerge.config.storage_url import StorageUrl
 
@@ -103,7 +104,8 @@ DriverConfig = Annotated[
     | LevenbergMarquardtConfig
     | CmaConfig
     | OptunaConfig
-    | NaturalNichesConfig,
+    | NaturalNichesConfig
+    | FrankWolfeConfig,
     Field(discriminator="name"),
 ]
 DRIVER_CONFIGS: dict[str, type[Strict]] = {
@@ -115,8 +117,9 @@ DRIVER_CONFIGS: dict[str, type[Strict]] = {
     "cma": CmaConfig,
     "optuna": OptunaConfig,
     "natural-niches": NaturalNichesConfig,
+    "frank-wolfe": FrankWolfeConfig,
 }
 # these follow the gradient of the objective
-GRADIENT_DRIVERS = frozenset({"adam", "adamw", "sgd", "lbfgs", "levenberg-marquardt"})
+GRADIENT_DRIVERS = frozenset({"adam", "adamw", "sgd", "lbfgs", "levenberg-marquardt", "frank-wolfe"})
 CURVATURE_DRIVERS = frozenset({"levenberg-marquardt"})  # and these its Gauss-Newton matrix
 NO_GRADIENT_DRIVERS = tuple(name for name in DRIVER_CONFIGS if name not in GRADIENT_DRIVERS)

@@ -27,6 +27,7 @@ DRIVERS: dict[str, str] = {
     "cma": "optmerge.drivers.cma_driver:CmaDriver",
     "optuna": "optmerge.drivers.optuna_driver:OptunaDriver",
     "natural-niches": "optmerge.drivers.natural_niches:NaturalNichesDriver",
+    "frank-wolfe": "optmerge.drivers.frank_wolfe:FrankWolfeDriver",
 }
 
 # Without a gradient, a vector of more variables than this learns nothing within any budget that a model allows.

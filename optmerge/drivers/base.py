@@ -48,6 +48,8 @@ class Variables:
         known: Vectors worth trying beside the start, the most promising first; they are projected to bounds.
         curvature: float64[d], the mean squared gradient of the objective per variable, never negative: the diagonal of
             an empirical Fisher matrix. None where nobody measured gradients.
+        cells: int64[d, 2], the tensor group and the expert (or other direction) that each variable alone weighs. None
+            where one of them weighs several.
         integer: bool[d], which variables take whole numbers only; their bounds and start are such. None: no variable.
         choices: Variable -> what its whole numbers from 0 on stand for, where they have no order but are names.
 
@@ -62,6 +64,7 @@ class Variables:
     norms: Vector | None = None
     known: Sequence[Vector] = ()
     curvature: Vector | None = None
+    cells: npt.NDArray[np.int64] | None = None
     integer: npt.NDArray[np.bool_] | None = None
     choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
 

@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from optmerge.drivers.base import Variables
+from optmerge.errors import ConfigError
 from optmerge.merging.coefficients import Table
 from optmerge.merging.products import delta_norms
 from optmerge.records import Vector
@@ -38,8 +40,38 @@ def make_variables(
     norms: Vector | None = None
     if getattr(driver, "scale", "none") == "norms":
         norms = variable_norms(space, delta_norms(problem.engine, problem.columns))
+    cells = None
+    if driver.name == "frank-wolfe":
+        cells = variable_cells(space)
+        if cells is None:
+            raise ConfigError(
+                "driver is frank-wolfe, which weighs experts against one another, and in this space a variable is not "
+                "one expert's coefficient (model-wise, polynomial, shared or normalised). Take task-wise, layer-wise, "
+                "layer-kind-wise or tensor-wise with normalise: none, or another driver."
+            )
     known = known_vectors(space, start, (table[:, problem.columns] for table in ranked), getattr(driver, "known", 0))
-    return Variables(space.names, space.lower, space.upper, start, norms=norms, known=known, curvature=curvature)
+    return Variables(
+        space.names, space.lower, space.upper, start, norms=norms, known=known, curvature=curvature, cells=cells
+    )
+
+
+def variable_cells(space: SearchSpace) -> npt.NDArray[np.int64] | None:
+    """The group (the first one of several that are tied) and the direction of every variable: int64[d, 2].
+
+    None where a variable is no coefficient of its own: it serves several directions, is normalised, or one of a
+    polynomial's.
+    """
+    rows, columns = np.nonzero(space.index >= 0)
+    if space.normalise is not None or space.blocks is not None:
+        return None
+    which = space.index[rows, columns]
+    first = np.full(space.dimension, space.num_rows, dtype=np.int64)
+    np.minimum.at(first, which, rows)
+    direction = np.zeros(space.dimension, dtype=np.int64)
+    direction[which] = columns
+    if (direction[which] != columns).any():
+        return None
+    return np.stack([first, direction], axis=1)
 
 
 def variable_norms(space: SearchSpace, norms: Table) -> Vector:

@@ -13,6 +13,7 @@ import pytest
 from optmerge.config.base import Strict
 from optmerge.config.drivers import DRIVER_CONFIGS, AdamConfig, AdamWConfig, CmaConfig, OptunaConfig, SgdConfig
 from optmerge.config.gradient_drivers import LbfgsConfig, LevenbergMarquardtConfig
+from optmerge.config.frank_wolfe import FrankWolfeConfig
 from optmerge.config.natural_niches import NaturalNichesConfig
 from optmerge.drivers import DRIVERS, driver_class, driver_type
 from optmerge.drivers.base import Driver, Variables
@@ -47,6 +48,10 @@ VARIANTS: dict[str, Strict] = {
     "optuna-motpe": OptunaConfig(sampler="motpe", startup=5),
     "optuna-nsga3-knowing": OptunaConfig(sampler="nsga3", population=8),
     "natural-niches": NaturalNichesConfig(mutation=0.3, archive=5),
+    "frank-wolfe": FrankWolfeConfig(scale=4.0),
+    "frank-wolfe-hard": FrankWolfeConfig(variant="hard", scale=4.0),
+    "frank-wolfe-open-loop": FrankWolfeConfig(variant="hard", step="open-loop", scale=4.0),
+    "frank-wolfe-task-wise": FrankWolfeConfig(oracle="task-wise", scale=4.0, top=2, corrections=1),
     "natural-niches-plain": NaturalNichesConfig(mutation=0.3, archive=8, alpha=0, attraction=False, split=False),
 }
 

@@ -43,6 +43,8 @@ PINNED: dict[str, tuple[Strict, float]] = {  # configuration, relative tolerance
     "optuna-nsga3": (OptunaConfig(sampler="nsga3", population=4), 1e-12),
     "optuna-motpe": (OptunaConfig(sampler="motpe", startup=4), 1e-12),
     "natural-niches": (NaturalNichesConfig(mutation=0.3, archive=5), 1e-12),
+    "frank-wolfe": (FrankWolfeConfig(scale=2.0), 1e-6),
+    "frank-wolfe-hard": (FrankWolfeConfig(variant="hard", scale=2.0), 1e-9),
     "frank-wolfe": (FrankWolfeConfig(scale=2.0), 1e-9),
     "frank-wolfe-hard": (FrankWolfeConfig(variant="hard", scale=2.0), 1e-9),
 }
