@@ -21,9 +21,9 @@ import numpy as np
 
 from optmerge.records import Evaluation, Record, SplitName, Vector
 from optmerge.runner.alarms import COLLAPSE
+from optmerge.runner.finalists import judged_alike
 from optmerge.runner.pareto import non_dominated, thin
 from optmerge.runner.result import Scored
-from optmerge.runner.stages import judged_alike
 
 log = logging.getLogger(__name__)
 
