@@ -34,7 +34,7 @@ def stage_section(view: RunView) -> list[str]:
     head = ["", "driver", "space, variables", "objective", "evaluations", "select before", "best", "ended because"]
     missing = len(view.stages) - len(ends)
     notes = [
-        "Each stage begins at the best on select so far; *select before* is its value by the stage's own objective. The "
+        "Each stage begins at the best on select so far; *select before* is its value by the stage's objective. The "
         "first begins at the configured start.",
         f"The search ended before {'its last stage' if missing == 1 else f'the last {missing} stages'} began."
         if missing
