@@ -45,8 +45,6 @@ PINNED: dict[str, tuple[Strict, float]] = {  # configuration, relative tolerance
     "natural-niches": (NaturalNichesConfig(mutation=0.3, archive=5), 1e-12),
     "frank-wolfe": (FrankWolfeConfig(scale=2.0), 1e-6),
     "frank-wolfe-hard": (FrankWolfeConfig(variant="hard", scale=2.0), 1e-9),
-    "frank-wolfe": (FrankWolfeConfig(scale=2.0), 1e-9),
-    "frank-wolfe-hard": (FrankWolfeConfig(variant="hard", scale=2.0), 1e-9),
 }
 
 
