@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field
 from optmerge.config.base import Strict, named
 from optmerge.config.drivers import GRADIENT_DRIVERS, NO_GRADIENT_DRIVERS, DriverConfig
 from optmerge.config.objectives import TERM_CONFIGS, ObjectiveConfig, no_gradient
+from optmerge.config.several_objectives import not_of_a_task
 from optmerge.config.spaces import Granularity
 from optmerge.errors import did_you_mean
 
@@ -107,6 +108,9 @@ def _one_stage(prefix: str, stage: Mapping[str, Any], data: Mapping[str, Any]) -
     without = [term for term in map(str, terms) if term in TERM_CONFIGS and not TERM_CONFIGS[term].differentiable]
     if name in GRADIENT_DRIVERS and without:
         problems.append(prefix + no_gradient(name, without, drivers=NO_GRADIENT_DRIVERS))
+    unseen = not_of_a_task(driver, [str(term) for term in terms])
+    if unseen is not None:
+        problems.append(prefix + unseen)
     if name in GRADIENT_DRIVERS and data.get("methods"):
         problems.append(
             f"{prefix}driver is {name}, which follows a gradient, and a choice among methods has none. Use cma, optuna "
