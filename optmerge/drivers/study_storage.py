@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optmerge.config.drivers import OptunaConfig
@@ -155,7 +155,7 @@ def try_again(study: Study, trial: FrozenTrial) -> None:
     The attributes are those of Optuna's `RetryHeartbeatStaleTrialCallback`, so that its functions read them; who worked
     on it is not copied, as nobody does until it is taken.
     """
-    history = [*RetryHeartbeatStaleTrialCallback.retry_history(trial), trial.number]
+    history = [*trial.system_attrs.get("retry_history", []), trial.number]
     if len(history) > RETRIES:
         log.warning("trial %d was given up %d times and is not tried again", history[0], len(history))
         return
@@ -171,8 +171,8 @@ def try_again(study: Study, trial: FrozenTrial) -> None:
 
 def original(trial: FrozenTrial) -> int:
     """The number of the trial that this one tries again, or its own."""
-    number = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
-    return trial.number if number is None else number
+    number: int = trial.system_attrs.get("failed_trial", trial.number)
+    return number
 
 
 def give_up(storage: RDBStorage, study: Study, trial: FrozenTrial, *, again: bool = True) -> None:

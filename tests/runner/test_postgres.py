@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -52,7 +53,7 @@ def test_two_processes_one_of_them_killed_lose_and_double_no_trial(
 ) -> None:
     monkeypatch.setenv("STUDY_PASSWORD", server.password)
     driver = {"name": "optuna", "startup": 5, "heartbeat": 1, "storage": server.url("${STUDY_PASSWORD}")}
-    search = settings(driver=driver, budget={"evaluations": BUDGET})
+    search = settings(driver=driver, budget={"evaluations": BUDGET}, alarms={"collapse": "warn"})
     roots = [tmp_path / "first", tmp_path / "second"]
     for root in roots:
         root.mkdir()
@@ -67,6 +68,8 @@ def test_two_processes_one_of_them_killed_lose_and_double_no_trial(
     assert 0 < half < BUDGET
     second.join()
     assert second.exitcode == 0
+    reason = json.loads((roots[1] / "run" / "result.json").read_text())["reason"]
+    assert reason == f"optuna stopped by itself: study has the {BUDGET} trials of the budget"
     alone = study_trials(server)
     assert sum(trial.state == TrialState.COMPLETE for trial in alone) == BUDGET, "the survivor finishes the study"
 
