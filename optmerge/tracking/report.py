@@ -16,6 +16,7 @@ from optmerge.config.objectives import LABELLED_TERMS
 from optmerge.records import Record
 from optmerge.runner.alarms import raised_alarms
 from optmerge.tracking.evidence_plots import results_figure, signals_figure
+from optmerge.tracking.explain_page import FOLDER, PAGE
 from optmerge.tracking.front import hypervolume_curve, open_front
 from optmerge.tracking.front_plots import front_figure, hypervolume_figure
 from optmerge.tracking.markdown import number, ranged, signed, table
@@ -27,6 +28,7 @@ from optmerge.tracking.view import Row, RunView
 
 TRAJECTORY, COEFFICIENTS, RESULTS, SIGNALS = "trajectory.png", "coefficients.png", "results.png", "signals.png"
 FRONT, HYPERVOLUME = "front.png", "hypervolume.png"
+EXPLANATION = f"{FOLDER}/{PAGE}"
 _MOST_ERRORS = 3
 
 
@@ -227,6 +229,8 @@ def _pictures(view: RunView, pictures: Sequence[str]) -> list[str]:
     if COEFFICIENTS in pictures:
         title = "Best coefficients" if view.status == "finished" else "Best coefficients so far"
         parts += [f"## {title}", f"![Coefficients by tensor group and direction]({COEFFICIENTS})"]
+    if (view.folder / EXPLANATION).is_file():
+        parts.append(f"[What it has learnt]({EXPLANATION}): who relies on whom, what could be dropped, sensitivity.")
     return parts
 
 
@@ -359,6 +363,7 @@ def _going_on(view: RunView) -> list[str]:
             "optmerge export RUN --format mergekit --to merge.yaml       # the same merge for mergekit",
             "optmerge merge RUN/recipe.yaml --to merged                  # the same from the recipe alone",
             "optmerge try RUN                                            # the winner beside its experts",
+            "optmerge explain RUN                                        # what each expert and layer is worth in it",
         ]
     return [
         "## How to go on",

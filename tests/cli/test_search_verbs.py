@@ -81,6 +81,19 @@ def test_views_of_a_run(run: Run, folder: Path, made: Path) -> None:
     assert json.loads(run("resume", made, "--quiet", "--json").out)["result"]["evaluations"] == 2
 
 
+def test_explain_writes_a_page_that_the_report_links_to(run: Run, folder: Path, made: Path) -> None:
+    records = (made / "trajectory.jsonl").read_bytes()
+    said = run("explain", made, "--cheap")
+    assert said.code == 0, said.err
+    assert "relies on" in said.out
+    assert "forward passes over select: 2, about" in said.err
+    assert "explain/explain.md" in (made / "report.md").read_text()
+    facts = json.loads(run("explain", made, "--passes", "8", "--json").out)
+    assert len(facts["ablation"]["blocks"]) <= 8
+    assert facts["summary"]
+    assert (made / "trajectory.jsonl").read_bytes() == records
+
+
 def test_a_taken_folder_is_refused(run: Run, project: Path, made: Path) -> None:
     taken = run("search", project / "search.yaml", "--output", made)
     assert taken.code == 2

@@ -107,7 +107,7 @@ def test_ls_shows_everything_there_is(run: Run) -> None:
     assert "Did you mean 'spaces'?" in run("ls", "space").err
 
 
-@pytest.mark.parametrize("verb", ["status", "report", "resume"])
+@pytest.mark.parametrize("verb", ["status", "report", "resume", "explain"])
 def test_verbs_on_a_folder_that_is_no_run(run: Run, folder: Path, verb: str) -> None:
     result = run(verb, ".")
     assert result.code == 2
