@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from optmerge.records import Record
+from optmerge.records import EvaluationCount, Record
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.front import comparable, front_candidates, front_of, parts_of
 from optmerge.runner.front_folder import read_front
@@ -183,15 +183,14 @@ def hypervolume_curve(view: RunView) -> tuple[list[int], list[float]] | None:
         return None
     parts, (reference,) = parts_of(candidates, tasks), parts_of([base], tasks)
     shares = Region(parts.min(axis=0), reference).growth(parts)
-    made = np.cumsum([record.phase == "search" for record in view.records])
-    return [int(made[record.id]) for record in candidates], shares.tolist()
+    count = EvaluationCount()
+    made = [count(record) for record in view.records]
+    return [made[record.id] for record in candidates], shares.tolist()
 
 
 def _candidates(view: RunView, tasks: Sequence[str]) -> tuple[list[Record], str]:
-    """Of the stage of the best iterate so far."""
     collapsed = (view.settings.get("alarms") or {}).get("collapse") == "warn"
-    stage = view.records[view.best.record].stage if view.best is not None else 0
-    return front_candidates(view.records, tasks, stage=stage, collapsed=collapsed)
+    return front_candidates(view.records, tasks, objectives=view.objectives, collapsed=collapsed)
 
 
 def _member(entry: Mapping[str, Any], metric: str) -> Shown:
