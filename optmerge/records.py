@@ -148,6 +148,25 @@ class Sink(Protocol):
         """The run ended for ``reason``; recipe.yaml and the report are written if there is a result."""
 
 
+class EvaluationCount:
+    """How many whole fit evaluations were made up to and with a record, when it is shown all records in order.
+
+    Rungs count as their share of the examples.
+
+    >>> count = EvaluationCount()
+    >>> [count(Record(0, "search", "optuna", "fit", 1.0, share=share)) for share in (0.25, 0.75, 1.0)]
+    [0, 1, 2]
+    """
+
+    def __init__(self) -> None:
+        self._made = 0.0
+
+    def __call__(self, record: Record) -> int:  # noqa: D102 - said in the class
+        if record.phase == "search":
+            self._made += record.share
+        return math.floor(self._made + 1e-6)  # shares are rounded
+
+
 def vector_sha256(vector: Vector) -> str:
     """The hash of a vector's float64 bytes, in C order, little endian."""
     return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f8").tobytes()).hexdigest()

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from optmerge.config.alarms import AlarmsConfig
-from optmerge.records import Record
+from optmerge.records import EvaluationCount, Record
 
 COLLAPSE, DRIFT, GRADIENT, BOUNDS = "collapse", "drift", "gradient", "at-bound"
 _REMEDY = "take smaller steps, or an objective that looks at the expert (expert-kl, entropy-guarded)"
@@ -182,9 +182,9 @@ class RaisedAlarm:
 def raised_alarms(records: Iterable[Record]) -> tuple[RaisedAlarm, ...]:
     """The alarms of a trajectory, each kind once, in the order in which they were raised."""
     raised: dict[str, RaisedAlarm] = {}
-    evaluations = 0
+    count = EvaluationCount()
     for record in records:
-        evaluations += record.phase == "search"
+        evaluations = count(record)
         for kind, sentence in record.alarms.items():
             first = raised.get(kind)
             raised[kind] = (

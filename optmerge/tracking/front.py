@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from optmerge.records import EvaluationCount, Record
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.front import comparable, front_candidates, front_of, parts_of

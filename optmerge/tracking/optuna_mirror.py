@@ -30,7 +30,10 @@ MANY = 60  # above so many variables nobody reads them one by one: means by dire
 
 
 class OptunaMirror:
-    """Writes every fit evaluation as a trial into ``optuna.journal``; failed ones as failed trials."""
+    """Writes every fit evaluation as a trial into ``optuna.journal``; failed ones as failed trials.
+
+    The rungs of a vector are one trial, with the value at each; a vector that a pruner dropped is a pruned trial.
+    """
 
     label = "the Optuna mirror"
 
@@ -39,6 +42,8 @@ class OptunaMirror:
         self._variables = [VariableNames(())]  # of each stage
         self._bounds = (-np.inf, np.inf)
         self._mirrored: set[int] = set()
+        self._vector: str | None = None  # the hash of the last trial's
+        self._rungs: list[float] = []  # its values so far
 
     def start(self, run: Path) -> None:
         """Make the mirror anew from what the trajectory holds."""
@@ -88,6 +93,14 @@ class OptunaMirror:
         for record in records:
             if record.phase != "search" or record.id in self._mirrored or self._study is None:
                 continue
+            self._mirrored.add(record.id)
+            if record.vector_sha256 != self._vector:
+                self._vector, self._rungs = record.vector_sha256, []
+            if record.share < 1.0 and record.value is not None and not record.pruned:
+                self._rungs.append(record.value)
+                continue
+            reached = [*self._rungs, *([] if record.value is None else [record.value])]
+            self._rungs = []
             variables = self._variables[record.stage]
             params: dict[str, float] = {}
             distributions: dict[str, BaseDistribution] = {}
@@ -111,14 +124,18 @@ class OptunaMirror:
                 attributes |= group_means(variables, record.vector)
             self._study.add_trial(
                 optuna.trial.create_trial(
-                    state=TrialState.FAIL if record.value is None else TrialState.COMPLETE,
-                    value=record.value,
+                    state=TrialState.FAIL
+                    if record.value is None
+                    else TrialState.PRUNED
+                    if record.pruned
+                    else TrialState.COMPLETE,
+                    value=None if record.pruned else record.value,
+                    intermediate_values=dict(enumerate(reached)) if len(reached) > 1 or record.pruned else None,
                     params=params,
                     distributions=distributions,
                     user_attrs=attributes,
                 )
             )
-            self._mirrored.add(record.id)
 
 
 def group_means(names: VariableNames, vector: Vector) -> dict[str, float]:

@@ -22,6 +22,7 @@ from optmerge.tracking.front_plots import front_figure, hypervolume_figure
 from optmerge.tracking.markdown import number, ranged, signed, table
 from optmerge.tracking.plots import heat_map_figure, save_figure, trajectory_figure
 from optmerge.tracking.signals import curves
+from optmerge.tracking.stages import stage_section
 from optmerge.tracking.terminal import duration
 from optmerge.tracking.verdict import answer
 from optmerge.tracking.view import Row, RunView
@@ -93,6 +94,7 @@ def render_report(view: RunView, *, pictures: Sequence[str] = ()) -> str:
         _finalists(view),
         _pictures(view, pictures),
         _front(view, pictures),
+        stage_section(view),
         _searched(view),
         _data(view),
         _cost(view),
@@ -254,7 +256,7 @@ def _front(view: RunView, pictures: Sequence[str]) -> list[str]:
 
 def _searched(view: RunView) -> list[str]:
     settings = view.settings
-    space, driver = settings.get("space") or {}, dict(settings.get("driver") or {})
+    space = settings.get("space") or {}
     dimension = view.manifest.get("dimension")
     size = f", {dimension} variables" if dimension else ""
     facts: list[tuple[str, str]] = [
@@ -262,10 +264,7 @@ def _searched(view: RunView) -> list[str]:
         ("directions", ", ".join(_names(settings.get("directions")))),
         ("experts", ", ".join(settings.get("experts") or {})),
         ("objective", " + ".join(_term(term) for term in (settings.get("objective") or {}).get("terms", []))),
-        (
-            "driver",
-            f"{driver.pop('name', '?')} ({_pairs(driver)})" if len(driver) > 1 else str(driver.get("name", "?")),
-        ),
+        ("driver", ", then ".join(_driver(stage.get("driver") or {}) for stage in view.stages)),
         ("budget", _pairs(view.budget)),
         ("seed", str(settings.get("seed", ""))),
         ("state", view.status),
@@ -274,6 +273,12 @@ def _searched(view: RunView) -> list[str]:
     if space.get("rules"):
         facts.insert(1, ("rules", "; ".join(_pairs(_told(rule)) for rule in space["rules"])))
     return ["## What was searched", "\n".join(f"- {name}: {text}" for name, text in facts if text)]
+
+
+def _driver(settings: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in settings.items() if key != "name"}
+    name = str(settings.get("name", "?"))
+    return f"{name} ({_pairs(rest)})" if rest else name
 
 
 def _data(view: RunView) -> list[str]:
@@ -332,6 +337,11 @@ def _cost(view: RunView) -> list[str]:
         if machine
         else "",
     ]
+    if view.pruned:
+        facts.append(
+            f"- {view.pruned} trials were pruned: dropped on a share of the examples, which is what they count; none "
+            "of them was scored on select"
+        )
     if view.failed:
         facts.append(f"- **{len(view.failed)} evaluations failed**: " + "; ".join(_errors(view)))
     return ["## Cost", "\n".join(fact for fact in facts if fact)]

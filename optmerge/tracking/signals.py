@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from optmerge.config.alarms import AlarmsConfig
-from optmerge.records import Record
+from optmerge.records import EvaluationCount, Record
 from optmerge.runner.alarms import by_task
 from optmerge.tracking.view import RunView
 
@@ -30,10 +30,10 @@ def curves(view: RunView) -> Mapping[str, Mapping[str, Curve]]:
     the expert's.
     """
     found: dict[str, dict[str, list[tuple[int, float]]]] = {"agreement": {}, "top-share": {}, "marginal-entropy": {}}
-    evaluations = 0
+    count = EvaluationCount()
     start: Record | None = None
     for record in view.records:
-        evaluations += record.phase == "search"
+        evaluations = count(record)
         if record.phase != "select" or not record.signals:
             continue
         start = start or record

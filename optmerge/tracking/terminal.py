@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optmerge.records import Record
+from optmerge.records import EvaluationCount, Record
 from optmerge.tracking.markdown import number
 from optmerge.tracking.view import RunView
 
@@ -57,6 +57,7 @@ class TerminalSink:
         self._said = float("-inf")
         self._ticks: deque[float] = deque(maxlen=_RECENT)
         self._evaluations = 0
+        self._count = EvaluationCount()
         self._failed = 0
         self._value: float | None = None
         self._best: float | None = None
@@ -153,9 +154,10 @@ class TerminalSink:
             self._begun = self._begun if record.stage else record.elapsed
             return False
         if record.phase == "search":
-            self._evaluations += 1
+            self._evaluations = self._count(record)
             self._ticks.append(record.elapsed)
-            self._value = record.value if record.value is not None else self._value
+            if record.value is not None and record.share == 1.0:
+                self._value = record.value
             return record.error is not None
         if record.phase == "select" and record.value is not None and (self._best is None or record.value < self._best):
             self._best = record.value

@@ -20,7 +20,7 @@ import yaml
 
 from optmerge.errors import RecipeError, RunError
 from optmerge.merging.recipe import Recipe
-from optmerge.records import Record, Trajectory
+from optmerge.records import EvaluationCount, Record, Trajectory
 from optmerge.runner.finalists import best_iterates
 from optmerge.runner.folder import RunFolder
 from optmerge.space.names import VariableNames
@@ -151,11 +151,11 @@ class RunView:
     def stage_begins(self) -> tuple[Point, ...]:
         """Where each stage after the first began: its first evaluation or score."""
         begins: dict[int, Point] = {}
-        evaluations = 0
+        count, evaluations = EvaluationCount(), 0
         for record in self.records:
             if record.phase in ("search", "select") and record.stage not in begins:
                 begins[record.stage] = Point(evaluations, math.nan if record.value is None else record.value, record.id)
-            evaluations += record.phase == "search"
+            evaluations = count(record)
         return tuple(point for stage, point in begins.items() if stage)
 
     def variables(self, stage: int = 0) -> VariableNames:
@@ -182,8 +182,14 @@ class RunView:
 
     @property
     def evaluations(self) -> int:
-        """Evaluations on the fit split; baselines do not count."""
-        return sum(record.phase == "search" for record in self.records)
+        """Evaluations on the fit split, rungs as their share; baselines do not count."""
+        count = EvaluationCount()
+        return max((count(record) for record in self.records), default=0)
+
+    @property
+    def pruned(self) -> int:
+        """Trials that a pruner dropped before they had seen all examples."""
+        return sum(record.pruned for record in self.records)
 
     @property
     def failed(self) -> tuple[Record, ...]:
@@ -296,10 +302,11 @@ class RunView:
 
     def _points(self, phase: str) -> tuple[Point, ...]:
         points: list[Point] = []
-        evaluations = 0
+        count = EvaluationCount()
         for record in self.records:
-            evaluations += record.phase == "search"
-            if record.phase == phase and record.error is None and record.value is not None:
+            evaluations = count(record)
+            whole = record.share == 1.0  # a value on a share of the examples is no point of the same curve
+            if record.phase == phase and whole and record.error is None and record.value is not None:
                 points.append(Point(evaluations, record.value, record.id))
         return tuple(points)
 

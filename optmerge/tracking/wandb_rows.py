@@ -16,7 +16,7 @@ from typing import TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from optmerge.records import Record
+from optmerge.records import EvaluationCount, Record
 from optmerge.runner.alarms import COLLAPSE
 from optmerge.space.names import VariableNames
 from optmerge.tracking.coefficients import split_variable
@@ -33,7 +33,7 @@ class RowMaker:
     """
 
     def __init__(self, variables: Sequence[str], later: Sequence[Sequence[str]] = ()) -> None:
-        self._evaluations = 0
+        self._count = EvaluationCount()
         self._best: float | None = None
         self._generation: list[float] = []
         self._generation_number = (0, -1)  # of a stage
@@ -43,9 +43,8 @@ class RowMaker:
 
     def row(self, record: Record) -> dict[str, Value]:
         """One record as a row."""
-        self._evaluations += record.phase == "search"
         row: dict[str, Value | None] = {
-            "evaluations": self._evaluations,
+            "evaluations": self._count(record),
             "record": record.id,
             "phase": record.phase,
             "split": record.split,
@@ -62,6 +61,8 @@ class RowMaker:
     def _search(self, record: Record) -> Mapping[str, Value | None]:
         if (record.stage, record.generation) != self._generation_number:
             self._generation_number, self._generation = (record.stage, record.generation), []
+        if record.share < 1.0:  # on a share of the examples: not to be compared with the others
+            return {"rung/value": record.value, "rung/share": record.share, "rung/pruned": record.pruned}
         if record.value is not None:
             self._generation.append(record.value)
         return {

@@ -39,6 +39,34 @@ def test_trials_equal_the_trajectory(fake) -> None:
     assert not any(key.startswith("mean/") for key in study.trials[0].user_attrs)  # 48 variables can be read
 
 
+def test_rungs_are_one_trial_and_pruned_ones_are_marked(fake) -> None:
+    run = fake(layers=1).baselines()
+    for share, pruned, vector, value in (
+        (0.25, False, 0, 0.9),
+        (1.0, False, 0, 0.8),
+        (0.25, True, 1, 1.2),
+        (0.25, False, 2, 0.7),
+        (0.5, True, 2, 0.95),
+        (1.0, False, 3, 0.6),
+    ):
+        run.add(
+            phase="search",
+            driver="optuna",
+            split="fit",
+            value=value,
+            vector=run.vector(vector),
+            share=share,
+            pruned=pruned,
+        )
+    OptunaMirror().start(run.folder)
+    trials = _study(run.folder).trials
+    complete, dropped = TrialState.COMPLETE, TrialState.PRUNED
+    assert [trial.state for trial in trials] == [complete, dropped, dropped, complete]
+    assert [trial.value for trial in trials] == [0.8, None, None, 0.6]
+    assert [trial.intermediate_values for trial in trials] == [{0: 0.9, 1: 0.8}, {0: 1.2}, {0: 0.7, 1: 0.95}, {}]
+    assert _study(run.folder).best_value == 0.6
+
+
 def test_many_variables_bring_group_means(fake) -> None:
     run = fake(layers=2).baselines().search(1)
     OptunaMirror().start(run.folder)
