@@ -9,6 +9,7 @@ pictures have in common.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Side = Literal["select", "report"]
 GREY = "#9A9A9A"
 _REACH = 0.75  # a baseline farther beyond the front than this share of its range is named, not drawn
+_TITLE = 56  # characters in a line above the axes
 _MARKERS = {"base": "s", "expert": "^"}
 
 
@@ -154,7 +156,7 @@ def _draw_lines(axes: Axes, front: FrontView, side: Side) -> list[Shown]:
 def _split_marks(front: FrontView, side: Side) -> tuple[list[tuple[Shown, str]], list[Shown]]:
     """What is drawn beside the front, each with its colour, and what lies too far from it."""
     members = np.array([_values(front, member, side) for member in _able(front, front.members, side)])
-    marks = [mark for mark in front.marks if _parts(mark, side) is not None]
+    marks = _marks(front, side)
     colours = {mark.name: LINES[number % len(LINES)] for number, mark in enumerate(marks)}
     able = _able(front, marks, side)
     base = [_values(front, mark, side) for mark in able if mark.kind == "base"]
@@ -170,6 +172,17 @@ def _split_marks(front: FrontView, side: Side) -> tuple[list[tuple[Shown, str]],
     return near, far
 
 
+def _marks(front: FrontView, side: Side) -> list[Shown]:
+    """Beside more tasks than two, every expert stands for its own only: on the others it is no merge's rival."""
+    if len(front.tasks) == 2:
+        return list(front.marks)
+    named = {mark.name: _parts(mark, side) or {} for mark in front.marks}
+    own = {task: named.get(front.experts[task], {}).get(task) for task in front.tasks}
+    parts = {task: value for task, value in own.items() if value is not None}
+    rest = [mark for mark in front.marks if mark.kind != "expert"]
+    return [*rest, Shown("each task's expert", "expert", select=parts, report=parts)]
+
+
 def _within(values: Vector, seen: Vector, *, together: bool) -> bool:
     """Whether a baseline lies near enough to what must be seen; tasks share an axis where they stand together."""
     low, high = (seen.min(), seen.max()) if together else (seen.min(axis=0), seen.max(axis=0))
@@ -178,7 +191,7 @@ def _within(values: Vector, seen: Vector, *, together: bool) -> bool:
 
 
 def _far(far: Sequence[Shown]) -> list[str]:
-    return ["beyond the axes: " + ", ".join(mark.name for mark in far)] if far else []
+    return textwrap.wrap("beyond the axes: " + ", ".join(mark.name for mark in far), _TITLE) if far else []
 
 
 def _able(front: FrontView, shown: Sequence[Shown], side: Side) -> list[Shown]:

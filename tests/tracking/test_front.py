@@ -148,6 +148,9 @@ def test_pictures_show_members_and_marks(fake: Fake, tmp_path: Path, tasks: tupl
     (legend,) = figure.legends
     labels = {text.get_text() for text in legend.get_texts()}
     assert {"the front", "the search's result", "beaten on select", "base", "uniform:0.3"} <= labels
+    named = labels | {figure.axes[1].get_title(loc="left").partition("beyond the axes: ")[2]}
+    experts = {name for some in named for name in some.split(", ") if "expert" in name}
+    assert experts == ({f"expert:{task}" for task in tasks} if len(tasks) == 2 else {"each task's expert"})
     drawn = [line for line in figure.axes[1].get_lines() if line.get_label() in ("the front", "the search's result")]
     assert len(drawn) == 5
     for axes in figure.axes:
