@@ -53,7 +53,7 @@ def facts(run: Path) -> list[Any]:
 
     def one(record: Record) -> Any:
         vectors = [None if v is None else v.tolist() for v in (record.vector, record.gradient)]
-        names = (record.id, record.phase, record.split, record.name, record.examples)
+        names = (record.id, record.stage, record.phase, record.split, record.name, record.examples)
         return *names, record.value, record.metrics, vectors
 
     return [one(record) for record in Trajectory.read(run).records]
