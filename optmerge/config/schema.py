@@ -161,7 +161,13 @@ class BaselinesConfig(Strict):
         False,
         description="also score the coefficients that best reproduce each expert's layer outputs on its fit inputs, a "
         "least-squares solve per group, layer or model; costs one forward pass of every expert, K^2 matrix products "
-        "per expert and layer, and up to three baselines per strength",
+        "per expert and layer, a select score per form, emphasis and strength, and a report score per form",
+    )
+    closed_form_emphasis: list[FiniteFloat] = Field(
+        [0.0, 1.0, 2.0],
+        min_length=1,
+        description="how the closed form weighs experts within a layer: by this power of how much each changes the "
+        "layer's outputs, times its error as a share of that",
     )
     closed_form_ridge: list[Annotated[FiniteFloat, Field(ge=0)]] = Field(
         [0.0, 0.1, 1.0],

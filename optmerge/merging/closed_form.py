@@ -1,15 +1,17 @@
 """Coefficients that best reproduce every expert's layer outputs on its own inputs, in closed form.
 
     products = [output_products(deltas, gram) for gram in grams]      # of one tensor, one Gram matrix per expert
-    matrix, vector = normal_equations(products)
+    matrix, vector = normal_equations(products, emphasis=1.0)
     coefficients = solve(matrix, vector, towards=0.3, ridge=0.1)      # float64[K]
 
 With task vectors tau_k and G_t the mean of x x^T over expert t's inputs x of a linear layer, the merged layer's mean
 squared error on expert t's outputs is tr(D G_t D^T), D = sum_k c_k tau_k - tau_t: a quadratic form in the K
 coefficients, whose matrix is A_t[j, k] = tr(tau_j G_t tau_k^T). This is the objective of RegMean (Jin et al. 2023,
-equation 1) with the merged weight held to the span of the task vectors. Each expert's error counts as a share of what
-the base's is, A_t[t, t], so that neither a large layer nor large inputs decide; shares of several tensors are summed
-where these have their coefficients in common.
+equation 1) with the merged weight held to the span of the task vectors. The base's error is e_t = A_t[t, t]. Expert t's
+error is weighted by e_t^(emphasis - 1) within a layer, so that with an emphasis of 0 it counts as a share of what the
+base's is, with 1 as it is, and beyond that experts that change a layer's outputs more are favoured. Neither the size of
+a layer nor that of its inputs decides; errors of several tensors are summed where these have their coefficients in
+common.
 """
 
 from __future__ import annotations
@@ -51,22 +53,25 @@ def output_products(deltas: Sequence[torch.Tensor], gram: torch.Tensor) -> Matri
     return found
 
 
-def normal_equations(products: Sequence[Matrix]) -> tuple[Matrix, Vector]:
+def normal_equations(products: Sequence[Matrix], *, emphasis: float = 0.0) -> tuple[Matrix, Vector]:
     """One tensor's share of the least squares: the matrix H and vector b of H c = b.
 
     Args:
         products: A_t of every expert t, float64[K, K] each, in the order of the task vectors.
+        emphasis: On the experts that change the outputs most: the power of e_t = A_t[t, t] that multiplies expert t's
+            share of the error.
 
     Returns:
-        H = sum_t A_t / A_t[t, t] and b = sum_t A_t[:, t] / A_t[t, t]; an expert that leaves its own outputs as the
-        base's are has no share.
+        H = sum_t w_t A_t and b = sum_t w_t A_t[:, t] with w_t = (e_t / mean e)^emphasis / e_t; an expert that leaves
+        its own outputs as the base's are has no share.
     """
+    energies = np.array([product[expert, expert] for expert, product in enumerate(products)])
     matrix, vector = np.zeros_like(products[0]), np.zeros(len(products))
     for expert, product in enumerate(products):
-        energy = product[expert, expert]
-        if energy > 0:
-            matrix += product / energy
-            vector += product[:, expert] / energy
+        if energies[expert] > 0:
+            weight = (energies[expert] / energies.mean()) ** emphasis / energies[expert]
+            matrix += weight * product
+            vector += weight * product[:, expert]
     return matrix, vector
 
 

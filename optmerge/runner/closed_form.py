@@ -1,11 +1,12 @@
 """Closed-form baselines: the coefficients that best reproduce every expert's layer outputs on its own fit inputs.
 
-    baselines = make_closed_forms(problem, towards=0.3, progress=progress)      # "closed-form:layer:0.1", ...
+    baselines = make_closed_forms(problem, towards=0.3, progress=progress)      # "closed-form:layer:1:0.1", ...
+    best = best_of_forms(baselines, {"closed-form:layer:1:0.1": 0.7, ...})      # by their values on select
 
 Each expert is run once over its inputs; what is kept of it are K x K numbers per tensor and expert, in the user's
 cache by content. The *form* says what shares coefficients: a group of the search space, a transformer layer, or the
 whole model. What has no linear layer (norms, embeddings) has the coefficients of its layer, or else of the model.
-Every form is solved with every strength of `baselines.closed_form_ridge`, and select chooses among them.
+Every form is solved with every emphasis and strength of the search file, and select chooses among them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Block = Callable[["TensorGroup"], Hashable]
 
 
 def make_closed_forms(problem: Problem, *, towards: float, progress: Progress | None = None) -> list[Baseline]:
-    """One baseline per form and strength; a form that this space does not tell from another stands once.
+    """One baseline per form, emphasis and strength; a form that this space does not tell from another stands once.
 
     Args:
         problem: Opened. Its resident model holds other values afterwards, and its engine knows it.
@@ -49,13 +50,30 @@ def make_closed_forms(problem: Problem, *, towards: float, progress: Progress | 
     Raises:
         RunFailed: There is not enough memory to run an expert.
     """
-    equations = {name: normal_equations(found) for name, found in tensor_products(problem, progress).items()}
+    config, products = problem.config.baselines, tensor_products(problem, progress)
     baselines: list[Baseline] = []
-    for form, block in forms(problem).items():
-        for ridge in problem.config.baselines.closed_form_ridge:
-            table = _table(problem, equations, block, towards=towards, ridge=ridge)
-            baselines.append(Baseline(f"{FAMILY}:{form}:{ridge:g}", FAMILY, table))
+    for emphasis in config.closed_form_emphasis:
+        equations = {name: normal_equations(found, emphasis=emphasis) for name, found in products.items()}
+        for form, block in forms(problem).items():
+            for ridge in config.closed_form_ridge:
+                table = _table(problem, equations, block, towards=towards, ridge=ridge)
+                baselines.append(Baseline(f"{FAMILY}:{form}:{emphasis:g}:{ridge:g}", FAMILY, table))
     return baselines
+
+
+def best_of_forms(baselines: Sequence[Baseline], values: Mapping[str, float]) -> list[Baseline]:
+    """The baseline of every form that has the lowest value.
+
+    Args:
+        baselines: Of `make_closed_forms`.
+        values: Name -> value on select, of those that have one.
+    """
+    best: dict[str, Baseline] = {}
+    for baseline in baselines:
+        form = baseline.name.split(":")[1]
+        if baseline.name in values and (form not in best or values[baseline.name] < values[best[form].name]):
+            best[form] = baseline
+    return list(best.values())
 
 
 def best_uniform(baselines: Sequence[Baseline], scored: Sequence[Scored]) -> float:
@@ -77,11 +95,12 @@ def best_uniform(baselines: Sequence[Baseline], scored: Sequence[Scored]) -> flo
 def forms(problem: Problem) -> dict[str, Block]:
     """Form -> the block of a group, whose tensors share coefficients; the coarsest first."""
     found: dict[str, Block] = {"model": lambda group: "model"}
-    granularity = problem.config.space.granularity
-    if granularity not in ("model-wise", "task-wise"):
+    groups = problem.space.groups
+    layers = {_layer(problem.family, group) or group.name for group in groups}
+    if len(layers) > 1:
         found["layer"] = lambda group: _layer(problem.family, group) or group.name
-        if granularity != "layer-wise":
-            found["group"] = lambda group: group.name
+    if len(groups) > len(layers):
+        found["group"] = lambda group: group.name
     return found
 
 

@@ -136,7 +136,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     baselines = 2 + len(config.experts) + (1 + by_expert) * len(config.baselines.grid)
     baselines += (len(methods) + len(wholes) - by_expert) * len(config.baselines.method_grid)
     if config.closed_form:
-        baselines += form_count(config.space.granularity) * len(config.baselines.closed_form_ridge)
+        baselines += form_count(config.space.granularity)
     memory = plan_memory(config, family, known, space, calibration, device, dtype)
     sizes = calibration.fit_sizes()
     seconds = _seconds(
@@ -199,9 +199,13 @@ def _seconds(
     evaluation = forward["fit"] * share * passes
     result = {
         "teachers": sum(forward.values()),
-        "baselines": forward["fit"] * (1 + config.closed_form) + baselines * (forward["select"] + forward["report"]),
+        "baselines": forward["fit"] + baselines * (forward["select"] + forward["report"]),
         "one evaluation": evaluation,
     }
+    if config.closed_form:
+        solved = len(config.baselines.closed_form_emphasis) * len(config.baselines.closed_form_ridge)
+        solved *= form_count(config.space.granularity)
+        result["closed form"] = forward["fit"] + solved * forward["select"]
     if config.budget.evaluations is not None:
         generations = config.budget.evaluations / config.budget.select_every
         if config.driver.name == "cma":

@@ -26,7 +26,7 @@ from optmerge.runner.baselines import Baseline, CachedMeasurements, make_baselin
 from optmerge.runner.budget import Progress as SearchProgress
 from optmerge.runner.budget import StageLimits, next_stage, remaining
 from optmerge.runner.closed_form import FAMILY as CLOSED_FORM
-from optmerge.runner.closed_form import best_uniform, make_closed_forms
+from optmerge.runner.closed_form import best_of_forms, best_uniform, make_closed_forms
 from optmerge.runner.evaluator import Evaluator
 from optmerge.runner.finalists import make_finalists
 from optmerge.runner.folder import RunFolder
@@ -167,9 +167,7 @@ class _Session:
         baselines = make_baselines(problem)
         scored = self._score_baselines(baselines, stop)
         if config.closed_form:
-            closed = make_closed_forms(problem, towards=best_uniform(baselines, scored), progress=self.progress)
-            scored += self._score_baselines(closed, stop)
-            baselines += closed
+            baselines += self._closed_forms(best_uniform(baselines, scored), scored, stop)
         ranked = self._ranked(baselines, scored)
         start = self._start(ranked)
         self.evaluator.geometry = make_geometry(problem, start)
@@ -227,21 +225,42 @@ class _Session:
         scored: list[Scored] = []
         self.reporting.baselines |= {baseline.name: baseline for baseline in baselines}
         for done, baseline in enumerate(baselines):
-            why = None if self.journal.replaying else stop()
-            if why:
-                raise RunInterrupted(why)
+            self._go_on(stop)
             if baseline.name == "base":
                 self._baseline(baseline, "fit")  # sets the normalisers of the fit split
-            select, _ = self._baseline(baseline, "select")
-            report, evaluation = self._baseline(baseline, "report")
-            if report.error or select.error:
-                log.warning("the baseline %s failed: %s", baseline.name, report.error or select.error)
-            else:
-                seconds = sum(select.seconds.values()) + sum(report.seconds.values())
-                scores = self.reporting.scores(report, evaluation)
-                scored.append(Scored(baseline.name, baseline.family, select, report, scores, 1, seconds))
+            self._report_baseline(baseline, self._baseline(baseline, "select")[0], scored)
             self.progress("baselines", done + 1, len(baselines))
         return scored
+
+    def _closed_forms(self, towards: float, scored: list[Scored], stop: Stop) -> list[Baseline]:
+        """Score closed forms on select, and the best of each form on report, which ``scored`` gets; gives these."""
+        made = make_closed_forms(self.problem, towards=towards, progress=self.progress)
+        records: dict[str, Record] = {}
+        for done, baseline in enumerate(made):
+            self._go_on(stop)
+            records[baseline.name] = self._baseline(baseline, "select")[0]
+            self.progress("closed forms", done + 1, len(made))
+        best = best_of_forms(made, {name: record.value for name, record in records.items() if record.value is not None})
+        self.reporting.baselines |= {baseline.name: baseline for baseline in best}
+        for baseline in best:
+            self._go_on(stop)
+            self._report_baseline(baseline, records[baseline.name], scored)
+        return best
+
+    def _go_on(self, stop: Stop) -> None:
+        why = None if self.journal.replaying else stop()
+        if why:
+            raise RunInterrupted(why)
+
+    def _report_baseline(self, baseline: Baseline, select: Record, scored: list[Scored]) -> None:
+        """Score a baseline on report; ``scored`` gets it where it has values on both splits."""
+        report, evaluation = self._baseline(baseline, "report")
+        if report.error or select.error:
+            log.warning("the baseline %s failed: %s", baseline.name, report.error or select.error)
+            return
+        seconds = sum(select.seconds.values()) + sum(report.seconds.values())
+        scores = self.reporting.scores(report, evaluation)
+        scored.append(Scored(baseline.name, baseline.family, select, report, scores, 1, seconds))
 
     def _baseline(self, baseline: Baseline, split: SplitName) -> tuple[Record, Evaluation]:
         judged = split != "report"  # the report gives metrics; it is no objective

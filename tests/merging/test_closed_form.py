@@ -26,19 +26,25 @@ def gram(seed: int, columns: slice = slice(None)) -> torch.Tensor:
     return inputs.mT @ inputs / 40
 
 
-def equations(taus: list[torch.Tensor], grams: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    return normal_equations([output_products(taus, each) for each in grams])
+def equations(
+    taus: list[torch.Tensor], grams: list[torch.Tensor], emphasis: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    return normal_equations([output_products(taus, each) for each in grams], emphasis=emphasis)
 
 
-def test_the_coefficients_minimise_the_share_of_the_outputs_error() -> None:
+@pytest.mark.parametrize("emphasis", [0.0, 1.0, 2.0])
+def test_the_coefficients_minimise_the_weighted_error_of_the_outputs(emphasis: float) -> None:
     taus, grams = deltas(), [gram(seed) for seed in range(K)]
-    found = solve(*equations(taus, grams), towards=0.3, ridge=0.0)
+    found = solve(*equations(taus, grams, emphasis), towards=0.3, ridge=0.0)
 
     def error(coefficients: np.ndarray) -> float:
         merged = sum(float(c) * tau for c, tau in zip(coefficients, taus, strict=True))
         off = [merged - tau for tau in taus]
         return float(
-            sum(torch.trace(d @ g @ d.T) / torch.trace(t @ g @ t.T) for d, g, t in zip(off, grams, taus, strict=True))
+            sum(
+                torch.trace(d @ g @ d.T) * torch.trace(t @ g @ t.T) ** (emphasis - 1)
+                for d, g, t in zip(off, grams, taus, strict=True)
+            )
         )
 
     best = error(found)
@@ -77,8 +83,21 @@ def test_scaled_inputs_and_layers_do_not_decide() -> None:
     plain = solve(*equations(taus, grams), towards=0.3, ridge=0.1)
     scaled = solve(*equations(taus, [(10.0**k) * g for k, g in enumerate(grams)]), towards=0.3, ridge=0.1)
     np.testing.assert_allclose(scaled, plain, rtol=1e-10)
+    for emphasis in (0.0, 1.0, 2.0):
+        plain = solve(*equations(taus, grams, emphasis), towards=0.3, ridge=0.1)
+        louder = solve(*equations(taus, [5 * g for g in grams], emphasis), towards=0.3, ridge=0.1)
+        np.testing.assert_allclose(louder, plain, rtol=1e-10)
+    plain = solve(*equations(taus, grams), towards=0.3, ridge=0.1)
     larger = solve(*equations([7 * tau for tau in taus], grams), towards=0.3, ridge=0.1)
     np.testing.assert_allclose(larger, plain, rtol=1e-10)
+
+
+def test_emphasis_favours_the_expert_that_changes_most() -> None:
+    taus = [3 * deltas()[0], *deltas()[1:]]
+    firsts = [
+        solve(*equations(taus, [gram(0)] * K, emphasis), towards=0.3, ridge=0.0)[0] for emphasis in (0.0, 1.0, 2.0)
+    ]
+    assert firsts[0] < firsts[1] < firsts[2] < 1.0
 
 
 def test_the_order_of_experts_is_only_a_name() -> None:

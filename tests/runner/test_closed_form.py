@@ -34,10 +34,11 @@ def opened(settings: dict[str, Any], root: Path) -> Problem:
 def test_forms_are_those_that_the_space_tells_apart(
     settings: Settings, tmp_path: Path, granularity: str, forms: list[str]
 ) -> None:
-    made = settings(space={"granularity": granularity}, baselines={"closed_form": True, "closed_form_ridge": [0.5]})
+    closed = {"closed_form": True, "closed_form_ridge": [0.5], "closed_form_emphasis": [1.0]}
+    made = settings(space={"granularity": granularity}, baselines=closed)
     problem = opened(made, tmp_path)
     baselines = make_closed_forms(problem, towards=0.3)
-    assert [baseline.name for baseline in baselines] == [f"closed-form:{form}:0.5" for form in forms]
+    assert [baseline.name for baseline in baselines] == [f"closed-form:{form}:1:0.5" for form in forms]
     assert all(representable(problem, baseline) for baseline in baselines)
     assert len({baseline.table.tobytes() for baseline in baselines}) == len(baselines)
     model = baselines[0].table
@@ -48,12 +49,12 @@ def test_forms_are_those_that_the_space_tells_apart(
 
 
 def test_a_layer_is_the_least_squares_of_its_linear_layers(settings: Settings, tmp_path: Path) -> None:
-    problem = opened(settings(baselines={"closed_form_ridge": [0.0]}), tmp_path)
+    problem = opened(settings(baselines={"closed_form_ridge": [0.0], "closed_form_emphasis": [0.0]}), tmp_path)
     products = tensor_products(problem)
     row = next(n for n, group in enumerate(problem.space.groups) if group.name == "layer.1")
     inside = [name for name in problem.space.groups[row].parameters if name in products]
     assert len(inside) == 6  # query, key, value, their output, and the two of the MLP
-    layer = next(b for b in make_closed_forms(problem, towards=0.3) if b.name == "closed-form:layer:0")
+    layer = next(b for b in make_closed_forms(problem, towards=0.3) if b.name == "closed-form:layer:0:0")
     found = layer.table[row]
 
     def error(coefficients: np.ndarray) -> float:
@@ -112,11 +113,19 @@ def test_products_are_measured_once_and_do_not_disturb_the_engine(
 def test_a_search_starts_from_the_best_closed_form(settings: Settings, tmp_path: Path) -> None:
     made = settings(space={"granularity": "tensor-wise", "start": "closed-form"}, budget={"evaluations": 2})
     run = search(build_config(made, root=tmp_path), root=tmp_path)
-    rows = [row for row in run.result["rows"] if row["family"] == "closed-form"]
-    assert len(rows) == 9
-    best = min(rows, key=lambda row: row["select"])
+    records = Trajectory.read(run.folder).records
+    tried = [
+        record for record in records if record.split == "select" and (record.name or "").startswith("closed-form:")
+    ]
+    assert len(tried) == 3 * 3 * 3
+    rows = {row["name"]: row for row in run.result["rows"] if row["family"] == "closed-form"}
+    assert sorted(name.split(":")[1] for name in rows) == ["group", "layer", "model"]
+    for name, row in rows.items():
+        of_form = [record.value for record in tried if (record.name or "").split(":")[1] == name.split(":")[1]]
+        assert row["select"] == min(value for value in of_form if value is not None)
+    best = min(rows.values(), key=lambda row: row["select"])
     assert best["chosen"]
-    first = next(record for record in Trajectory.read(run.folder).records if record.phase == "select")
+    first = next(record for record in records if record.phase == "select")
     assert first.value == pytest.approx(best["select"], rel=1e-9)
 
 
@@ -134,10 +143,10 @@ def test_an_expert_without_inputs_is_told_at_once(settings: Settings, tmp_path: 
 
 
 def test_resume_repeats_the_closed_form(settings: Settings, tmp_path: Path) -> None:
-    made = settings(baselines={"grid": [0.3], "closed_form": True}, budget={"evaluations": 4})
+    closed = {"closed_form": True, "closed_form_ridge": [0.0], "closed_form_emphasis": [0.0, 2.0]}
+    made = settings(baselines={"grid": [0.3], **closed}, budget={"evaluations": 4})
     whole = search(build_config(made | {"output": "whole"}, root=tmp_path), root=tmp_path)
-    asked = iter(range(100))
-    for moment in (6, 9, 13):
+    for moment in (6, 9, 12):
         asked = iter(range(100))
         folder = tmp_path / f"cut-{moment}"
         with pytest.raises(RunInterrupted):
