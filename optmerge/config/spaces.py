@@ -36,14 +36,19 @@ class RuleConfig(Strict):
 
 
 class ChunksConfig(Strict):
-    """How chunk-wise coefficients are shared out: a tensor's chunks follow from its task vectors' size."""
+    """How chunk-wise coefficients are shared out: a tensor's chunks follow from its importance."""
 
+    importance: Literal["task-vectors", "fisher"] = Field(
+        "task-vectors",
+        description="what makes a tensor important: task-vectors = |coefficient| x mean |task vector| x elements, "
+        "summed over directions; fisher = the mean square of the objective's gradient by the coefficients of its "
+        "slices at the start, on the fit split, which also says where tensors are cut (the objective needs a gradient)",
+    )
     budget: FiniteFloat = Field(1.0, gt=0, description="chunks in all, as a multiple of the number of searched tensors")
     power: FiniteFloat = Field(
         0.5,
         ge=0,
-        description="of importance (|coefficient| x mean |task vector| x elements, summed over directions) in a "
-        "tensor's share of the chunks: 0 is the same for all, 1 in proportion",
+        description="of importance in a tensor's share of the chunks: 0 is the same for all, 1 in proportion",
     )
 
 
@@ -79,6 +84,11 @@ class SpaceConfig(Strict):
         None, description="of granularity chunk-wise; a tensor that gets no chunk keeps the coefficients of the start"
     )
     rules: list[RuleConfig] = Field(default_factory=list, description="frozen groups and other bounds, by name")
+
+    @property
+    def by_fisher(self) -> bool:
+        """Whether chunks need a `optmerge.runner.fisher` profile."""
+        return self.chunks is not None and self.chunks.importance == "fisher"
 
     def at_granularity(self, granularity: Granularity) -> SpaceConfig:
         """This space in other groups, without the settings that say nothing there.

@@ -44,6 +44,7 @@ from optmerge.objective.outputs import Outputs
 from optmerge.records import Progress, Record, SplitName, Vector
 from optmerge.runner.curvature import require_curvature
 from optmerge.runner.embedding import base_embedder
+from optmerge.runner.fisher import fisher_profile
 from optmerge.runner.forward import Forward
 from optmerge.runner.geometry import check_regularisers
 from optmerge.runner.heads import zero_shot_heads
@@ -290,6 +291,7 @@ def open_problem(
                 untouched=deltas.untouched(),
                 shapes=family.parameters,
                 magnitudes=deltas.magnitudes() if stage.space.granularity == "chunk-wise" else None,
+                profile=fisher_profile(stage, progress) if stage.space.by_fisher else None,
                 lanes={direction.name: direction.lane for direction in wanted},
             )
             space = space if alternatives is None else choosing(space, alternatives)

@@ -25,7 +25,7 @@ from optmerge.config.spaces import ChunksConfig, SpaceConfig
 from optmerge.errors import ConfigError
 from optmerge.merging.slices import Cut, even_chunks
 from optmerge.space.blocks import Block, Blocks
-from optmerge.space.chunks import chunk_counts
+from optmerge.space.chunks import chunk_counts, weighted_chunks
 from optmerge.space.depth import bernstein, curve_name
 from optmerge.space.groups import RoleLike, ShapeLike, TensorGroup, column_cuts, make_groups
 from optmerge.space.names import VariableNames, slices_name
@@ -238,6 +238,7 @@ def build_space(
     untouched: Mapping[str, Collection[str]] | None = None,
     shapes: Mapping[str, ShapeLike] | None = None,
     magnitudes: Mapping[str, Mapping[str, float]] | None = None,
+    profile: Mapping[str, Sequence[float]] | None = None,
     lanes: Mapping[str, str] | None = None,
 ) -> SearchSpace:
     """Build the space of a model.
@@ -250,6 +251,8 @@ def build_space(
             no variable (frozen embeddings, the layers that an adapter leaves alone); it is 0.
         shapes: Parameter -> shape; for the granularities that cut parameters.
         magnitudes: Direction -> parameter -> mean |task vector|, for chunk-wise; None takes all to be the same.
+        profile: Parameter -> importance of its slices (`optmerge.runner.fisher`), for chunk-wise in the place of
+            magnitudes.
         lanes: Direction -> what it has in common with those that ``shared`` gives the same coefficients
             (`optmerge.merging.recipe.Direction.lane`); None is one lane for all.
 
@@ -265,7 +268,7 @@ def build_space(
         if config.granularity == "column-wise":
             cuts = column_cuts(roles, shapes)
         else:
-            cuts, held = _chunk_cuts(config, roles, directions, untouched or {}, shapes, magnitudes)
+            cuts, held = _chunk_cuts(config, roles, directions, untouched or {}, shapes, magnitudes, profile)
     groups = split_by_rules(make_groups(roles, config.granularity, cuts), roles, config.rules)
     require_ties_apart(config.rules, groups)
     building = _Building(groups, directions)
@@ -428,6 +431,7 @@ def _chunk_cuts(
     untouched: Mapping[str, Collection[str]],
     shapes: Mapping[str, ShapeLike],
     magnitudes: Mapping[str, Mapping[str, float]] | None,
+    profile: Mapping[str, Sequence[float]] | None,
 ) -> tuple[dict[str, Cut], set[str]]:
     """How tensors are cut into chunks, and the tensors that get none and stay at the start."""
     importance: dict[str, float] = {}
@@ -441,10 +445,16 @@ def _chunk_cuts(
             total += abs(coefficient) * mean * shapes[group.name].numel * touched
             searched |= touched and settled.freeze is None
         if searched:
-            importance[group.name] = total
+            importance[group.name] = total if profile is None else sum(profile[group.name])
     chunks = config.chunks or ChunksConfig()
     counts = chunk_counts(importance, total=chunks.budget * len(importance), power=chunks.power)
-    cuts = {name: even_chunks(shapes[name].shape, count) for name, count in counts.items() if count > 1}
+    cuts = {
+        name: even_chunks(shapes[name].shape, count)
+        if profile is None
+        else weighted_chunks(shapes[name].shape, profile[name], count)
+        for name, count in counts.items()
+        if count > 1
+    }
     return (
         {name: cut for name, cut in cuts.items() if cut is not None},
         {name for name, count in counts.items() if count == 0},
