@@ -47,6 +47,14 @@ class CoefficientTermConfig(TermConfig):
     about: ClassVar[Literal["model", "coefficients", "whole-model"]] = "coefficients"
 
 
+TOP_K, TAIL_SAMPLES = 64, 64
+_TOP_K = "classes kept of the expert, of which all others count as one; null = all"
+_TAIL_SAMPLES = (
+    "classes drawn from those others by the expert's probabilities, to judge what happens among them; with no more "
+    "classes than top_k and these, all are kept"
+)
+
+
 class EntropyConfig(ModelTermConfig):
     """Shannon entropy of the prediction, in nats (AdaMerging, Yang et al. 2024, equation 4)."""
 
@@ -61,9 +69,8 @@ class ExpertKLConfig(ModelTermConfig):
     temperature: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="softmax temperature T of both sides; the value is times T squared"
     )
-    top_k: int | None = Field(
-        128, ge=1, description="classes kept of the expert, the rest as one tail class; null or >= C = all"
-    )
+    top_k: int | None = Field(TOP_K, ge=1, description=_TOP_K)
+    tail_samples: int = Field(TAIL_SAMPLES, ge=0, description=_TAIL_SAMPLES)
 
 
 class CrossEntropyConfig(ModelTermConfig):
@@ -98,9 +105,8 @@ class JensenShannonConfig(ModelTermConfig):
     """Jensen-Shannon divergence between the task's expert and the merged model, in nats, at most log 2 (Lin 1991)."""
 
     name: Literal["jensen-shannon"] = "jensen-shannon"
-    top_k: int | None = Field(
-        128, ge=1, description="classes kept of the expert, the rest as one tail class; null or >= C = all"
-    )
+    top_k: int | None = Field(TOP_K, ge=1, description=_TOP_K)
+    tail_samples: int = Field(TAIL_SAMPLES, ge=0, description=_TAIL_SAMPLES)
 
 
 class PseudoLabelConfig(ModelTermConfig):

@@ -2,10 +2,10 @@
 
     ExpertKL(ExpertKLConfig(top_k=None)).per_example(outputs, batch, teacher)
 
-With the expert's k likeliest classes kept, both predictions are first coarsened to k + 1 classes (the k, and all others
-together); the divergence of the coarse predictions is a lower bound of the exact one (data processing inequality), is
-equal to it from k = C on, and is 0 for the expert itself. A temperature softens what is compared: all classes, or the
-k + 1 coarse ones.
+Of a large vocabulary the expert's k likeliest classes are compared one by one, all others together, and what happens
+among those others by classes drawn from them, see `optmerge.objective.kept`: an unbiased estimate of the whole
+divergence, and 0 for the expert itself. Without draws it is that of the k + 1 coarse classes, a lower bound (data
+processing inequality). A temperature softens what is compared.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor
 from optmerge.calibration.batches import Batch
 from optmerge.config.objectives import ExpertKLConfig
 from optmerge.objective.base import ModelTerm, Need, by_rows, mean_per_example, needed, scored_logits
+from optmerge.objective.kept import coarse_log_probs, log_ratios
 from optmerge.objective.outputs import Outputs
-from optmerge.objective.teacher import TeacherBatch, coarse_log_probs
+from optmerge.objective.teacher import TeacherBatch
 
 
 class ExpertKL(ModelTerm):
@@ -39,15 +40,28 @@ class ExpertKL(ModelTerm):
 
     def per_example(self, outputs: Outputs, batch: Batch, teacher: TeacherBatch | None) -> Tensor:
         """See `ModelTerm.per_example`."""
-        known = needed(teacher, self.name)
+        view = needed(teacher, self.name).at(self.config.temperature)
         rows = scored_logits(outputs.logits, batch)
-        return mean_per_example(by_rows(self._divergence, rows, known.log_probs, known.indices), batch)
+        drawn = (view.drawn, view.drawn_log_probs, view.log_weights)
+        return mean_per_example(by_rows(self._divergence, rows, view.log_probs, view.indices, *drawn), batch)
 
-    def _divergence(self, logits: Tensor, expert: Tensor, kept: Tensor | None) -> Tensor:
+    def _divergence(
+        self,
+        logits: Tensor,
+        expert: Tensor,
+        kept: Tensor | None,
+        drawn: Tensor | None,
+        drawn_p: Tensor | None,
+        weights: Tensor | None,
+    ) -> Tensor:
         temperature = self.config.temperature
-        log_p, log_q = expert.to(logits.dtype), coarse_log_probs(logits, kept)
-        if temperature != 1.0:
-            log_p = (log_p / temperature).log_softmax(-1)
-            log_q = (log_q / temperature).log_softmax(-1)
+        every = coarse_log_probs(logits / temperature, kept, drawn)
+        columns = expert.shape[-1]
+        log_p, log_q = expert.to(logits.dtype), every[:, :columns]
         difference = torch.where(log_p == -float("inf"), 0.0, log_p - log_q)  # 0 log 0 = 0
-        return (log_p.exp() * difference).sum(-1) * temperature**2  # Hinton et al. 2015, section 2
+        value = (log_p.exp() * difference).sum(-1)
+        if drawn_p is not None and weights is not None:
+            ratio, base, weight = log_ratios(every[:, columns - 1 :], drawn_p, log_p[:, -1:], weights)
+            # f = -log. Adding u / u0 - 1 would make each summand positive, and its mean far less sure: u has no bound.
+            value = value + (weight * (base - ratio)).mean(-1)
+        return value * temperature**2  # Hinton et al. 2015, section 2

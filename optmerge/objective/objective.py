@@ -47,10 +47,10 @@ from optmerge.objective.base import ModelTerm, Need
 from optmerge.objective.coefficient import CoefficientTerm
 from optmerge.objective.f1 import F1
 from optmerge.objective.geometry import Geometry
+from optmerge.objective.kept import Keep
 from optmerge.objective.labelled import Accuracy, CrossEntropy
 from optmerge.objective.perplexity import Perplexity
 from optmerge.objective.registry import AnyTerm, make_term
-from optmerge.objective.teacher import Keep
 from optmerge.objective.whole import WholeModelTerm
 from optmerge.records import SplitName
 
@@ -165,13 +165,17 @@ class Objective:
             count: How many transformer layers there are.
         """
         both = [*self.configs.values(), *self.on("select").configs.values()]
-        wanted = [config.top_k for config in both if isinstance(config, ExpertKLConfig | JensenShannonConfig)]
-        classes = wanted or [ExpertKLConfig().top_k]
+        compared = [config for config in both if isinstance(config, ExpertKLConfig | JensenShannonConfig)]
+        compared = compared or [ExpertKLConfig()]
+        classes = [config.top_k for config in compared]
+        temperatures = {config.temperature for config in compared if isinstance(config, ExpertKLConfig)}
         dimensions = [config.project for config in both if isinstance(config, HiddenAlignmentConfig)]
         return Keep(
             None if None in classes else max(k for k in classes if k is not None),
             tuple(sorted({*self.layers(count), *self.on("select").layers(count)})),
             None if None in dimensions else max((d for d in dimensions if d is not None), default=None),
+            samples=max(config.tail_samples for config in compared),
+            temperatures=tuple(sorted(temperatures - {1.0})),
         )
 
     def layers(self, count: int) -> tuple[int, ...]:

@@ -22,10 +22,11 @@ from optmerge.merging.engine import Form
 from optmerge.models.checkpointing import Checkpointing
 from optmerge.models.resident import ResidentModel
 from optmerge.objective.base import scored_logits
+from optmerge.objective.kept import Keep
 from optmerge.objective.objective import Objective
 from optmerge.objective.outputs import Outputs
 from optmerge.objective.signals import Signals
-from optmerge.objective.teacher import Keep, TeacherBatch
+from optmerge.objective.teacher import TeacherBatch
 from optmerge.records import SplitName
 from optmerge.runner.forward import Forward
 from optmerge.runner.heads import blank_heads
@@ -185,11 +186,15 @@ def _drop(parameter: torch.Tensor) -> None:
 def _teacher(rows: int, outputs: Outputs, keep: Keep) -> TeacherBatch:
     classes = outputs.logits.shape[-1]
     columns = keep.columns(classes)
-    indices = None if columns == classes else torch.empty(rows, columns - 1, dtype=torch.int64, device=META)
-    choice = torch.empty(rows, dtype=torch.int64, device=META)
+    log_probs, choice = torch.empty(rows, columns, device=META), torch.empty(rows, dtype=torch.int64, device=META)
+    some = columns != classes
+    indices = torch.empty(rows, columns - 1, dtype=torch.int64, device=META) if some else None
+    drawn = torch.empty(rows, keep.samples, dtype=torch.int64, device=META) if some and keep.samples else None
+    drawn_log_probs = None if drawn is None else torch.empty(rows, keep.samples, device=META)
+    tempered = {t: torch.empty(rows, 2, device=META) for t in keep.temperatures} if some else {}
     # How many places are attended to is a value: on the meta device all of them are.
     hidden = {
         layer: torch.empty(value.shape[:2].numel(), keep.width(value.shape[-1]), dtype=value.dtype, device=META)
         for layer, value in outputs.hidden.items()
     }
-    return TeacherBatch(torch.empty(rows, columns, device=META), indices, choice, hidden)
+    return TeacherBatch(log_probs, indices, choice, drawn, drawn_log_probs, tempered, hidden)

@@ -53,16 +53,18 @@ class Teachers:
         return self._outputs[task, split].batch(batch)
 
     @classmethod
-    def make(cls, problem: Problem, progress: Progress | None = None) -> Teachers:
+    def make(
+        cls, problem: Problem, progress: Progress | None = None, *, splits: Sequence[SplitName] = SPLITS
+    ) -> Teachers:
         """Load from the cache, or run the experts that are not in it.
 
         Raises:
             RunFailed: There is no memory for one example of a task.
         """
         outputs: dict[tuple[str, SplitName], TeacherOutputs] = {}
-        total = len(problem.calibration.tasks) * len(SPLITS)
+        total = len(problem.calibration.tasks) * len(splits)
         for task, data in problem.calibration.tasks.items():
-            for split in SPLITS:
+            for split in splits:
                 path = cache_dir() / "teachers" / f"{_key(problem, task, split)}.safetensors"
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +88,7 @@ def _collect(problem: Problem, task: str, split: SplitName) -> TeacherOutputs:
         try:
             layers = keep.layers_on(split)
             outputs = _outputs(problem, task, split, batch_tokens, layers)
-            return TeacherOutputs.collect(outputs, keep.classes, layers=layers, project=keep.project)
+            return TeacherOutputs.collect(outputs, keep, layers=layers)
         except Exception as error:
             if not out_of_memory(error):
                 raise

@@ -23,6 +23,7 @@ from optmerge.objective import (
     term_class,
 )
 from optmerge.objective import make_term as make_any_term
+from optmerge.objective.kept import Keep
 from optmerge.objective.registry import WHOLE_MODEL_TERMS
 from optmerge.objective.whole import WholeModelTerm
 
@@ -68,7 +69,9 @@ def make_regulariser(name: str, settings: Settings) -> CoefficientTerm:
 
 
 def teacher_of(case: Case, k: int | None = None) -> TeacherOutputs:
-    return TeacherOutputs.collect([case.batch(case.everything())], k, layers=range(LAYERS))
+    """All classes, or k of them and two draws from among the others."""
+    keep = Keep(k, tuple(range(LAYERS)), samples=2, temperatures=(2.0,))
+    return TeacherOutputs.collect([case.batch(case.everything())], keep)
 
 
 def values(term: ModelTerm, case: Case, teacher: TeacherOutputs, positions: list[int], **padding: object) -> Tensor:
@@ -274,10 +277,15 @@ def test_no_term_waits_for_its_device(name: str, settings: Settings, kind: str) 
     batch, outputs = case.batch([0, 1, 2, 3])
     known = teacher.batch(batch)
     assert known.indices is not None
+    assert known.drawn is not None
+    assert known.drawn_log_probs is not None
     away = TeacherBatch(
         known.log_probs.to("meta"),
         known.indices.to("meta"),
         known.choice.to("meta"),
+        known.drawn.to("meta"),
+        known.drawn_log_probs.to("meta"),
+        {temperature: noted.to("meta") for temperature, noted in known.tempered.items()},
         {layer: states.to("meta") for layer, states in known.hidden.items()},
     )
     hidden = {layer: states.to("meta").requires_grad_() for layer, states in outputs.hidden.items()}

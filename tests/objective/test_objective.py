@@ -174,15 +174,19 @@ def test_select_may_be_judged_by_other_terms() -> None:
 @pytest.mark.parametrize(
     ("terms", "select", "wanted"),
     [
-        (["entropy"], None, Keep(128)),
-        ([{"name": "expert-kl", "top_k": 5}], None, Keep(5)),
-        ([{"name": "expert-kl", "top_k": 5}], [{"name": "jensen-shannon", "top_k": 9}], Keep(9)),
-        ([{"name": "expert-kl", "top_k": 5}, {"name": "jensen-shannon", "top_k": None}], None, Keep(None)),
-        ([{"name": "hidden-alignment", "layers": [3], "project": 8}], None, Keep(128, (3,), 8)),
+        (["entropy"], None, Keep(64, samples=64)),
+        ([{"name": "expert-kl", "top_k": 5}], None, Keep(5, samples=64)),
+        (
+            [{"name": "expert-kl", "top_k": 5, "temperature": 2.0}],
+            [{"name": "jensen-shannon", "top_k": 9, "tail_samples": 80}],
+            Keep(9, samples=80, temperatures=(2.0,)),
+        ),
+        ([{"name": "expert-kl", "top_k": 5}, {"name": "jensen-shannon", "top_k": None}], None, Keep(None, samples=64)),
+        ([{"name": "hidden-alignment", "layers": [3], "project": 8}], None, Keep(64, (3,), 8, samples=64)),
         (
             [{"name": "hidden-alignment", "layers": [3], "project": 8}],
             [{"name": "hidden-alignment", "layers": [0, 1.0]}],
-            Keep(128, (0, 3, 5), None),
+            Keep(64, (0, 3, 5), None, samples=64),
         ),
     ],
 )

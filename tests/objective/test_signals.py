@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from optmerge.objective import signals
+from optmerge.objective.kept import coarse_log_probs
 from optmerge.objective.signals import Signals, row_sums, share_at_bound
-from optmerge.objective.teacher import TeacherBatch, coarse_log_probs
+from optmerge.objective.teacher import TeacherBatch
 
 CPU = torch.device("cpu")
 

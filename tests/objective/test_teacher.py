@@ -7,8 +7,8 @@ import torch
 
 from optmerge.errors import RunError
 from optmerge.objective import Outputs, TeacherBatch, TeacherOutputs
+from optmerge.objective.kept import Keep, coarse_log_probs
 from optmerge.objective.projection import projected
-from optmerge.objective.teacher import coarse_log_probs
 
 from .cases import CLASSES, WIDTH, make_case
 
@@ -19,9 +19,12 @@ both = pytest.mark.parametrize("kind", KINDS)
 def assert_same(one: TeacherBatch, other: TeacherBatch) -> None:
     assert torch.equal(one.log_probs, other.log_probs)
     assert torch.equal(one.choice, other.choice)
-    assert (one.indices is None) == (other.indices is None)
-    if one.indices is not None and other.indices is not None:
-        assert torch.equal(one.indices, other.indices)
+    for name in ("indices", "drawn", "drawn_log_probs"):
+        mine, its = getattr(one, name), getattr(other, name)
+        assert (mine is None) == (its is None)
+        assert mine is None or torch.equal(mine, its)
+    assert one.tempered.keys() == other.tempered.keys()
+    assert all(torch.equal(noted, other.tempered[t]) for t, noted in one.tempered.items())
 
 
 @both
@@ -29,7 +32,7 @@ def assert_same(one: TeacherBatch, other: TeacherBatch) -> None:
 def test_batches_are_looked_up_in_their_own_order(kind: str, k: int | None) -> None:
     case = make_case(kind)
     collected = [case.batch([2]), case.batch([3, 0]), case.batch([1], left=True)]
-    outputs = TeacherOutputs.collect(collected, k)
+    outputs = TeacherOutputs.collect(collected, Keep(k))
     assert outputs.size == 4
     assert outputs.classes == CLASSES
     for positions in ([2], [3, 0], [0, 1, 2, 3], [1, 1], [0, 2]):
@@ -45,18 +48,19 @@ def test_batches_are_looked_up_in_their_own_order(kind: str, k: int | None) -> N
 
 def test_the_batches_that_it_came_from_are_views() -> None:
     case = make_case("lm")
-    outputs = TeacherOutputs.collect([case.batch([2, 0]), case.batch([1, 3])], 2)
+    outputs = TeacherOutputs.collect([case.batch([2, 0]), case.batch([1, 3])], Keep(2))
     batch, _ = case.batch([1, 3])
     assert (
-        outputs.batch(batch).log_probs.untyped_storage().data_ptr() == outputs._log_probs.untyped_storage().data_ptr()
+        outputs.batch(batch).log_probs.untyped_storage().data_ptr()
+        == outputs._rows.log_probs.untyped_storage().data_ptr()
     )
 
 
 @both
-@pytest.mark.parametrize("k", [None, 2])
-def test_saved_and_loaded_is_the_same(kind: str, k: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep", [Keep(None), Keep(2), Keep(2, samples=3, temperatures=(0.5, 2.0))])
+def test_saved_and_loaded_is_the_same(kind: str, keep: Keep, tmp_path: Path) -> None:
     case = make_case(kind)
-    outputs = TeacherOutputs.collect([case.batch([3, 1]), case.batch([0, 2])], k)
+    outputs = TeacherOutputs.collect([case.batch([3, 1]), case.batch([0, 2])], keep)
     path = tmp_path / "teacher.safetensors"
     outputs.save(path)
     loaded = TeacherOutputs.load(path)
@@ -65,6 +69,26 @@ def test_saved_and_loaded_is_the_same(kind: str, k: int | None, tmp_path: Path) 
     for positions in ([0, 1, 2, 3], [3, 1]):
         batch, _ = case.batch(positions)
         assert_same(loaded.batch(batch), outputs.batch(batch))
+
+
+@both
+def test_what_is_drawn_depends_on_no_micro_batch(kind: str) -> None:
+    case = make_case(kind)
+    keep = Keep(2, samples=3)
+    one = TeacherOutputs.collect([case.batch([0, 1, 2, 3])], keep)
+    other = TeacherOutputs.collect([case.batch([3]), case.batch([1, 0], left=True), case.batch([2])], keep)
+    batch, _ = case.batch([0, 1, 2, 3])
+    assert_same(one.batch(batch), other.batch(batch))
+    assert one.batch(batch).drawn is not None
+
+
+@pytest.mark.parametrize("keep", [Keep(128), Keep(64, samples=64), Keep(64, samples=64, temperatures=(2.0,))])
+def test_a_rows_size_is_known_beforehand(keep: Keep) -> None:
+    batch, _ = make_case("classifier").batch([0, 1, 2, 3])
+    for classes in (100, 128, 129, 40_000):
+        logits = torch.randn(4, classes, generator=torch.Generator().manual_seed(0))
+        outputs = TeacherOutputs.collect([(batch, Outputs(logits))], keep)
+        assert outputs.nbytes == 4 * (keep.row_bytes(classes) + 16)
 
 
 def test_a_damaged_file_says_what_to_do(tmp_path: Path) -> None:
@@ -84,16 +108,16 @@ def test_a_damaged_file_says_what_to_do(tmp_path: Path) -> None:
 def test_every_example_must_come_once() -> None:
     case = make_case("classifier")
     with pytest.raises(ValueError, match="once each"):
-        TeacherOutputs.collect([case.batch([0, 1]), case.batch([1])], None)
+        TeacherOutputs.collect([case.batch([0, 1]), case.batch([1])], Keep(None))
     with pytest.raises(ValueError, match="once each"):
-        TeacherOutputs.collect([case.batch([1, 2])], None)
+        TeacherOutputs.collect([case.batch([1, 2])], Keep(None))
 
 
 def test_what_is_kept_is_small() -> None:
     generator = torch.Generator().manual_seed(0)
     batch, _ = make_case("classifier").batch([0, 1, 2, 3])
     logits = torch.randn(4, 50_000, generator=generator)
-    outputs = TeacherOutputs.collect([(batch, Outputs(logits))], 128)
+    outputs = TeacherOutputs.collect([(batch, Outputs(logits))], Keep(128))
     assert outputs.nbytes < 4 * (128 * 8 + 32)
     assert not outputs.batch(batch).log_probs.requires_grad
 
@@ -103,8 +127,8 @@ def test_what_is_kept_is_small() -> None:
 def test_hidden_states_are_kept_where_the_model_looks(kind: str, project: int | None, tmp_path: Path) -> None:
     case = make_case(kind)
     collected = [case.batch([2]), case.batch([3, 0], extra=2), case.batch([1], left=True)]
-    made = TeacherOutputs.collect(collected, 2, layers=(0, 2), project=project)
-    bare = TeacherOutputs.collect(collected, 2)
+    made = TeacherOutputs.collect(collected, Keep(2, (0, 2), project))
+    bare = TeacherOutputs.collect(collected, Keep(2))
     path = tmp_path / "teacher.safetensors"
     made.save(path)
     for outputs in (made, TeacherOutputs.load(path)):
@@ -126,7 +150,7 @@ def test_hidden_states_are_kept_in_the_models_dtype(kind: str) -> None:
     case = make_case(kind, dtype=torch.bfloat16)
     collected = [case.batch([0, 1, 2, 3])]
     for project in (None, 2):
-        outputs = TeacherOutputs.collect(collected, None, layers=(1,), project=project)
+        outputs = TeacherOutputs.collect(collected, Keep(None, (1,), project))
         assert outputs.batch(collected[0][0]).hidden[1].dtype == torch.bfloat16
 
 

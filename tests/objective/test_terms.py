@@ -32,6 +32,7 @@ from optmerge.objective.f1 import F1
 from optmerge.objective.hidden_alignment import HiddenAlignment
 from optmerge.objective.information_maximisation import InformationMaximisation
 from optmerge.objective.jensen_shannon import JensenShannon
+from optmerge.objective.kept import Keep, summarise, weyl
 from optmerge.objective.labelled import ExactMatch
 from optmerge.objective.perplexity import Perplexity
 from optmerge.objective.pseudo_label import PseudoLabel
@@ -77,7 +78,7 @@ def test_cross_entropy_and_accuracy(kind: str) -> None:
 def test_expert_kl_is_the_divergence_of_the_coarse_predictions(kind: str, k: int | None) -> None:
     case, expert = make_case(kind), make_case(kind, seed=1)
     batch, outputs = case.batch(case.everything())
-    teacher = TeacherOutputs.collect([expert.batch(case.everything())], k)
+    teacher = TeacherOutputs.collect([expert.batch(case.everything())], Keep(k))
     wanted, exact = [], []
     for n in range(4):
         ours = [q for q, _ in rows_of(case, n)]
@@ -102,11 +103,15 @@ def test_expert_kl_is_the_divergence_of_the_coarse_predictions(kind: str, k: int
 
 @both
 @pytest.mark.parametrize("k", [None, 2])
+@pytest.mark.parametrize("samples", [0, 3])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("scale", [2.0, 40.0])
-def test_the_expert_is_at_no_distance_from_itself(kind: str, k: int | None, temperature: float, scale: float) -> None:
+def test_the_expert_is_at_no_distance_from_itself(
+    kind: str, k: int | None, samples: int, temperature: float, scale: float
+) -> None:
     expert = make_case(kind, scale=scale)
-    teacher = TeacherOutputs.collect([expert.batch(expert.everything())], k)
+    keep = Keep(k, samples=samples, temperatures=(3.0,))
+    teacher = TeacherOutputs.collect([expert.batch(expert.everything())], keep)
     term = ExpertKL(ExpertKLConfig(top_k=k, temperature=temperature))
     for positions in ([0, 1, 2, 3], [2, 0], [3]):
         batch, outputs = expert.batch(positions, left=True)
@@ -115,18 +120,113 @@ def test_the_expert_is_at_no_distance_from_itself(kind: str, k: int | None, temp
         torch.testing.assert_close(got, torch.zeros(len(positions)), atol=1e-5, rtol=0)
         got.sum().backward()  # type: ignore[no-untyped-call]
         assert outputs.logits.grad is not None
-        assert float(outputs.logits.grad.abs().max()) < 1e-5
+        if not (k and samples):  # of what is drawn only the expected slope is 0
+            assert float(outputs.logits.grad.abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("temperature", [0.5, 4.0])
 def test_temperature_softens_both_sides(temperature: float) -> None:
     case, expert = make_case("classifier"), make_case("classifier", seed=1)
     batch, outputs = case.batch(case.everything())
-    teacher = TeacherOutputs.collect([expert.batch(case.everything())], None)
+    teacher = TeacherOutputs.collect([expert.batch(case.everything())], Keep(None))
     p = (torch.stack(expert.logits) / temperature).softmax(-1)
     q = (outputs.logits / temperature).softmax(-1)
     got = ExpertKL(ExpertKLConfig(temperature=temperature)).per_example(outputs, batch, teacher.batch(batch))
     torch.testing.assert_close(got, temperature**2 * (p * (p / q).log()).sum(-1))
+
+
+def predictions(rows: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two models' logits over a vocabulary with a long tail."""
+    generator = torch.Generator().manual_seed(0)
+    slope = -1.5 * torch.arange(1, classes + 1).log()
+    order = torch.rand(rows, classes, generator=generator).argsort(-1)
+    expert = slope[order] + torch.randn(rows, classes, generator=generator)
+    return expert, expert + 1.2 * torch.randn(rows, classes, generator=generator)
+
+
+@pytest.mark.parametrize(("name", "temperature"), [("expert-kl", 1.0), ("expert-kl", 2.0), ("jensen-shannon", 1.0)])
+def test_draws_make_up_for_the_classes_that_are_not_kept(name: str, temperature: float) -> None:
+    """Over many rows the estimate is the whole divergence; the coarse one is far below."""
+    expert, merged = predictions(3000, 400)
+    batch, outputs = classified(merged)
+    config = ExpertKLConfig(temperature=temperature) if name == "expert-kl" else JensenShannonConfig()
+    term = ExpertKL(config) if isinstance(config, ExpertKLConfig) else JensenShannon(config)
+
+    def judged(keep: Keep) -> torch.Tensor:
+        teacher = TeacherOutputs.collect([(batch, Outputs(expert))], keep)
+        return term.per_example(outputs, batch, teacher.batch(batch)).double()
+
+    whole = judged(Keep(None))
+    coarse = judged(Keep(8, temperatures=(2.0,)))
+    sampled = judged(Keep(8, samples=64, temperatures=(2.0,)))
+    assert float(coarse.mean()) < 0.93 * float(whole.mean())
+    assert float(sampled.mean()) == pytest.approx(float(whole.mean()), rel=0.01)
+    if name == "jensen-shannon":
+        assert bool((sampled >= coarse - 1e-6).all())
+
+
+def test_a_slope_of_the_estimate_is_that_of_the_whole_divergence() -> None:
+    expert, merged = predictions(2000, 300)
+    direction = torch.randn(merged.shape, generator=torch.Generator().manual_seed(1))
+    slopes = []
+    for keep in (Keep(None), Keep(8, samples=16)):
+        step = torch.zeros((), requires_grad=True)
+        batch, outputs = classified(merged + step * direction * 0.1 + step * (expert - merged))
+        teacher = TeacherOutputs.collect([(batch, Outputs(expert))], keep).batch(batch)
+        ExpertKL(ExpertKLConfig()).per_example(outputs, batch, teacher).mean().backward()  # type: ignore[no-untyped-call]
+        assert step.grad is not None
+        slopes.append(float(step.grad))
+    assert slopes[1] == pytest.approx(slopes[0], rel=0.02)
+
+
+def test_another_temperature_than_that_of_the_draws_is_weighted() -> None:
+    """A term at temperature 1 beside one at 3: what is drawn is drawn at 3, and still estimates the sum at 1."""
+    expert, merged = predictions(3000, 400)
+    batch, _ = classified(merged)
+    keep = Keep(8, samples=32, temperatures=(3.0,))
+    view = TeacherOutputs.collect([(batch, Outputs(expert))], keep).batch(batch).at(1.0)
+    assert view.log_weights is not None
+    others = view.log_probs[:, -1].double().exp()
+    torch.testing.assert_close(view.log_weights.double().exp().mean(-1).mean(), others.mean(), rtol=0.02, atol=0)
+
+
+def test_nothing_is_drawn_twice_as_often_as_it_should_be() -> None:
+    """Systematic sampling: a class comes floor(m p) or ceil(m p) times, p its share of what is not kept."""
+    logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+    rows = summarise(logits, Keep(4, samples=20), weyl(torch.arange(50), torch.zeros(50, dtype=torch.int64)))
+    assert rows.drawn is not None
+    assert rows.indices is not None
+    shares = logits.double().scatter(-1, rows.indices.long(), -math.inf).softmax(-1)
+    counts = torch.zeros_like(shares).scatter_add(-1, rows.drawn.long(), torch.ones(50, 20, dtype=torch.float64))
+    assert bool(((counts - 20 * shares).abs() < 1).all())
+    starts = weyl(torch.arange(1000) // 10, torch.arange(1000) % 10)
+    assert float((starts.sort().values - torch.arange(1000) / 1000).abs().max()) < 0.01
+
+
+def test_classes_that_are_impossible_for_either_leave_numbers() -> None:
+    """The expert has one class beside the kept one, or none; the merged model may rule out what was drawn."""
+    inf = math.inf
+    expert = torch.tensor([[5.0, 1.0, -inf, -inf, -inf], [5.0, -inf, -inf, -inf, -inf], [5.0, 1.0, 0.0, 0.0, 0.0]])
+    merged = torch.tensor([[4.0, 1.0, 1.0, 0.0, 0.0], [4.0, 1.0, 0.0, 0.0, 0.0], [4.0, 1.0, 0.0, 0.0, 0.5]])
+    merged.requires_grad_()
+    batch, outputs = classified(merged)
+    for term in (ExpertKL(ExpertKLConfig()), JensenShannon(JensenShannonConfig())):
+        teacher = TeacherOutputs.collect([(batch, Outputs(expert))], Keep(1, samples=2)).batch(batch)
+        value = term.per_example(outputs, batch, teacher)
+        (slope,) = torch.autograd.grad(value.sum(), merged)
+        assert bool(value.isfinite().all())
+        assert bool(slope.isfinite().all())
+        p, q = expert[0].softmax(-1)[:2], merged[0].detach().softmax(-1)[:2]
+        if term.name == "expert-kl":
+            assert value[0].item() == pytest.approx(float((p * (p / q).log()).sum()), abs=1e-5)
+
+
+def test_a_temperature_that_nothing_was_kept_for_is_refused() -> None:
+    expert, merged = predictions(3, 20)
+    batch, outputs = classified(merged)
+    teacher = TeacherOutputs.collect([(batch, Outputs(expert))], Keep(4, samples=4)).batch(batch)
+    with pytest.raises(ValueError, match=r"temperature 2\.0"):
+        ExpertKL(ExpertKLConfig(temperature=2.0)).per_example(outputs, batch, teacher)
 
 
 def test_the_tail_keeps_its_digits() -> None:
@@ -135,7 +235,7 @@ def test_the_tail_keeps_its_digits() -> None:
     merged = torch.tensor([[0.0, -10.0, -31.0]], requires_grad=True)
     case = Case("classifier", [expert[0]], [[1]], [[False]])
     batch, _ = case.batch([0])
-    teacher = TeacherOutputs.collect([(batch, Outputs(expert))], 1)
+    teacher = TeacherOutputs.collect([(batch, Outputs(expert))], Keep(1))
     value = ExpertKL(ExpertKLConfig(top_k=1)).per_example(Outputs(merged), batch, teacher.batch(batch))
     value.sum().backward()  # type: ignore[no-untyped-call]
     assert value.item() == pytest.approx(math.log1p(math.exp(-10)), rel=1e-3)
@@ -148,7 +248,7 @@ def test_the_tail_keeps_its_digits() -> None:
 def test_agreement_counts_equal_choices(kind: str, k: int | None) -> None:
     case, expert = make_case(kind), make_case(kind, seed=1)
     batch, outputs = case.batch(case.everything())
-    teacher = TeacherOutputs.collect([expert.batch(case.everything())], k).batch(batch)
+    teacher = TeacherOutputs.collect([expert.batch(case.everything())], Keep(k)).batch(batch)
     wanted = [
         mean(
             [
@@ -165,7 +265,7 @@ def test_an_expert_agrees_with_itself_where_logits_are_tied() -> None:
     tied = Case("classifier", [torch.tensor([1.0, 2.0, 2.0, 2.0, 0, 2.0, 2.0])] * 4, [[1]] * 4, [[False]] * 4)
     batch, outputs = tied.batch(tied.everything())
     for k in (None, 1, 2):
-        teacher = TeacherOutputs.collect([(batch, outputs)], k).batch(batch)
+        teacher = TeacherOutputs.collect([(batch, outputs)], Keep(k)).batch(batch)
         assert Agreement().per_example(outputs, batch, teacher).tolist() == [1.0] * 4
 
 
@@ -224,7 +324,7 @@ def test_jensen_shannon(kind: str, k: int | None) -> None:
             middle = (p + q) / 2
             rows.append(float((p * (p / middle).log()).sum() + (q * (q / middle).log()).sum()) / 2)
         wanted.append(mean(rows))
-    teacher = TeacherOutputs.collect([expert.batch(case.everything())], k).batch(batch)
+    teacher = TeacherOutputs.collect([expert.batch(case.everything())], Keep(k)).batch(batch)
     got = JensenShannon(JensenShannonConfig()).per_example(outputs, batch, teacher)
     torch.testing.assert_close(got, torch.tensor(wanted), rtol=1e-4, atol=1e-6)
 
@@ -235,15 +335,15 @@ def test_jensen_shannon_is_symmetric_and_at_most_log_2() -> None:
     ways = []
     for merged, expert in ((case, other), (other, case)):
         batch, outputs = merged.batch([0, 1, 2, 3])
-        teacher = TeacherOutputs.collect([expert.batch([0, 1, 2, 3])], None).batch(batch)
+        teacher = TeacherOutputs.collect([expert.batch([0, 1, 2, 3])], Keep(None)).batch(batch)
         ways.append(term.per_example(outputs, batch, teacher))
     torch.testing.assert_close(ways[0], ways[1])
     inf = math.inf
     batch, apart = classified(torch.tensor([[0.0, 0.0, -inf, -inf], [200.0, 0.0, 0.0, 0.0]]))
     _, expert_outputs = classified(torch.tensor([[-inf, -inf, 1.0, 0.0], [0.0, 200.0, 0.0, 0.0]]))
-    teacher = TeacherOutputs.collect([(batch, expert_outputs)], None).batch(batch)
+    teacher = TeacherOutputs.collect([(batch, expert_outputs)], Keep(None)).batch(batch)
     torch.testing.assert_close(term.per_example(apart, batch, teacher), torch.full((2,), math.log(2)))
-    own = TeacherOutputs.collect([(batch, apart)], None).batch(batch)
+    own = TeacherOutputs.collect([(batch, apart)], Keep(None)).batch(batch)
     torch.testing.assert_close(term.per_example(apart, batch, own), torch.zeros(2))
 
 
@@ -262,7 +362,7 @@ def test_pseudo_labels_that_the_filter_keeps(k: int | None) -> None:
     expert, merged = (torch.tensor([row[side] for row in FILTERED]).log() for side in (0, 1))
     merged.requires_grad_()
     batch, outputs = classified(merged)
-    teacher = TeacherOutputs.collect([(batch, Outputs(expert))], k).batch(batch)
+    teacher = TeacherOutputs.collect([(batch, Outputs(expert))], Keep(k)).batch(batch)
     term = PseudoLabel(PseudoLabelConfig())
     statistics = term.per_example(outputs, batch, teacher)
     assert statistics[:, 1].tolist() == [float(kept) for _, _, kept in FILTERED]
@@ -279,7 +379,8 @@ def test_pseudo_labels_that_the_filter_keeps(k: int | None) -> None:
 def test_nothing_kept_is_nothing_lost() -> None:
     merged = torch.tensor([[5.0, 0.0], [9.0, 0.0]], requires_grad=True)
     batch, outputs = classified(merged)
-    teacher = TeacherOutputs.collect([(batch, Outputs(torch.tensor([[0.0, 1.0], [0.0, 2.0]])))], None).batch(batch)
+    said = Outputs(torch.tensor([[0.0, 1.0], [0.0, 2.0]]))
+    teacher = TeacherOutputs.collect([(batch, said)], Keep(None)).batch(batch)
     value = finished(PseudoLabel(PseudoLabelConfig()), outputs, batch, teacher)
     value.backward()  # type: ignore[no-untyped-call]
     assert float(value.detach()) == 0.0
@@ -291,7 +392,7 @@ def test_an_unsure_experts_confidence_is_not_that_of_all_other_classes() -> None
     """The kept class has .3 and the tail .7: a merged model that is .5 sure of another class is the surer one."""
     expert = torch.tensor([[0.3, 0.25, 0.25, 0.2]]).log()
     batch, outputs = classified(torch.tensor([[0.1, 0.5, 0.2, 0.2]]).log())
-    teacher = TeacherOutputs.collect([(batch, Outputs(expert))], 1).batch(batch)
+    teacher = TeacherOutputs.collect([(batch, Outputs(expert))], Keep(1)).batch(batch)
     assert PseudoLabel(PseudoLabelConfig()).per_example(outputs, batch, teacher)[0, 1] == 0.0
 
 
@@ -299,7 +400,7 @@ def test_an_unsure_experts_confidence_is_not_that_of_all_other_classes() -> None
 def test_pseudo_labels_without_a_filter_are_labels(kind: str) -> None:
     case, expert = make_case(kind), make_case(kind, seed=1)
     batch, outputs = case.batch(case.everything())
-    teacher = TeacherOutputs.collect([expert.batch(case.everything())], 2).batch(batch)
+    teacher = TeacherOutputs.collect([expert.batch(case.everything())], Keep(2)).batch(batch)
     got = PseudoLabel(PseudoLabelConfig(filter="none")).per_example(outputs, batch, teacher)
     labelled = Batch(batch.inputs, batch.positions, batch.scored, teacher.choice)
     torch.testing.assert_close(got, CrossEntropy().per_example(outputs, labelled, None))
@@ -385,7 +486,7 @@ def test_hidden_alignment_is_the_mean_over_what_is_attended_to(kind: str) -> Non
     case, expert = make_case(kind), make_case(kind, seed=1)
     batch, outputs = case.batch([2, 0, 1], extra=1)
     hidden = {layer: torch.cat([expert.hidden[p][layer] for p in (2, 0, 1)]) for layer in (0, 2)}
-    teacher = TeacherBatch(torch.zeros(3, 1), None, torch.zeros(3, dtype=torch.int64), hidden)
+    teacher = TeacherBatch(torch.zeros(3, 1), None, torch.zeros(3, dtype=torch.int64), hidden=hidden)
     wanted = [float((case.hidden[p][[0, 2]] - expert.hidden[p][[0, 2]]).square().mean()) for p in (2, 0, 1)]
     term = HiddenAlignment(HiddenAlignmentConfig(layers=[0, 1.0]))
     assert term.layers(3) == (0, 2)
@@ -396,9 +497,8 @@ def test_hidden_alignment_does_not_look_at_padding() -> None:
     case = make_case("lm")
     batch, outputs = case.batch([1, 2])
     states = outputs.hidden[0].masked_fill(batch.inputs["attention_mask"][..., None] == 0, math.nan).requires_grad_()
-    teacher = TeacherBatch(
-        torch.zeros(2, 1), None, torch.zeros(2, dtype=torch.int64), {0: torch.cat([case.hidden[p][0] for p in (1, 2)])}
-    )
+    known = {0: torch.cat([case.hidden[p][0] for p in (1, 2)])}
+    teacher = TeacherBatch(torch.zeros(2, 1), None, torch.zeros(2, dtype=torch.int64), hidden=known)
     got = HiddenAlignment(HiddenAlignmentConfig(layers=[0])).per_example(
         Outputs(outputs.logits, {0: states}), batch, teacher
     )

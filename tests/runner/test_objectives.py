@@ -103,7 +103,7 @@ def test_terms_of_every_kind_are_searched_and_resumed_alike(
 def test_the_plan_knows_what_teachers_take(
     settings: Settings, language_settings: Settings, tmp_path: Path, zoo_kind: str, layers: list[float] | None
 ) -> None:
-    terms: list[dict[str, Any]] = [{"name": "expert-kl", "top_k": 20}]
+    terms: list[dict[str, Any]] = [{"name": "expert-kl", "top_k": 20, "tail_samples": 8, "temperature": 2.0}]
     if layers is not None:
         terms.append({"name": "hidden-alignment", "layers": layers})
     make = settings if zoo_kind == "classifiers" else language_settings
@@ -119,7 +119,7 @@ def test_the_plan_knows_what_teachers_take(
 def test_a_baselines_measurement_is_shared_only_where_as_much_is_kept_of_the_experts(
     language_settings: Settings, tmp_path: Path
 ) -> None:
-    few = {"name": "expert-kl", "top_k": 2}
+    few = {"name": "expert-kl", "top_k": 2, "tail_samples": 2}
     values = []
     for objective in ({"terms": [few]}, {"terms": [few], "select": [{"name": "expert-kl", "top_k": None}]}):
         problem = open_problem(build_config(language_settings(objective=objective), root=tmp_path))
