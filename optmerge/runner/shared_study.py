@@ -31,17 +31,19 @@ def check_study(driver: Strict) -> None:
 
 
 def named_study(driver: Strict, problem: Problem, *, stage: int) -> Strict:
-    """The driver's settings with a name for its study, where it shares one and the search file gives none.
+    """The driver's settings with a name for its study, where it shares one; stages of a schedule have one each.
 
-    The name is a hash of what a trial's value depends on: the models' and the data's content, the examples of the
-    splits, the objective, the variables with their bounds, and the number type. Driver, budget and paths are not in it.
+    Where the search file gives no name it is a hash of what a trial's value depends on: the content of models and data,
+    the examples of the splits, the objective, the variables with their bounds, and the number type. Driver, budget and
+    paths are not in it.
     """
-    if not isinstance(driver, OptunaConfig) or driver.storage is None or driver.study is not None:
+    if not isinstance(driver, OptunaConfig) or driver.storage is None:
         return driver
-    return driver.model_copy(update={"study": f"optmerge-{search_hash(problem, stage=stage)}"})
+    name = driver.study or f"optmerge-{search_hash(problem)}"
+    return driver.model_copy(update={"study": f"{name}-stage-{stage + 1}" if stage else name})
 
 
-def search_hash(problem: Problem, *, stage: int) -> str:
+def search_hash(problem: Problem) -> str:
     """16 hexadecimal digits that equal searches share."""
     family, space = problem.family, problem.space
     content = {
@@ -53,6 +55,5 @@ def search_hash(problem: Problem, *, stage: int) -> str:
         "variables": list(space.names.compact),
         "bounds": [space.lower.tolist(), space.upper.tolist()],
         "dtype": str(problem.dtype),
-        "stage": stage,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
