@@ -51,7 +51,16 @@ def make_variables(
             )
     known = known_vectors(space, start, (table[:, problem.columns] for table in ranked), getattr(driver, "known", 0))
     return Variables(
-        space.names, space.lower, space.upper, start, norms=norms, known=known, curvature=curvature, cells=cells
+        space.names,
+        space.lower,
+        space.upper,
+        start,
+        norms=norms,
+        known=known,
+        curvature=curvature,
+        cells=cells,
+        integer=space.integer,
+        choices=space.choices,
     )
 
 
