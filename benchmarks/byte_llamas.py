@@ -42,12 +42,15 @@ class LlamaRecipe:
     Attributes:
         base_steps: Of the base, on all domains at once.
         steps: Of each expert, from the base, on its own domain.
+        base_rate: First step size of the base.
+        rate: First step size of an expert.
     """
 
     base_steps: int = 500
-    steps: int = 400
+    steps: int = 150
     batch: int = 32
-    learning_rate: float = 2e-3
+    base_rate: float = 2e-3
+    rate: float = 5e-4
     hidden: int = 128
     layers: int = 4
     seed: int = 0
@@ -69,13 +72,13 @@ def make_byte_llamas(recipe: LlamaRecipe) -> TrainedZoo:
         atomic_write(zoo.data[name], "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in held))
         streams[name] = torch.frombuffer(bytearray("\n".join(seen).encode()), dtype=torch.uint8).long()
     if not (zoo.base / "config.json").exists():
-        _train(_new_model(recipe), list(streams.values()), zoo.base, recipe, recipe.base_steps, "the base Llama", 0)
+        _train(_new_model(recipe), list(streams.values()), zoo.base, recipe, "the base Llama", 0)
     for number, (name, stream) in enumerate(streams.items(), 1):
         if not (zoo.experts[name] / "config.json").exists():
             from transformers import LlamaForCausalLM
 
             model = LlamaForCausalLM.from_pretrained(zoo.base)
-            _train(model, [stream], zoo.experts[name], recipe, recipe.steps, f"the Llama for {name}", number)
+            _train(model, [stream], zoo.experts[name], recipe, f"the Llama for {name}", number)
     return zoo
 
 
@@ -129,11 +132,10 @@ def _train(
     streams: list[Tensor],
     folder: Path,
     recipe: LlamaRecipe,
-    steps: int,
     title: str,
     number: int,
 ) -> None:
-    """Train, and save whole or not at all; the windows are a function of seed and ``number``."""
+    """Train, and save whole or not at all; the windows are a function of seed and ``number``, 0 for the base."""
     generator = torch.Generator().manual_seed(1000 * recipe.seed + number)
 
     def loss() -> Tensor:
@@ -146,7 +148,8 @@ def _train(
         logits = model(input_ids=batch, use_cache=False).logits
         return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
 
-    train(model, loss, steps=steps, learning_rate=recipe.learning_rate, title=title)
+    steps, rate = (recipe.steps, recipe.rate) if number else (recipe.base_steps, recipe.base_rate)
+    train(model, loss, steps=steps, learning_rate=rate, title=title)
     with atomic_directory(folder) as temporary:
         model.save_pretrained(temporary)
         byte_tokenizer().save_pretrained(temporary)

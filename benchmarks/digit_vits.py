@@ -51,12 +51,15 @@ class ViTRecipe:
     Attributes:
         base_steps: Of the base, on all tasks' training images at once: few, so that it reads none of them well.
         steps: Of each expert, from the base, on its own task's training images.
+        base_rate: First step size of the base.
+        rate: First step size of an expert.
     """
 
-    base_steps: int = 150
+    base_steps: int = 1500
     steps: int = 300
     batch: int = 64
-    learning_rate: float = 1e-3
+    base_rate: float = 1e-3
+    rate: float = 5e-4
     hidden: int = 64
     layers: int = 4
     seed: int = 0
@@ -119,13 +122,13 @@ def make_digit_vits(recipe: ViTRecipe) -> TrainedZoo:
             )
     if not (zoo.base / "config.json").exists():
         together = tuple(np.concatenate(parts) for parts in zip(*halves.values(), strict=True))
-        _train(_new_model(recipe), together[0], together[1], zoo.base, recipe, recipe.base_steps, "the base ViT")
+        _train(_new_model(recipe), together[0], together[1], zoo.base, recipe, "the base ViT")
     for number, (task, (pixels, labels)) in enumerate(halves.items(), 1):
         if not (zoo.experts[task] / "config.json").exists():
             from transformers import ViTForImageClassification
 
             model = ViTForImageClassification.from_pretrained(zoo.base)
-            _train(model, pixels, labels, zoo.experts[task], recipe, recipe.steps, f"the ViT for {task}", number)
+            _train(model, pixels, labels, zoo.experts[task], recipe, f"the ViT for {task}", number)
     return zoo
 
 
@@ -179,11 +182,13 @@ def _train(
     labels: Classes,
     folder: Path,
     recipe: ViTRecipe,
-    steps: int,
     title: str,
     number: int = 0,
 ) -> None:
-    """Train, and save whole or not at all; the order of the images is a function of seed and ``number``."""
+    """Train, and save whole or not at all.
+
+    The order of the images is a function of seed and ``number``, which is 0 for the base.
+    """
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     inputs = (torch.from_numpy(pixels).float()[:, None] / 255 - 0.5) / 0.5
@@ -194,7 +199,8 @@ def _train(
         picks = torch.randint(len(inputs), (recipe.batch,), generator=generator)
         return torch.nn.functional.cross_entropy(model(pixel_values=inputs[picks]).logits, targets[picks])
 
-    train(model, loss, steps=steps, learning_rate=recipe.learning_rate, title=title)  # no part has dropout
+    steps, rate = (recipe.steps, recipe.rate) if number else (recipe.base_steps, recipe.base_rate)
+    train(model, loss, steps=steps, learning_rate=rate, title=title)  # no part has dropout
     with atomic_directory(folder) as temporary:
         model.save_pretrained(temporary)
         processor = ViTImageProcessorPil(
