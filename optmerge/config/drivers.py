@@ -19,7 +19,7 @@ from optmerge.config.storage_url import StorageUrl
 
 
 class OptunaConfig(Strict):
-    """Optuna's samplers; trials are replayed from the trajectory, so the study is never the truth."""
+    """Optuna's samplers; trials are replayed from the trajectory, unless several machines share a study."""
 
     name: Literal["optuna"] = "optuna"
     sampler: Literal["tpe", "gp", "random", "sobol", "nsga2", "nsga3", "motpe"] = Field(

@@ -23,7 +23,7 @@ from optmerge.drivers.optuna_driver import OptunaDriver
 from optmerge.drivers.optuna_quiet import quiet
 from optmerge.drivers.pruning import Look, Rungs, make_pruner
 from optmerge.drivers.state import State
-from optmerge.records import Candidate, Evaluation, Vector
+from optmerge.records import Candidate, Evaluation, Need, Vector
 
 
 class PrunedOptunaDriver(OptunaDriver):
@@ -91,7 +91,7 @@ class PrunedOptunaDriver(OptunaDriver):
         vector = self._propose(self._begun) if self._vector is None else self._vector
         rung = len(self._reached)
         last = rung == len(self._rungs) - 1
-        needs = frozenset({"value", "per_example"} if self._pruner.per_example else {"value"})
+        needs: frozenset[Need] = frozenset({"value", "per_example"} if self._pruner.per_example else {"value"})
         return [
             self.candidate(vector, needs=needs, examples=None if last else self._rungs.positions[rung], rung=not last)
         ]

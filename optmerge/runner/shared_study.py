@@ -1,7 +1,7 @@
 """Which study a search works on with others: equal searches find the same one by themselves.
 
-config = named_study(stage.driver, problem, stage=0)     # driver.study is a name
-check_study(search_config)                               # the database answers, before any model is loaded
+check_study(config.driver)                               # the database answers, before any model is loaded
+driver = named_study(config.driver, problem, stage=0)    # driver.study is a name
 """
 
 from __future__ import annotations
