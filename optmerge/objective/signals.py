@@ -29,6 +29,9 @@ from torch import Tensor
 from optmerge.objective.base import CHUNK
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from optmerge.objective.teacher import TeacherBatch
     from optmerge.records import Vector
 
@@ -134,6 +137,9 @@ def row_sums(table: Vector) -> dict[str, float]:
     return {"row-sum/mean": float(sums.mean()), "row-sum/max": float(sums.max())}
 
 
-def share_at_bound(vector: Vector, lower: Vector, upper: Vector) -> float:
-    """The share of variables [d] that stand at one of their bounds."""
-    return float(((vector == lower) | (vector == upper)).mean())
+def share_at_bound(
+    vector: Vector, lower: Vector, upper: Vector, *, choices: npt.NDArray[np.bool_] | None = None
+) -> float:
+    """The share of variables [d] that stand at one of their bounds; those that are ``choices`` do not count."""
+    at = (vector == lower) | (vector == upper)
+    return float((at if choices is None else at[~choices]).mean())

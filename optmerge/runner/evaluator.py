@@ -130,7 +130,8 @@ class Evaluator:
             )
             shares = self.problem.objective.on(split).by_example(split, measured.per_example)
             measured = replace(measured, per_example={task: {OBJECTIVE: costs} for task, costs in shares.items()})
-            signals = {**measured.signals, "at-bound": share_at_bound(vector, space.lower, space.upper)}
+            at_bound = share_at_bound(vector, space.lower, space.upper, choices=space.integer)
+            signals = {**measured.signals, "at-bound": at_bound}
             measured = replace(measured, signals=signals)
             if jacobian:
                 matrix = measure_curvature(self, vector, split, measured.means, examples=examples)

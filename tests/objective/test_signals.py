@@ -109,3 +109,9 @@ def test_signals_of_coefficients() -> None:
     assert row_sums(table) == {"row-sum/mean": pytest.approx(1.0), "row-sum/max": 3.0}
     vector, upper = np.array([0.0, 0.5, 1.0, 2.0]), np.array([1.0, 1.0, 1.0, 9.0])
     assert share_at_bound(vector, np.zeros(4), upper) == 0.5
+
+
+def test_choices_at_an_end_of_their_list_are_not_at_a_bound() -> None:
+    vector, lower, upper = np.array([0.5, 1.0, 0.0]), np.zeros(3), np.ones(3)
+    assert share_at_bound(vector, lower, upper) == pytest.approx(2 / 3)
+    assert share_at_bound(vector, lower, upper, choices=np.array([False, False, True])) == 0.5
