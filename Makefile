@@ -17,7 +17,7 @@ FUSIONBENCH := .venv-fusionbench
 TRITON := .venv-triton
 BIN := $(VENV)/bin
 
-BENCHES := startup apply gradient memory merge large lora directions objectives selection
+BENCHES := startup apply gradient memory merge large lora directions objectives selection time-to-quality
 
 .PHONY: help demo example-language test lint test-peers test-triton test-postgres bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
@@ -72,6 +72,9 @@ bench-startup bench-apply bench-large bench-lora bench-directions bench-objectiv
 
 bench-gradient: $(VENV)/.installed $(FUSIONBENCH)/.installed
 	$(BIN)/python -m benchmarks.gradient $(BENCH)
+
+bench-time-to-quality: $(VENV)/.installed $(FUSIONBENCH)/.installed
+	$(BIN)/python -m benchmarks.time_to_quality $(BENCH)
 
 bench-memory: $(VENV)/.installed $(FUSIONBENCH)/.installed
 	$(BIN)/python -m benchmarks.growth $(BENCH)

@@ -7,6 +7,7 @@ python -m benchmarks.merge          `optmerge merge`, against mergekit-yaml
 python -m benchmarks.large          models larger than memory allows at once
 python -m benchmarks.lora           a search over sixteen adapters, against its base alone
 python -m benchmarks.directions     what the directions of a search are worth, on the demo's experts
+python -m benchmarks.time_to_quality  what it takes to reach what AdaMerging and mergekit-evolve reach, on three suites
 python -m benchmarks.startup        `optmerge --help`, against an interpreter that does nothing
 
 All but the last take ``--small`` (seconds; its figures say nothing) and ``--work DIR`` (where files go; else they are

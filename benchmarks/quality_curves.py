@@ -53,6 +53,7 @@ class Curve:
         start: What was spent before the first step: teachers, where the objective looks at the experts, and baselines.
         points: In order; their cost is that of the search alone.
         report: Mean of the metric on the report split, of what the run ended with.
+        crossing: The same where it first reached the value that it is compared at; None where it never did.
     """
 
     side: str
@@ -60,6 +61,7 @@ class Curve:
     start: Cost
     points: tuple[Point, ...]
     report: float | None = None
+    crossing: float | None = None
 
     @property
     def final(self) -> float:
@@ -93,7 +95,7 @@ class Curve:
     def from_json(cls, data: dict[str, Any]) -> Curve:
         """What `to_json` gave."""
         points = tuple(Point(Cost(**p["cost"]), p["value"], p["record"]) for p in data["points"])
-        return cls(data["side"], data["seed"], Cost(**data["start"]), points, data["report"])
+        return cls(data["side"], data["seed"], Cost(**data["start"]), points, data["report"], data["crossing"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@
 
 On three suites, with the same models, data and evaluator:
 
-- FusionBench's layer-wise AdaMerging at its published settings, run from its package, against our Adam on the same
-  objective (entropy), inputs, encoder and heads: seconds until ours reaches the select value that it ends with.
+- FusionBench's layer-wise AdaMerging at its published settings, run from its package, against our Adam from the same
+  start on the same objective (entropy), inputs, encoder and heads: seconds until ours reaches the select value that it
+  ends with. Beside it ours with the experts' predictions as a second term, which entropy on select judges likewise.
 - mergekit-evolve's search (`mergekit_replay`) against our schedules on the same objective (expert-kl), layer by layer:
   the value at equal forward passes, and the passes until its final value.
 
@@ -17,8 +18,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ from benchmarks.adamerging import AdaMerging
 from benchmarks.demo_searches import run
 from benchmarks.harness import ROOT, machine, parser
 from benchmarks.mergekit_replay import MergekitEvolve
-from benchmarks.quality_curves import Cost, Curve, Point, Sizes, search_curve
+from benchmarks.quality_curves import NOTHING, Cost, Curve, Point, Sizes, search_curve
 from benchmarks.quality_judge import Judge
-from benchmarks.quality_report import ADAM, COLD, AdaMergingSide, SuiteResult, markdown, plot
+from benchmarks.quality_report import ADAM, COLD, GUIDED, PLAIN, AdaMergingSide, SuiteResult, markdown, plot
 from benchmarks.quality_suites import METRIC, SUITES, Suite
 from optmerge.atomic import atomic_write
 from optmerge.config.drivers import CmaConfig
@@ -73,6 +74,7 @@ class Budget:
 
 
 SMALL = Budget(reference=4, every=2, steps=4, batch=8, select_every=2, evaluations=10, seeds=(0, 1))
+START = 0.3  # of every coefficient, as AdaMerging's
 TURNS = (0, 1, 2)  # seeds of our side: before, half way through and after the reference, so that all see the machine
 
 
@@ -81,9 +83,9 @@ def adam(budget: Budget, batch: int) -> dict[str, Any]:
     return {"name": "adam", "lr": budget.lr, "batch": batch, "schedule": "cosine"}
 
 
-def run_name(objective: str, budget: Budget, seed: int) -> str:
+def run_name(side: str, budget: Budget, seed: int) -> str:
     """The folder of one of our runs against AdaMerging; other settings have another."""
-    return f"adam-{objective}-lr-{budget.lr:g}-steps-{budget.steps}-{seed}"
+    return f"{side.lower().replace(', ', '-').replace(' ', '-')}-lr-{budget.lr:g}-steps-{budget.steps}-{seed}"
 
 
 def against_adamerging(suite: Suite, folder: Path, budget: Budget, threads: int) -> AdaMergingSide:
@@ -94,22 +96,33 @@ def against_adamerging(suite: Suite, folder: Path, budget: Budget, threads: int)
     ours: list[Curve] = []
     for turn, seed in enumerate(TURNS):
         reference.advance(budget.reference * turn // (len(TURNS) - 1), limit=budget.limit)
-        ours.append(_ours(suite, folder, budget, "entropy", seed))
-    guided = _ours(suite, folder, budget, "expert-kl", 0)
-    reports = _reports(judge, reference, folder, budget, ours)
+        ours += [_ours(suite, folder, budget, side, seed) for side in (PLAIN, GUIDED)]
+    other = _ours(suite, folder, budget, OTHER, 0)
+    first, last = reference.points[0], reference.points[-1]
+    before, after = (judge.report(judge.table_of(point.coefficients), METRIC) for point in (first, last))
     reached = tuple(Point(Cost(p.seconds, p.fit_passes), p.select) for p in reference.points)
-    last, first = str(reference.points[-1].step), str(reference.points[0].step)
-    theirs = Curve("AdaMerging", 0, Cost(0.0, 0.0), reached, reports[last])
-    return AdaMergingSide(theirs, reference.points[-1].step, reports[first], ours, reports["crossing"], guided)
+    theirs = Curve("AdaMerging", 0, NOTHING, reached, after)
+    ours = [_crossing(judge, curve, folder / run_name(curve.side, budget, curve.seed), last.select) for curve in ours]
+    return AdaMergingSide(theirs, last.step, before, sorted(ours, key=lambda curve: curve.side), other)
 
 
-def _ours(suite: Suite, folder: Path, budget: Budget, objective: str, seed: int) -> Curve:
-    sizes = Sizes(suite.fit, suite.select, budget.batch)
+ENTROPY = {"name": "entropy", "normalise": "log-classes"}
+OTHER = "Adam, expert-kl"
+OBJECTIVES: dict[str, Any] = {
+    PLAIN: "entropy",
+    GUIDED: {"terms": [ENTROPY, {"name": "expert-kl"}], "select": [ENTROPY]},
+    OTHER: "expert-kl",
+}
+
+
+def _ours(suite: Suite, folder: Path, budget: Budget, side: str, seed: int) -> Curve:
+    """One of our searches; but for `OTHER` it has the reference's start, so that baselines are no part of it."""
+    from_baseline = side == OTHER
     view = run(
         suite.search(
-            folder / run_name(objective, budget, seed),
-            objective=objective,
-            space="tensor-wise",
+            folder / run_name(side, budget, seed),
+            objective=OBJECTIVES[side],
+            space="tensor-wise" if from_baseline else {"preset": "tensor-wise", "start": START},
             driver=adam(budget, budget.batch),
             budget={"evaluations": budget.steps, "select_every": budget.select_every, "finalists": 1},
             alarms={"collapse": "warn"},  # the reference has no guard either
@@ -117,33 +130,24 @@ def _ours(suite: Suite, folder: Path, budget: Budget, objective: str, seed: int)
         ),
         terminal=False,
     )
-    return _curve(view, f"Adam, {objective}", seed, sizes, teachers=objective != "entropy")
+    sizes = Sizes(suite.fit, suite.select, budget.batch)
+    return _curve(view, side, seed, sizes, teachers=side != PLAIN, baselines=from_baseline)
 
 
-def _curve(view: RunView, side: str, seed: int, sizes: Sizes, *, teachers: bool, baselines: bool = True) -> Curve:
+def _curve(view: RunView, side: str, seed: int, sizes: Sizes, *, teachers: bool, baselines: bool) -> Curve:
     assert view.search_row is not None, f"{view.folder} has no result"
     curve = search_curve(view.folder, side, seed, sizes, teachers=teachers, baselines=baselines)
-    return Curve(side, seed, curve.start, curve.points, view.search_row.mean)
+    return replace(curve, report=view.search_row.mean)
 
 
-def _reports(
-    judge: Judge, reference: AdaMerging, folder: Path, budget: Budget, ours: Iterable[Curve]
-) -> dict[str, float | None]:
-    """AdaMerging's report accuracy at its first and last step, and ours where it reaches AdaMerging's final value."""
-    file = folder / f"{run_name('entropy', budget, TURNS[0])}.reports.json"
-    found: dict[str, float | None] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if str(reference.points[-1].step) in found:
-        return found
-    for point in (reference.points[0], reference.points[-1]):
-        found[str(point.step)] = judge.report(judge.table_of(point.coefficients), METRIC)
-    found["crossing"] = None
-    crossing = next(iter(ours)).reached(reference.points[-1].select)
-    if crossing is not None and crossing.record is not None:
-        vector = Trajectory.read(folder / run_name("entropy", budget, TURNS[0])).records[crossing.record].vector
-        assert vector is not None
-        found["crossing"] = judge.report(judge.problem.expand(vector), METRIC)
-    atomic_write(file, json.dumps(found))
-    return found
+def _crossing(judge: Judge, curve: Curve, folder: Path, value: float) -> Curve:
+    """The curve with its report accuracy where it first reaches a value."""
+    point = curve.reached(value)
+    if point is None or point.record is None:
+        return curve
+    vector = Trajectory.read(folder).records[point.record].vector
+    assert vector is not None, f"record {point.record} of {folder} has no vector"
+    return replace(curve, crossing=judge.report(judge.problem.expand(vector), METRIC))
 
 
 def against_mergekit(suite: Suite, folder: Path, budget: Budget) -> list[Curve]:
