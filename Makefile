@@ -17,7 +17,7 @@ FUSIONBENCH := .venv-fusionbench
 TRITON := .venv-triton
 BIN := $(VENV)/bin
 
-BENCHES := startup apply gradient memory merge large lora directions objectives selection time-to-quality
+BENCHES := startup apply gradient memory merge large lora directions closed-form objectives selection time-to-quality
 
 .PHONY: help demo example-language test lint test-peers test-triton test-postgres bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
@@ -69,6 +69,9 @@ bench-env: $(PEERS)/.installed $(FUSIONBENCH)/.installed
 
 bench-startup bench-apply bench-large bench-lora bench-directions bench-objectives bench-selection: bench-%: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.$* $(BENCH)
+
+bench-closed-form: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.closed_form $(BENCH)
 
 bench-gradient: $(VENV)/.installed $(FUSIONBENCH)/.installed
 	$(BIN)/python -m benchmarks.gradient $(BENCH)
