@@ -69,6 +69,8 @@ def opened_url(url: str, environment: Mapping[str, str] = os.environ) -> str:
 
     >>> opened_url("postgresql://me:${PW}@db/studies", {"PW": "a/b"})
     'postgresql+psycopg://me:a%2Fb@db/studies'
+    >>> opened_url("sqlite:///${HOME}/studies.db", {"HOME": "/home/me"})
+    'sqlite:////home/me/studies.db'
 
     Raises:
         ConfigError: A name is not set.
@@ -81,7 +83,9 @@ def opened_url(url: str, environment: Mapping[str, str] = os.environ) -> str:
                 f"driver.storage names ${{{match.group(1)}}}, and the environment has no such variable: "
                 f"export {match.group(1)}=... before the search is started or resumed."
             )
-        return quote(found, safe="")
+        return quote(found, safe="") if match.start() < credentials or match.start() > path else found
 
     scheme, _, rest = url.partition("://")
+    path = len(rest.partition("?")[0])
+    credentials = rest.rfind("@", 0, path)
     return f"{SCHEMES[scheme]}://{_NAME.sub(value, rest)}"

@@ -25,6 +25,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.storages import fail_stale_trials
 from optuna.study import Study
@@ -100,6 +101,7 @@ class SharedStudyDriver(Driver):
         self._taken: _Taken | None = None
         self._number: int | None = None
         self._finished = 0
+        self._waiting = False
         self._nameless: dict[int, float] = {}  # running trials without a process -> since when this process sees them
 
     def info(self) -> dict[str, float]:
@@ -146,8 +148,12 @@ class SharedStudyDriver(Driver):
             self._finished = sum(map(finished, trials))
             queued = any(trial.state == TrialState.WAITING for trial in trials)
             if self.budget is not None and len(trials) >= self.budget and not queued:
+                if not self._waiting:
+                    log.info("other processes work on the rest of the study's %d trials; waiting", self.budget)
+                self._waiting = True
                 time.sleep(POLL)
                 return []
+            self._waiting = False
             trial = self._study.ask(self._distributions)
             pulse = Pulse(self._storage, trial._trial_id)
             trial.set_user_attr(PROCESS, self._process)
@@ -168,19 +174,27 @@ class SharedStudyDriver(Driver):
         if taken.pulse is not None:
             taken.pulse.stop()
         with reachable(self.config):
-            trial = self._frozen(taken.number)
-            if trial.state != TrialState.RUNNING:
-                if taken.pulse is not None:
-                    log.warning(
-                        "trial %d of the study gave no sign of life for too long, so others try it again; what this "
-                        "run found for it does not count there",
-                        taken.number,
-                    )
-            elif evaluations:
-                self._study.tell(taken.number, float(evaluations[0].value), skip_if_finished=True)
-            else:
+            told = self._tell_study(taken.number, float(evaluations[0].value) if evaluations else None)
+        if not told and taken.pulse is not None:
+            log.warning(
+                "trial %d of the study gave no sign of life for too long, so others try it again; what this run found "
+                "for it does not count there",
+                taken.number,
+            )
+
+    def _tell_study(self, number: int, value: float | None) -> bool:
+        """Finish a trial, None being a failure; whether it was still this process's to finish."""
+        trial = self._frozen(number)
+        if trial.state != TrialState.RUNNING:
+            return False
+        try:
+            if value is None:
                 self._storage.set_trial_user_attr(trial._trial_id, ERROR, "no finite value")
-                self._study.tell(taken.number, state=TrialState.FAIL, skip_if_finished=True)
+            state = TrialState.FAIL if value is None else TrialState.COMPLETE
+            self._study.tell(number, value, state=state)
+        except (UpdateFinishedTrialError, ValueError):  # given up by another process in between
+            return False
+        return True
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)

@@ -52,11 +52,16 @@ def open_storage(config: OptunaConfig) -> RDBStorage:
         ConfigError: The package for the database is missing, or it cannot be reached. No message has the password.
     """
     from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+    from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
     assert config.storage is not None
     url = opened_url(config.storage)
-    kind = make_url(url)
+    try:
+        kind = make_url(url)
+    except (ArgumentError, ValueError):
+        raise ConfigError(
+            f"driver.storage ({config.storage}) is no URL that can be read; expected scheme://user@host:port/database."
+        ) from None
     extra = {
         "postgresql": "pip install 'optmerge[postgres]'",
         "mysql": "pip install pymysql",
