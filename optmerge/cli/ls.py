@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from optmerge.merging.recipe import Direction
     from optmerge.models.family import Family
 
-KINDS = ("spaces", "objectives", "drivers", "methods")
+KINDS = ("spaces", "objectives", "schedules", "drivers", "methods")
 
 
 def ls(
@@ -33,7 +33,7 @@ def ls(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List spaces, objectives, drivers and methods."""
+    """List spaces, objectives, schedules, drivers and methods."""
     from optmerge.errors import ConfigError, did_you_mean
 
     if kind is not None and kind not in KINDS:
@@ -48,6 +48,8 @@ def ls(
             listing[each] = _spaces(models)
         elif each == "objectives":
             listing[each] = _objectives()
+        elif each == "schedules":
+            listing[each] = _schedules()
         else:
             listing[each] = _named(each)
     output = Output(json)
@@ -141,6 +143,19 @@ def _objectives() -> list[dict[str, Any]]:
         terms = [term["name"] for term in (*preset["terms"], *preset.get("select", ()))]
         labels = "yes" if LABELLED_TERMS.intersection(terms) else "no"
         entries.append({"name": name, "labels": labels, "what": preset_summary(path).removeprefix(f"{name}: ")})
+    return entries
+
+
+def _schedules() -> list[dict[str, Any]]:
+    from optmerge.config.load import read_mapping
+    from optmerge.presets import find_preset, preset_names, preset_summary
+
+    entries = []
+    for name in preset_names("schedule"):
+        path = find_preset("schedule", name)
+        drivers = [stage["driver"]["name"] for stage in read_mapping(path)["schedule"]]
+        what = preset_summary(path).removeprefix(f"{name}: ")
+        entries.append({"name": name, "drivers": ", ".join(drivers), "what": what})
     return entries
 
 

@@ -46,7 +46,11 @@ def plan(
         f"{len(made.directions)} directions ({', '.join(made.directions)})"
     )
     budget = "no limit on evaluations" if made.evaluations is None else f"{made.evaluations} evaluations"
-    output.say(f"{budget} with {config.driver.name}, after {made.baselines} baselines\n")
+    if len(made.stages) == 1:
+        output.say(f"{budget} with {made.stages[0].driver}, after {made.baselines} baselines\n")
+    else:
+        output.say(f"{budget} in {len(made.stages)} stages, after {made.baselines} baselines\n")
+        _list_stages(made, output)
     output.table(["memory", ""], [[part, size(count)] for part, count in made.memory.items() if count], right=[""])
     output.say(f"{size(made.budget)} may be used; mapped files ({size(made.mapped)}) are no part of it")
     if made.disk is not None and made.disk > 1e6:
@@ -67,6 +71,23 @@ def _list_groups(made: Plan, output: Output) -> None:
     if all(row.slices == 1 for row in made.groups):
         head, rows = [*head[:4], head[5]], [[*row[:4], row[5]] for row in rows]
     output.table(head, rows, right=["layer", "tensors", "slices", "parameters"])
+
+
+def _list_stages(made: Plan, output: Output) -> None:
+    rows = [
+        [
+            number,
+            row.driver,
+            row.granularity,
+            f"{row.dimension:,}",
+            "-" if row.evaluations is None else row.evaluations,
+            duration(row.seconds),
+        ]
+        for number, row in enumerate(made.stages, 1)
+    ]
+    head = ["stage", "driver", "space", "variables", "evaluations", "each (rough)"]
+    output.table(head, rows, right=["stage", "variables", "evaluations", "each (rough)"])
+    output.say()
 
 
 def _list_kinds(made: Plan, output: Output) -> None:

@@ -28,19 +28,22 @@ def validate(file: SearchFile, sets: Sets = None, json: Json = False) -> None:
     experts = list(config.experts)
     searched, chosen = searched_directions(config.directions, experts, config.method, config.alternatives)
     known_directions(searched if chosen is None else chosen.directions, config.baselines.methods, experts)
-    check_terms(absolute_terms(config.objective, file.parent))
+    stages = [config.at_stage(number) for number in range(len(config.stages))]
+    for objective in [config.objective, *(stage.objective for stage in stages)]:
+        check_terms(absolute_terms(objective, file.parent))
     models = {"base": config.base, **config.experts}
     places = {name: _place(reference, file.parent) for name, reference in models.items()}
     output = Output(json)
     output.facts({"valid": True, "models": places, "config": config.model_dump(mode="json")})
     output.say(f"{file} is valid.")
     output.table(["model", "reference", "read from"], [[name, models[name], places[name]] for name in models])
-    terms = " + ".join(term.name for term in config.objective.terms)
-    output.say(
-        f"\n{config.space.granularity} space over {', '.join(direction.name for direction in searched)}, "
-        f"objective {terms}, driver {config.driver.name}, {len(config.tasks)} tasks, "
-        f"output {file.parent / config.output}"
-    )
+    over = ", ".join(direction.name for direction in searched)
+    output.say()
+    for number, stage in enumerate(stages, 1):
+        terms = " + ".join(term.name for term in stage.objective.terms)
+        which = f"stage {number}: " if len(stages) > 1 else ""
+        output.say(f"{which}{stage.space.granularity} space over {over}, objective {terms}, driver {stage.driver.name}")
+    output.say(f"{len(config.tasks)} tasks, output {file.parent / config.output}")
     output.say(f"Next: optmerge plan {file}")
 
 

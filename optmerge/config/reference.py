@@ -33,6 +33,7 @@ from optmerge.config.schema import (
 )
 from optmerge.config.spaces import ChunksConfig, RuleConfig, SpaceConfig
 from optmerge.config.spectral import DIRECTION_CONFIGS
+from optmerge.config.stages import StageConfig
 
 OPENING = """\
 # The search file
@@ -46,6 +47,7 @@ everything that is wrong with it, each with its dotted key, what was expected, a
   `--set objective.terms.0.temperature=2`. Values are YAML. The order of precedence is default, preset, file, `--set`.
 - `space` and `objective` are a preset's name (`optmerge ls`), a path to a YAML file, a mapping, or a
   mapping with `preset: NAME` whose other keys replace those of the preset.
+- `schedule` is a preset's name, a path to a YAML file, or the list itself, and takes the place of `driver`.
 - `driver`, `method`, `objective.aggregate`, `tasks.*.sampling` and the entries of `directions` are a name, or a mapping
   with `name` and its settings.
 - The run's folder keeps the resolved file, with every default written out, as `search.yaml`.
@@ -62,6 +64,11 @@ SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("space.chunks", "", ChunksConfig),
     ("space.rules", "A list; the last rule that matches wins.", RuleConfig),
     ("objective", "", ObjectiveConfig),
+    (
+        "schedule",
+        "A list of stages, or the name of one that comes with optmerge; see [schedules.md](schedules.md).",
+        StageConfig,
+    ),
     ("budget", "The search stops at the first limit that it reaches; null means no such limit.", BudgetConfig),
     ("alarms", "Their meaning is in [trust.md](trust.md).", AlarmsConfig),
     ("baselines", "Scored before the search, and not counted by the budget.", BaselinesConfig),

@@ -7,6 +7,7 @@ plan.dimension, plan.memory, plan.seconds
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +28,12 @@ from optmerge.records import SplitName
 from optmerge.runner.baselines import parts_by_whole
 from optmerge.runner.closed_form import form_count
 from optmerge.runner.geometry import check_regularisers
-from optmerge.runner.memory import MemoryPlan, plan_memory, recorded_bytes
+from optmerge.runner.memory import MemoryPlan, plan_memory, recorded_bytes, worst_plan
 from optmerge.runner.problem import absolute_references, input_reader, load_tasks
 from optmerge.runner.terms import untimed_notes
 from optmerge.runner.unseen import unseen_notes
 from optmerge.space.choices import choosing
-from optmerge.space.space import build_space
+from optmerge.space.space import SearchSpace, build_space
 
 EFFICIENCY = 0.4  # share of a plain matrix product's speed that small-batch transformers reach
 
@@ -50,10 +51,22 @@ class GroupRow:
 
 
 @dataclass(frozen=True)
+class StageRow:
+    """One stage of a schedule: what it searches, its share of the evaluations, and the seconds that one takes."""
+
+    driver: str
+    granularity: str
+    dimension: int
+    evaluations: int | None
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """The estimate. Memory in bytes, time in seconds.
 
     Attributes:
+        stages: The stages; one where there is no schedule. What follows is of the last one, unless it is of all.
         dimension: Variables that the driver moves.
         groups: The tensor groups.
         directions: Names of what gets coefficients.
@@ -70,6 +83,7 @@ class Plan:
         warnings: What a user should know before starting.
     """
 
+    stages: tuple[StageRow, ...]
     dimension: int
     groups: tuple[GroupRow, ...]
     directions: tuple[str, ...]
@@ -106,14 +120,20 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     directions, alternatives = searched_directions(config.directions, experts, config.method, config.alternatives)
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     lanes = {direction.name: direction.lane for direction in directions}
-    space = build_space(config.space, roles, list(lanes), shapes=family.parameters, lanes=lanes)
     if alternatives is not None:
-        space, directions = choosing(space, alternatives), alternatives.directions
-    require_dimension(config.driver.name, space.dimension)
-    objective = Objective(config.objective, list(config.tasks), dict.fromkeys(config.tasks))
-    objective.require_gradient(config.driver.name)
-    check_regularisers(objective, space)
-    calibration = load_tasks(config, family, input_reader(config, family, dtype), labelled=objective.labelled)
+        directions = alternatives.directions
+    stages: list[_Stage] = []
+    for stage in _with_shares(config):
+        space = build_space(stage.space, roles, list(lanes), shapes=family.parameters, lanes=lanes)
+        if alternatives is not None:
+            space = choosing(space, alternatives)
+        require_dimension(stage.driver.name, space.dimension)
+        objective = Objective(stage.objective, list(config.tasks), dict.fromkeys(config.tasks))
+        objective.require_gradient(stage.driver.name)
+        check_regularisers(objective, space)
+        stages.append(_Stage(stage, space, objective))
+    labelled = any(stage.objective.labelled for stage in stages)
+    calibration = load_tasks(config, family, input_reader(config, family, dtype), labelled=labelled)
     names: tuple[SplitName, ...] = ("fit", "select", "report")
     tokens = {
         split: sum(
@@ -136,13 +156,27 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     baselines = 2 + len(config.experts) + (1 + by_expert) * len(config.baselines.grid)
     baselines += (len(methods) + len(wholes) - by_expert) * len(config.baselines.method_grid)
     if config.closed_form:
-        baselines += form_count(config.space.granularity)
-    memory = plan_memory(config, family, known, space, calibration, device, dtype)
-    sizes = calibration.fit_sizes()
-    seconds = _seconds(
-        config, family, device, dtype, tokens, baselines, sizes, space.dimension, two_passes=objective.two_passes
+        baselines += form_count(stages[0].config.space.granularity)
+    memory = worst_plan([plan_memory(s.config, family, known, s.space, calibration, device, dtype) for s in stages])
+    rate = _product_rate(device, dtype) * EFFICIENCY
+    forward = {split: 2.0 * _multiplied(family) * count / rate for split, count in tokens.items()}
+    sizes = [
+        {task: min(size, stage.examples or size) for task, size in calibration.fit_sizes().items()}
+        for stage in config.stages
+    ]
+    whole = sum(calibration.fit_sizes().values())
+    rows = tuple(
+        StageRow(
+            stage.config.driver.name,
+            stage.config.space.granularity,
+            stage.space.dimension,
+            stage.config.budget.evaluations,
+            forward["fit"] * sum(seen.values()) / whole * _passes(stage, seen),
+        )
+        for stage, seen in zip(stages, sizes, strict=True)
     )
     return Plan(
+        stages=rows,
         dimension=space.dimension,
         groups=groups,
         directions=space.directions,
@@ -152,65 +186,104 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         memory={**memory.parts, "peak": memory.peak},
         mapped=memory.mapped,
         budget=memory.budget,
-        disk=None if config.budget.evaluations is None else config.budget.evaluations * recorded_bytes(config, space),
+        disk=None
+        if config.budget.evaluations is None
+        else sum(recorded_bytes(s.config, s.space) * (s.config.budget.evaluations or 0) for s in stages),
         arithmetic=_arithmetic(memory, device),
-        seconds=seconds,
+        seconds=_seconds(config, stages, rows, forward, baselines),
         warnings=tuple(
-            [
-                *calibration.notes,
-                *memory.notes,
-                *unseen_notes(family, space),
-                *untimed_notes(objective),
-                *_warnings(config, space.dimension, calibration.fit_sizes()),
-            ]
+            dict.fromkeys(
+                [
+                    *calibration.notes,
+                    *memory.notes,
+                    *unseen_notes(family, space),
+                    *(note for stage in stages for note in untimed_notes(stage.objective)),
+                    *(
+                        warning
+                        for stage, seen in zip(stages, sizes, strict=True)
+                        for warning in _warnings(stage.config, stage.space.dimension, seen)
+                    ),
+                ]
+            )
         ),
     )
 
 
-def _seconds(
-    config: SearchConfig,
-    family: Family,
-    device: torch.device,
-    dtype: torch.dtype,
-    tokens: dict[SplitName, int],
-    baselines: int,
-    fit_sizes: dict[str, int],
-    dimension: int,
-    *,
-    two_passes: bool,
-) -> dict[str, float]:
-    # Embeddings are looked up, not multiplied, unless they are also the language model's output.
-    used = sum(
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """A stage before anything is loaded; the budget of ``config`` is its share."""
+
+    config: SearchConfig
+    space: SearchSpace
+    objective: Objective
+
+
+def _with_shares(config: SearchConfig) -> list[SearchConfig]:
+    """The search in each of its stages, with the stage's share of the evaluations as budget."""
+    stages, left = [], config.budget.evaluations
+    for number, stage in enumerate(config.stages):
+        shares = [share for share in (stage.evaluations, left) if share is not None]
+        share = min(shares, default=None)
+        left = left if left is None or share is None else left - share
+        budget = config.budget.model_copy(update={"evaluations": share})
+        stages.append(config.at_stage(number).model_copy(update={"budget": budget}))
+    return stages
+
+
+def _multiplied(family: Family) -> int:
+    """Parameters that a token is multiplied with: embeddings are looked up, unless a language model's output is too."""
+    return sum(
         parameter.numel
         for parameter in family.parameters.values()
         if parameter.role.kind != "embedding" or family.kind in GENERATIVE
     )
-    rate = _product_rate(device, dtype) * EFFICIENCY
-    forward = {split: 2.0 * used * count / rate for split, count in tokens.items()}
+
+
+def _passes(stage: _Stage, fit_sizes: dict[str, int]) -> float:
+    """Forward passes over a stage's fit examples that one evaluation costs."""
+    driver = stage.config.driver
+    batch = getattr(driver, "batch", None)
     share = 1.0
-    batch = getattr(config.driver, "batch", None)
     if batch is not None:
         share = sum(min(batch, size) for size in fit_sizes.values()) / sum(fit_sizes.values())
     passes = 1.0
-    if config.driver.name in GRADIENT_DRIVERS:  # a pass back costs two forward ones
-        passes += 2.0 + config.checkpointing + two_passes
-    if config.driver.name in CURVATURE_DRIVERS:  # d + 1 more points are judged, and as many evaluations counted
-        passes = (passes + dimension + 1) / (dimension + 1)
-    evaluation = forward["fit"] * share * passes
+    if driver.name in GRADIENT_DRIVERS:  # a pass back costs two forward ones
+        passes += 2.0 + stage.config.checkpointing + stage.objective.two_passes
+    if driver.name in CURVATURE_DRIVERS:  # d + 1 more points are judged, and as many evaluations counted
+        passes = (passes + stage.space.dimension + 1) / (stage.space.dimension + 1)
+    return share * passes
+
+
+def _seconds(
+    config: SearchConfig,
+    stages: Sequence[_Stage],
+    rows: Sequence[StageRow],
+    forward: Mapping[SplitName, float],
+    baselines: int,
+) -> dict[str, float]:
+    """Part of the search -> seconds, from those of one forward pass over each split."""
     result = {
         "teachers": sum(forward.values()),
         "baselines": forward["fit"] + baselines * (forward["select"] + forward["report"]),
-        "one evaluation": evaluation,
     }
     if config.closed_form:
         solved = len(config.baselines.closed_form_emphasis) * len(config.baselines.closed_form_ridge)
-        solved *= form_count(config.space.granularity)
+        solved *= form_count(rows[0].granularity)
         result["closed form"] = forward["fit"] + solved * forward["select"]
-    if config.budget.evaluations is not None:
-        generations = config.budget.evaluations / config.budget.select_every
-        if config.driver.name == "cma":
-            generations /= 12
-        result["search"] = config.budget.evaluations * evaluation + generations * forward["select"]
+    total = 0.0
+    for number, (stage, row) in enumerate(zip(stages, rows, strict=True)):
+        if len(rows) == 1:
+            result["one evaluation"] = row.seconds
+        if number and stage.config.objective != stages[number - 1].config.objective:  # baselines are judged anew
+            result["teachers"] += sum(forward.values())
+            result["baselines"] += forward["fit"] + (baselines + 1) * forward["select"]
+        if row.evaluations is not None:
+            generations = row.evaluations / config.budget.select_every
+            if row.driver == "cma":
+                generations /= 12
+            total += row.evaluations * row.seconds + generations * forward["select"]
+    if all(row.evaluations is not None for row in rows):
+        result["search"] = total
     return result
 
 
