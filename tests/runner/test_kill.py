@@ -21,11 +21,36 @@ Settings = Callable[..., dict[str, Any]]
 KILLS = 5
 
 
-@pytest.mark.parametrize("driver", [{"name": "adam", "batch": 8}, {"name": "cma", "population": 5}, {"name": "optuna"}])
-def test_sigkill_and_resume_equal_an_uninterrupted_run(
-    settings: Settings, tmp_path: Path, driver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    search = settings(driver=driver, space={"granularity": "tensor-wise"}, budget={"evaluations": 30})
+DRIVERS: tuple[dict[str, Any], ...] = (
+    {"name": "adam", "batch": 8},
+    {"name": "adamw"},
+    {"name": "sgd", "batch": 8},
+    {"name": "lbfgs"},
+    {"name": "cma", "population": 5},
+    {"name": "optuna"},
+    {"name": "natural-niches"},
+)
+SCHEDULE: tuple[dict[str, Any], ...] = (
+    {"driver": {"name": "adam", "batch": 4}, "evaluations": 8, "granularity": "task-wise", "examples": 12},
+    {"driver": {"name": "lbfgs"}, "evaluations": 8, "granularity": "layer-wise"},
+    {
+        "driver": {"name": "cma", "population": 4},
+        "granularity": "tensor-wise",
+        "objective": {"terms": [{"name": "accuracy"}]},
+    },
+)
+CHANGES: dict[str, dict[str, Any]] = {
+    **{str(driver["name"]): {"driver": driver, "space": {"granularity": "tensor-wise"}} for driver in DRIVERS},
+    "levenberg-marquardt": {"driver": {"name": "levenberg-marquardt"}, "space": {"granularity": "task-wise"}},
+    "schedule": {"schedule": list(SCHEDULE), "alarms": {"collapse": "warn"}},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_sigkill_and_resume_equal_an_uninterrupted_run(settings: Settings, tmp_path: Path, name: str) -> None:
+    search = settings(budget={"evaluations": 30}, **CHANGES[name])
+    if name == "schedule":
+        del search["driver"]
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     finish_search(search, tmp_path / "whole")
