@@ -59,7 +59,8 @@ test-postgres: $(VENV)/.installed
 	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
 	  { apt-get update && apt-get install -y --no-install-recommends postgresql; } || \
 	  { echo "PostgreSQL is not installed, and this user cannot: apt-get install postgresql" >&2; exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[postgres]'
+	@$(BIN)/python -c 'import psycopg' 2>/dev/null || \
+	  $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[postgres]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m postgres tests/runner/test_postgres.py
 
 # Options for any of them: make bench-merge BENCH='--work /data/bench'
