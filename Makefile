@@ -17,7 +17,7 @@ FUSIONBENCH := .venv-fusionbench
 TRITON := .venv-triton
 BIN := $(VENV)/bin
 
-BENCHES := startup apply gradient memory merge large lora directions closed-form objectives selection time-to-quality
+BENCHES := startup apply gradient memory merge large lora directions closed-form objectives selection time-to-quality levenberg-marquardt
 
 .PHONY: help demo example-language test lint test-peers test-triton test-postgres bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
@@ -79,6 +79,9 @@ bench-gradient: $(VENV)/.installed $(FUSIONBENCH)/.installed
 
 bench-time-to-quality: $(VENV)/.installed $(FUSIONBENCH)/.installed
 	$(BIN)/python -m benchmarks.time_to_quality $(BENCH)
+
+bench-levenberg-marquardt: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.levenberg_marquardt $(BENCH)
 
 bench-memory: $(VENV)/.installed $(FUSIONBENCH)/.installed
 	$(BIN)/python -m benchmarks.growth $(BENCH)
