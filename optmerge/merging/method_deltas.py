@@ -43,7 +43,7 @@ class MethodDeltas:
         self._statistics = statistics
         self._models = FamilyModels(family, statistics)
         self._keys: dict[str, str] = {}
-        self._blank: dict[str, Method] = {}  # by settings, not prepared
+        self._blank: dict[str, Method] = {}  # by direction, not prepared
         self._methods: dict[str, Method] = {}  # by key, prepared
         self._stored: dict[str, Parts] = {}
         self._last: tuple[str, str, list[torch.Tensor]] | None = None
@@ -154,11 +154,9 @@ class MethodDeltas:
 
     def _built(self, direction: Direction) -> Method:
         """A method with the direction's settings, not prepared."""
-        config = _config(direction)
-        key = config.model_dump_json()
-        if key not in self._blank:
-            self._blank[key] = build_method(config, list(self._family.experts))
-        return self._blank[key]
+        if direction.name not in self._blank:
+            self._blank[direction.name] = build_method(_config(direction), list(self._family.experts))
+        return self._blank[direction.name]
 
     def _method(self, direction: Direction, progress: Progress | None) -> Method:
         key = self.key(direction)

@@ -24,6 +24,7 @@ from optmerge.config.amounts import amount_bytes
 from optmerge.config.drivers import CURVATURE_DRIVERS, GRADIENT_DRIVERS
 from optmerge.config.methods import INPUT_METHODS
 from optmerge.config.schema import SearchConfig
+from optmerge.config.spectral import SpectralConfig
 from optmerge.merging.engine import Form
 from optmerge.merging.parts import PART
 from optmerge.merging.recipe import Direction
@@ -215,7 +216,8 @@ def _coefficient_bytes(config: SearchConfig, space: SearchSpace) -> int:
 def _preparing_bytes(family: Family, directions: Sequence[Direction]) -> int:
     """What computing whole methods takes at most.
 
-    A parameter of every expert in fp32, what is gathered for a file, and the Gram matrices of a method that wants them.
+    A parameter of every expert in fp32, with all of its bands where it is divided, what is gathered for a file, and the
+    Gram matrices of a method that wants them.
     """
     methods = [direction.config for direction in directions if direction.config is not None]
     if not methods:
@@ -225,7 +227,8 @@ def _preparing_bytes(family: Family, directions: Sequence[Direction]) -> int:
     if any(method.name in INPUT_METHODS for method in methods):
         inputs = [p.shape[0 if p.input_first else -1] for p in family.parameters.values() if len(p.shape) == 2]
         grams = min(sum(size * size * 4 for size in inputs), GRAMS)
-    return (len(family.experts) + 3) * largest * 4 + PART + grams
+    held = max(2 + method.bands if isinstance(method, SpectralConfig) else 1 for method in methods)
+    return (held * len(family.experts) + 3) * largest * 4 + PART + grams
 
 
 def _buffer_bytes(family: Family, device: torch.device, dtype: torch.dtype) -> int:

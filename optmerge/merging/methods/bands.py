@@ -10,7 +10,7 @@ others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -22,7 +22,7 @@ from optmerge.merging.methods.spectrum import Svd, cut_svd
 from optmerge.records import Progress
 
 Divide = Literal["energy", "count"]
-Factors = Callable[[Sequence[torch.Tensor]], Sequence[Svd]]
+Factors = Callable[[Sequence[torch.Tensor]], Iterable[Svd]]
 """Task vectors [..., m, n] -> what is divided as singular components, the largest first."""
 
 
@@ -101,9 +101,10 @@ class Bands(Method):
         return Elementwise((1.0,) * len(models.experts)).expert_deltas(models, name)
 
 
-def components(task_vectors: Sequence[torch.Tensor]) -> list[Svd]:
-    """Each task vector's own singular components."""
-    return [Svd(*torch.linalg.svd(delta, full_matrices=False)) for delta in task_vectors]
+def components(task_vectors: Sequence[torch.Tensor]) -> Iterator[Svd]:
+    """Each task vector's own singular components, one task vector after the other."""
+    for delta in task_vectors:
+        yield Svd(*torch.linalg.svd(delta, full_matrices=False))
 
 
 def flat_components(task_vectors: Sequence[torch.Tensor], *, tolerance: float) -> list[Svd]:
