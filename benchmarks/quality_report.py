@@ -307,7 +307,7 @@ def plot(results: Sequence[SuiteResult], path: Path) -> None:
             each.grid(alpha=0.3, which="both", linewidth=0.4)
             each.legend(fontsize="small", frameon=False)
     with atomic_path(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
+        FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
 
 
 def _draw(axes: Axes, curve: Curve, colour: str, *, seconds: bool, label: str | None = "") -> None:

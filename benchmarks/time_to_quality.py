@@ -110,7 +110,7 @@ ENTROPY = {"name": "entropy", "normalise": "log-classes"}
 OTHER = "Adam, expert-kl"
 OBJECTIVES: dict[str, Any] = {
     PLAIN: "entropy",
-    GUIDED: {"terms": [ENTROPY, {"name": "expert-kl"}], "select": [ENTROPY]},
+    GUIDED: {"terms": [ENTROPY, {"name": "expert-kl", "weight": 0.1}], "select": [ENTROPY]},
     OTHER: "expert-kl",
 }
 
