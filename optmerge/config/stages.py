@@ -66,6 +66,8 @@ def stage_problems(data: Mapping[str, Any]) -> list[str]:
     problems: list[str] = []
     for prefix, stage in _stages(data):
         problems += _one_stage(prefix, stage, data)
+    usual = _mapping(data.get("space")).get("granularity", "tensor-wise")
+    problems += _curvature(list(_stages(data)), usual)
     schedule = data.get("schedule")
     if schedule is None:
         return problems
@@ -76,7 +78,7 @@ def stage_problems(data: Mapping[str, Any]) -> list[str]:
         )
     if isinstance(schedule, list):
         problems += _shares(schedule, _mapping(data.get("budget")))
-        problems += _granularities(schedule, _mapping(data.get("space")).get("granularity", "tensor-wise"))
+        problems += _granularities(schedule, usual)
     return problems
 
 
@@ -162,6 +164,23 @@ def _granularities(schedule: list[Any], usual: object) -> list[str]:
                 f"schedule.{number}.granularity is {name} after {before}, and coefficients of {before} groups cannot "
                 f"be kept there. Go from coarse to fine: {', '.join(NESTED)}, then {' or '.join(FINEST)}."
             )
+    return problems
+
+
+def _curvature(stages: list[tuple[str, Mapping[str, Any]]], usual: object) -> list[str]:
+    """Where a driver wants gradients of its variables that no stage before it has recorded."""
+    problems, measured = [], set()
+    for prefix, stage in stages:
+        driver = _mapping(named(stage.get("driver")))
+        variables = str(stage.get("granularity") or usual)
+        if driver.get("scale") == "fisher" and variables not in measured:
+            problems.append(
+                f"{prefix}driver.scale is fisher, which needs the gradients of the same variables ({variables}), and "
+                "no stage before has a driver that follows them. Give it one of that granularity (schedule: [{driver: "
+                "adam, evaluations: 50}, {driver: {name: cma, scale: fisher}}]), or use norms, which needs none."
+            )
+        if driver.get("name") in GRADIENT_DRIVERS:
+            measured.add(variables)
     return problems
 
 

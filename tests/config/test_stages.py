@@ -106,6 +106,16 @@ def test_settings_that_say_nothing_in_coarser_groups_are_left_out(tmp_path: Path
         ),
         ({"schedule": [{"driver": "natural-niches", "examples": 8}]}, "schedule.0.examples: natural-niches compares"),
         ({"schedule": {"driver": "adam"}}, "schedule is {"),
+        ({"driver": {"name": "cma", "scale": "fisher"}}, "driver.scale is fisher, which needs the gradients"),
+        (
+            {
+                "schedule": [
+                    {**ADAM, "granularity": "task-wise"},
+                    {"driver": {"name": "cma", "scale": "fisher"}},
+                ]
+            },
+            "schedule.1.driver.scale is fisher, which needs the gradients of the same variables (tensor-wise)",
+        ),
     ],
 )
 def test_each_mistake_has_its_message(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
