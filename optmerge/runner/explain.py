@@ -20,7 +20,7 @@ import numpy as np
 from optmerge.errors import RunError
 from optmerge.merging.coefficients import Table
 from optmerge.merging.recipe import Recipe
-from optmerge.records import Progress, SplitName, Trajectory
+from optmerge.records import Progress, Record, SplitName, Trajectory, Vector
 from optmerge.runner.evaluator import Evaluator
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.geometry import make_geometry
@@ -28,11 +28,13 @@ from optmerge.runner.knockout import Block, Knockouts, choose_blocks
 from optmerge.runner.manifest import check_content, make_manifest
 from optmerge.runner.problem import Problem, open_problem
 from optmerge.runner.sensitivity import Sensitivity, measure_sensitivity, why_insensitive
+from optmerge.runner.stages import open_stage
 from optmerge.runner.teachers import Teachers
 
 if TYPE_CHECKING:
     from optmerge.space.groups import TensorGroup
 
+SPLITS: tuple[SplitName, ...] = ("fit", "select")
 TOLERANCE = 0.01  # share of the objective that parts which could be dropped may cost together, one by one
 
 Tell = Callable[[str], None]
@@ -72,10 +74,17 @@ def explain(
     with folder.locked():
         problem = open_problem(folder.config(), progress=progress, form=begun.get("gradient"), kept=begun.get("kept"))
         check_content(begun, make_manifest(problem), path)
-        evaluator = Evaluator(problem, Teachers.make(problem, progress))
-        _set_normalisers(problem, path)
+        records = Trajectory.read(path).records
+        best = records[result["best"]["record"]]
+        for stage in range(1, best.stage + 1):
+            problem = open_stage(problem, stage)
+        evaluator = Evaluator(problem, Teachers.make(problem, progress, splits=SPLITS))
+        _set_normalisers(problem, records)
         table = best_table(problem, Recipe.load(path / "recipe.yaml"))
-        return _Explanation(problem, evaluator, table, progress, tell).measure(path, passes, cheap=cheap)
+        assert best.vector is not None, "the best iterate has a vector"
+        problem.space = problem.space.started_at(table[:, problem.columns])
+        found = _Explanation(problem, evaluator, best.vector, table, progress, tell).measure(passes, cheap=cheap)
+        return {"run": path.resolve().name, **found}
 
 
 def best_table(problem: Problem, recipe: Recipe) -> Table:
@@ -84,36 +93,47 @@ def best_table(problem: Problem, recipe: Recipe) -> Table:
     Raises:
         RunError: The recipe's groups or directions are not those of the space.
     """
-    space, names = problem.space, [direction.name for direction in recipe.directions]
-    wanted = [problem.directions[column].name for column in problem.columns]
-    if recipe.coefficients.shape[0] != space.num_rows or names != wanted:
+    space = problem.space
+    names = [problem.directions[column].name for column in problem.columns]
+    given = [direction.name for direction in recipe.directions]
+    if recipe.coefficients.shape[0] != space.num_rows or not set(given) <= set(names):
         raise RunError(
-            f"The recipe has {recipe.coefficients.shape[0]} groups along {', '.join(names)}, and the search space has "
-            f"{space.num_rows} along {', '.join(wanted)}, so it is not this run's. Put the run's own recipe.yaml back."
+            f"The recipe has {recipe.coefficients.shape[0]} groups along {', '.join(given)}, and the search space has "
+            f"{space.num_rows} along {', '.join(names)}, so it is not this run's. Put the run's own recipe.yaml back."
         )
     table = np.zeros((space.num_rows, len(problem.directions)))
-    table[:, problem.columns] = recipe.coefficients
+    table[:, [problem.column(name) for name in given]] = recipe.coefficients
     return table
 
 
-def _set_normalisers(problem: Problem, path: Path) -> None:
-    splits: tuple[SplitName, ...] = ("fit", "select")
-    for record in Trajectory.read(path, vectors=False).records:
-        if record.phase == "baseline" and record.name == "base" and record.split in splits:
+def _set_normalisers(problem: Problem, records: Sequence[Record]) -> None:
+    """What the search divided by: the base's means, as recorded when the objective was this stage's."""
+    for record in records:
+        is_base = record.phase == "baseline" and record.name == "base" and record.error is None
+        if is_base and record.split in SPLITS and problem.stages[record.stage].objective is problem.objective:
             problem.objective.on(record.split).set_normalisers(record.split, record.metrics)
 
 
 class _Explanation:
     """The measurements of one run, one after the other."""
 
-    def __init__(self, problem: Problem, evaluator: Evaluator, table: Table, progress: Progress, tell: Tell) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        evaluator: Evaluator,
+        vector: Vector,
+        table: Table,
+        progress: Progress,
+        tell: Tell,
+    ) -> None:
         self.problem = problem
         self.evaluator = evaluator
+        self.vector = vector
         self.table = table
         self.progress = progress
         self.tell = tell
 
-    def measure(self, path: Path, passes: int, *, cheap: bool) -> dict[str, Any]:
+    def measure(self, passes: int, *, cheap: bool) -> dict[str, Any]:
         problem = self.problem
         begun = time.perf_counter()
         knockouts = Knockouts(problem, self.evaluator, self.table)
@@ -131,7 +151,6 @@ class _Explanation:
             knockouts, "whole directions", [Block(column, "model", None, "model", None) for column in active]
         )
         return {
-            "run": path.resolve().name,
             "objective": knockouts.value,
             "per_task": dict(knockouts.per_task),
             "directions": [problem.directions[column].name for column in problem.columns],
@@ -151,10 +170,10 @@ class _Explanation:
         if why:
             self.tell(f"Sensitivity is left out: {why}.")
             return None, why
-        vector = problem.space.started_at(self.table[:, problem.columns]).encode(self.table[:, problem.columns])
         if problem.objective.regularisers:  # what they say of a point that is its own start
-            self.evaluator.geometry = make_geometry(problem, vector)
-        return measure_sensitivity(self.evaluator, vector, passes=passes, progress=self.progress, tell=self.tell), ""
+            self.evaluator.geometry = make_geometry(problem, self.vector)
+        found = measure_sensitivity(self.evaluator, self.vector, passes=passes, progress=self.progress, tell=self.tell)
+        return found, ""
 
     def _without(self, knockouts: Knockouts, stage: str, blocks: Sequence[Block]) -> list[dict[str, Any]]:
         found = []

@@ -192,6 +192,22 @@ def test_an_objective_without_a_gradient_has_ablations_only(settings: Settings, 
     assert found["reliance"]
 
 
+def test_a_schedule_is_explained_in_the_stage_of_its_best(settings: Settings, tmp_path: Path) -> None:
+    stages = [
+        {"driver": {"name": "adam", "lr": 0.05}, "granularity": "task-wise", "evaluations": 2},
+        {"driver": {"name": "adam", "lr": 0.05}, "granularity": "layer-wise"},
+    ]
+    made = settings(schedule=stages, space={"granularity": "layer-wise", "start": 0.4})
+    del made["driver"]
+    run = search(build_config(made, root=tmp_path), root=tmp_path)
+    best = Trajectory.read(run.folder).records[run.result["best"]["record"]]
+    assert best.stage == 1, "the case is of a best in the last stage"
+    found = explain(run.folder)
+    assert found["objective"] == pytest.approx(run.result["best"]["select"], rel=1e-12)
+    assert found["sensitivity"]["dimension"] == len(best.vector if best.vector is not None else ())
+    assert {entry["group"] for entry in found["ablation"]["blocks"]} >= {"layer.0", "layer.1"}
+
+
 def test_a_run_that_is_not_finished_or_has_changed_is_refused(settings: Settings, tmp_path: Path) -> None:
     run = search(build_config(settings(budget={"evaluations": 1}), root=tmp_path), root=tmp_path)
     manifest = json.loads((run.folder / "manifest.json").read_text())
