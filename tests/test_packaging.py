@@ -16,6 +16,7 @@ from optmerge.config.load import read_mapping
 from optmerge.config.methods import METHOD_CONFIGS
 from optmerge.config.objectives import TERM_CONFIGS, ObjectiveConfig
 from optmerge.config.spaces import GRANULARITIES, SpaceConfig
+from optmerge.config.stages import StageConfig
 from optmerge.errors import ConfigError
 from optmerge.presets import FOLDERS, PresetKind, find_preset, preset_folder, preset_names, preset_summary
 
@@ -68,8 +69,11 @@ def test_presets_are_valid_and_open_with_a_comment(kind: PresetKind) -> None:
         comment = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
         for word in ("Paper:", "Cost:", "optmerge search"):
             assert word in comment, (name, word)
-        model = SpaceConfig if kind == "space" else ObjectiveConfig
-        model.model_validate(read_mapping(path))
+        content = read_mapping(path)
+        if kind == "schedule":
+            assert [StageConfig.model_validate(stage) for stage in content["schedule"]]
+        else:
+            (SpaceConfig if kind == "space" else ObjectiveConfig).model_validate(content)
 
 
 def test_every_granularity_has_a_preset_of_its_name() -> None:
