@@ -67,9 +67,9 @@ class ChoosingSpace(SearchSpace):
         return own.settings.index((number, at))
 
     def method_at(self, vector: Vector) -> str:
-        """The method that a vector chooses, with its values."""
-        number, at = self.alternatives.settings[self.setting(vector)]
-        return self.alternatives.methods[number].label(at)
+        """The name of the method that a vector chooses; the directions of its columns have the values."""
+        number, _ = self.alternatives.settings[self.setting(vector)]
+        return self.alternatives.methods[number].name
 
     def columns_at(self, vector: Vector) -> list[int]:
         """The directions of the setting that a vector chooses, by column."""

@@ -13,8 +13,8 @@ from optmerge.config.spaces import SpaceConfig
 from optmerge.errors import ConfigError
 from optmerge.merging.alternatives import Alternatives, expand_alternatives
 from optmerge.merging.directions import expand_directions
+from optmerge.space.build import build_space
 from optmerge.space.choices import ChoosingSpace, choosing
-from optmerge.space.space import build_space
 
 EXPERTS = ["a", "b"]
 METHODS = [
@@ -84,8 +84,10 @@ def test_a_vector_has_the_coefficients_of_its_setting(choice: list[int], label: 
     own = space()
     vector = np.concatenate([np.linspace(-0.5, 1.5, 8), choice])
     table = own.decode(vector)
-    assert own.method_at(vector) == label
     columns = own.columns_at(vector)
+    names = ["a", "b"] if label == "task_arithmetic" else [f"{label}:a", f"{label}:b"]
+    assert [own.directions[column] for column in columns] == names
+    assert own.method_at(vector) == label.partition("[")[0]
     assert table[:, columns].tolist() == np.linspace(-0.5, 1.5, 8).reshape(4, 2).tolist()
     assert not np.delete(table, columns, axis=1).any()
     assert own.reaches(table)
