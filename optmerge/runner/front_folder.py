@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from optmerge.atomic import disk_errors
 from optmerge.errors import RunError
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.front import FORMAT, Front
@@ -33,7 +34,8 @@ def keep_front(front: Front, folder: RunFolder, problem: Problem, *, driver: str
         RunError: The disk refuses.
     """
     place = folder.path / "front"
-    place.mkdir(exist_ok=True)
+    with disk_errors(place):
+        place.mkdir(exist_ok=True)
     for member in front.members:
         if not member.on_front:
             continue

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
 from optmerge.drivers.base import Driver
-from optmerge.errors import RunFailed
+from optmerge.errors import RunFailed, RunInterrupted
 from optmerge.merging.coefficients import Table
 from optmerge.records import Evaluation, Phase, Record, SplitName, vector_sha256
 from optmerge.runner.baselines import Baseline, CachedMeasurements
@@ -102,12 +102,31 @@ class Reporting:
             scored.append(Scored(name, family, iterate, report, self.scores(report, evaluation), *cost))
         return scored, self._leads(driver, scored)
 
-    def front(self, driver: Driver, finalists: Sequence[Scored]) -> None:
-        """Score the front of the search and keep it in the run's folder; `finalists` gives the finalists."""
+    def front(
+        self, driver: Driver, finalists: Sequence[Scored], *, stop: Callable[[], str | None] = lambda: None
+    ) -> None:
+        """Score the front of the search and keep it in the run's folder.
+
+        Args:
+            driver: The search's last.
+            finalists: What `finalists` gave.
+            stop: Asked before every evaluation.
+
+        Raises:
+            RunInterrupted: ``stop`` gave a reason.
+            RunError: The disk refuses.
+        """
         config = self.problem.config
+
+        def score(name: str, record: Record, split: SplitName) -> tuple[Record, Evaluation]:
+            why = None if self.journal.replaying else stop()
+            if why:
+                raise RunInterrupted(why)
+            return self._score(driver, name, record, split)
+
         found = score_front(
             self.journal.trajectory.records[: self.journal.cursor],
-            lambda name, record, split: self._score(driver, name, record, split),
+            score,
             tasks=list(config.tasks),
             count=config.budget.front,
             finalists=finalists,

@@ -83,7 +83,7 @@ class Session:
             driver, outcome = self._search(start, self._ranked(baselines, scored), progress, stop)
         assert outcome.best is not None, "a stage without a best does not end"
         finalists, leads = self.reporting.finalists(driver, outcome)
-        self.reporting.front(driver, finalists)
+        self.reporting.front(driver, finalists, stop=stop)
         winner = finalists[0]
         metric = main_metric(all(problem.labelled(task) for task in config.tasks))
         best = self._best(outcome)

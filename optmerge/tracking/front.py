@@ -4,7 +4,7 @@
     print(shown.markdown())
     evaluations, shares = hypervolume_curve(view)
 
-Of a run that has ended it is front.json; before that, what fit says so far.
+Of a run that has ended it is front.json; before that, or where none was kept, what fit says.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class FrontView:
         tasks: In the order of the search file.
         metric: The report's metric.
         split: Where the front was found.
-        final: Whether the search has ended, so that select and report are known.
+        final: Whether select and report were scored for it.
+        ended: Whether the search has ended.
         evaluated: How many candidates were compared.
         size: How many of them nothing beats on every task.
         members: The best of the first task first.
@@ -70,6 +71,7 @@ class FrontView:
     metric: str
     split: str
     final: bool
+    ended: bool
     evaluated: int
     size: int
     members: tuple[Shown, ...]
@@ -96,11 +98,9 @@ class FrontView:
             "split"
         )
         if not self.final:
-            return (
-                f"{told}. The search goes on: select and report are scored when it ends.\n\n"
-                + self._select(f"{self.split} so far")
-                + "\n"
-            )
+            note = "were not scored for it" if self.ended else "are scored for it when the search ends"
+            shown = self._select(self.split if self.ended else f"{self.split} so far")
+            return f"{told}; select and report {note}.\n\n{shown}\n"
         left = sum(member.on_front for member in self.members)
         told += f"; {len(self.members)} were scored on select, where {left} are not beaten"
         note = (
@@ -155,6 +155,7 @@ def open_front(view: RunView) -> FrontView | None:
         metric=view.metric,
         split=split,
         final=kept is not None,
+        ended=view.status in ("finished", "failed"),
         evaluated=evaluated,
         size=size,
         members=tuple(sorted(members, key=lambda member: ((member.select or {})[first], member.record))),

@@ -101,8 +101,16 @@ def test_while_a_search_goes_on_its_front_is_what_fit_says(fake: Fake) -> None:
     assert not front.final
     assert (front.evaluated, front.size) == (4, 3)
     assert [tuple((member.select or {}).values()) for member in front.members] == [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)]
-    assert "The search goes on" in front.markdown()
+    assert "select and report are scored for it when the search ends" in front.markdown()
     assert "fit split" in front_figure(front).axes[0].get_title(loc="left")
+
+
+def test_a_run_that_kept_no_front_says_so(fake: Fake) -> None:
+    folder = with_front(fake())
+    (folder / "front.json").unlink()
+    front = opened(folder)
+    assert (front.final, front.ended) == (False, True)
+    assert "select and report were not scored for it." in front.markdown()
 
 
 def test_no_front_of_one_task_or_before_anything_was_judged(fake: Fake) -> None:
