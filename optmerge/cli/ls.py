@@ -115,7 +115,7 @@ def _dimensions(family: Family, directions: tuple[Direction, ...], names: list[s
     from optmerge.config.load import read_mapping
     from optmerge.config.spaces import SpaceConfig
     from optmerge.presets import find_preset
-    from optmerge.space.space import build_space
+    from optmerge.space.build import build_space
 
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     lanes = {direction.name: direction.lane for direction in directions}

@@ -32,8 +32,9 @@ from optmerge.runner.memory import MemoryPlan, plan_memory, recorded_bytes, wors
 from optmerge.runner.problem import absolute_references, input_reader, load_tasks
 from optmerge.runner.terms import untimed_notes
 from optmerge.runner.unseen import unseen_notes
+from optmerge.space.build import build_space
 from optmerge.space.choices import choosing
-from optmerge.space.space import SearchSpace, build_space
+from optmerge.space.space import SearchSpace
 
 EFFICIENCY = 0.4  # share of a plain matrix product's speed that small-batch transformers reach
 

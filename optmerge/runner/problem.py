@@ -53,8 +53,9 @@ from optmerge.runner.stages import Stage, prolonged
 from optmerge.runner.statistics import GramStatistics
 from optmerge.runner.terms import absolute_terms, open_terms
 from optmerge.runner.unseen import unseen_notes
+from optmerge.space.build import build_space
 from optmerge.space.choices import choosing
-from optmerge.space.space import SearchSpace, build_space
+from optmerge.space.space import SearchSpace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

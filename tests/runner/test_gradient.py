@@ -27,7 +27,7 @@ from optmerge.runner.evaluator import Evaluator
 from optmerge.runner.geometry import make_geometry
 from optmerge.runner.problem import Problem, open_problem
 from optmerge.runner.teachers import Teachers
-from optmerge.space.space import build_space
+from optmerge.space.build import build_space
 from tests.export.oracle import elements
 from tests.tiny import tiny_tokenizer
 from tests.zoo import make_zoo, zoo_settings

@@ -14,7 +14,8 @@ from optmerge.records import Trajectory
 from optmerge.runner.knowledge import known_vectors, make_variables, variable_norms
 from optmerge.runner.problem import open_problem
 from optmerge.runner.search import search
-from optmerge.space.space import SearchSpace, build_space
+from optmerge.space.build import build_space
+from optmerge.space.space import SearchSpace
 from tests.space.test_space import ROLES
 
 Settings = Callable[..., dict[str, Any]]

@@ -10,7 +10,8 @@ import pytest
 from optmerge.config.spaces import ChunksConfig, RuleConfig, SpaceConfig
 from optmerge.records import Candidate, Record
 from optmerge.runner.stages import chosen_examples, look_at, measured_curvature, prolonged
-from optmerge.space.space import SearchSpace, build_space
+from optmerge.space.build import build_space
+from optmerge.space.space import SearchSpace
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from optmerge.config.spaces import SpaceConfig
 from optmerge.errors import ConfigError
 from optmerge.runner.knowledge import variable_norms
-from optmerge.space.space import SearchSpace, build_space
+from optmerge.space.build import build_space
+from optmerge.space.space import SearchSpace
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from optmerge.config.spaces import SpaceConfig
 from optmerge.errors import ConfigError
-from optmerge.space.space import SearchSpace, build_space
+from optmerge.space.build import build_space
+from optmerge.space.space import SearchSpace
 from tests.space.test_space import ROLES, space
 
 KINDS = ["sum", "softmax"]
