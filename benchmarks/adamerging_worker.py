@@ -5,6 +5,9 @@ of the loop in fusion_bench/method/adamerging/layer_wise_adamerging.py with its 
 settings of its CLIP recipe: Adam at 1e-3, coefficients from 0.3 that nothing clamps, 16 examples a task. Each
 task keeps its expert's head, or (``--heads merged``) the head is merged like any tensor.
 
+Language models are given the loss of FusionBench's AdaMerging for Llamas, cross-entropy, because token entropy is least
+for a model that repeats itself.
+
 The examples are those that `adamerging.write_inputs` wrote. Each task goes through them in a shuffled order, again and
 again. Coefficients and Adam's moments are kept in ``--state``, so that a killed worker goes on where it was. What
 counts as time is stepping alone: not loading, not saving. Dropout is off: that of the demo's encoder would cost it.
@@ -125,7 +128,11 @@ def main() -> None:
         for task, judge in zip(inputs, judges, strict=True):
             batch, scored = task.batch(int(done["step"]))
             logits = judge(**batch).logits
-            loss = entropy_loss(logits if scored is None else logits[scored])
+            if scored is None:
+                loss = entropy_loss(logits)
+            else:
+                following = batch["input_ids"].roll(-1, dims=1)  # what stands one place after a prediction
+                loss = torch.nn.functional.cross_entropy(logits[scored], following[scored])
             loss.backward(retain_graph=True)
         optimizer.step()
         optimizer.zero_grad()

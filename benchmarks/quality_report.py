@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 REFERENCE = "mergekit-evolve"
 ADAM = "start, Adam"
-PLAIN = "Adam, entropy"
-GUIDED = "Adam, entropy and expert-kl"
+PLAIN = "Adam, same objective"
+GUIDED = "Adam, and expert-kl"
 COLD = "cold CMA-ES"  # ours without a start: from 1/n, as the reference
 ONE_TENTH, ONE_FIFTH = 10, 5  # of the references' cost, in which ours must reach what they reach
 COLOURS = {
@@ -115,7 +115,7 @@ def markdown(results: Sequence[SuiteResult]) -> str:
     """Both tables, how to read them, and what holds."""
     return "\n".join(
         [
-            "### Against FusionBench's layer-wise AdaMerging: seconds until its final entropy on select",
+            "### Against FusionBench's layer-wise AdaMerging: seconds until its final value on select",
             "",
             table(_ADAMERGING, [row for result in results for row in _adamerging_rows(result)], left=(0, 1)),
             "",
@@ -123,8 +123,10 @@ def markdown(results: Sequence[SuiteResult]) -> str:
             "- theirs: the seconds of its stepping alone. ours: until the first look at select that is at or below its "
             "final value, these looks included; all: with what had to be there before (the base on fit; the teachers' "
             "outputs, where the objective looks at the experts; baselines on select, where they chose the start).",
-            "- Both sides start from 0.3 and are judged by entropy on select, which also chooses our iterate; but "
-            "expert-kl alone has its own select and start, so that its row shows the whole search.",
+            "- select: mean entropy of the predictions over the logarithm of the number of classes; of language models "
+            "cross-entropy in nats per token. Both sides start from 0.3, and this value on select chooses our iterate "
+            "too. and expert-kl: our objective has a tenth of expert-kl beside it. expert-kl alone has its own select "
+            "and start, so that its row shows the whole search.",
             "",
             "### Against mergekit-evolve's settings: select expert-kl at equal forward passes",
             "",
@@ -139,7 +141,7 @@ def markdown(results: Sequence[SuiteResult]) -> str:
     )
 
 
-_ADAMERGING = ["suite", "side", "steps", "entropy", "report", "at crossing", "search s", "all s", "faster", "passes"]
+_ADAMERGING = ["suite", "side", "steps", "select", "report", "at crossing", "search s", "all s", "faster", "passes"]
 
 
 def _adamerging_rows(result: SuiteResult) -> list[list[str]]:
@@ -297,7 +299,7 @@ def plot(results: Sequence[SuiteResult], path: Path) -> None:
             _draw(left, curve, COLOURS[curve.side], seconds=True, label=None if curve.side in seen else curve.side)
             seen.add(curve.side)
         left.axhline(side.theirs.final, color=COLOURS["AdaMerging"], linewidth=0.6, linestyle="dashed")
-        left.set(title=result.title, xlabel="seconds, the start included", ylabel="entropy on select")
+        left.set(title=result.title, xlabel="seconds, the start included", ylabel="AdaMerging's objective on select")
         for name, curves in result.sides().items():
             for place, curve in enumerate(curves):
                 _draw(right, curve, COLOURS[name], seconds=False, label=name if place == 0 else None)

@@ -7,7 +7,7 @@ suite.search(folder / "adam", objective="entropy", driver={"name": "adam"})     
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Suite:
         data: Task -> its file.
         task: Settings that all tasks share.
         fit: Examples a task; likewise ``select`` and ``report``.
+        heads: As in a search file.
+        lead: The term that AdaMerging makes small, as in a search file's objective.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Suite:
     select: int
     report: int
     heads: str = "auto"
+    lead: Mapping[str, Any] = field(default_factory=lambda: {"name": "entropy", "normalise": "log-classes"})
 
     def search(self, output: Path, **changes: Any) -> dict[str, Any]:
         """The content of a search file; keyword arguments are added, or replace what is there."""
@@ -99,6 +102,7 @@ def _language(small: bool) -> Suite:
         name="language",
         title="byte-level Llamas, three kinds of text",
         task={"max_tokens": TOKENS},
+        lead={"name": "cross-entropy", "normalise": "none"},
         fit=32 if small else 180,
         select=16 if small else 60,
         report=32 if small else 300,

@@ -5,8 +5,9 @@
 On three suites, with the same models, data and evaluator:
 
 - FusionBench's layer-wise AdaMerging at its published settings, run from its package, against our Adam from the same
-  start on the same objective (entropy), inputs, encoder and heads: seconds until ours reaches the select value that it
-  ends with. Beside it ours with the experts' predictions as a second term, which entropy on select judges likewise.
+  start on the same objective, inputs, encoder and heads: seconds until ours reaches the select value that it ends with.
+  The objective is entropy; for language models cross-entropy, as in its AdaMerging for Llamas. Beside it ours with
+  expert-kl as a second term, judged by the same value on select.
 - mergekit-evolve's search (`mergekit_replay`) against our schedules on the same objective (expert-kl), layer by layer:
   the value at equal forward passes, and the passes until its final value.
 
@@ -75,6 +76,7 @@ class Budget:
 
 SMALL = Budget(reference=4, every=2, steps=4, batch=8, select_every=2, evaluations=10, seeds=(0, 1))
 START = 0.3  # of every coefficient, as AdaMerging's
+GUIDANCE = 0.1  # weight of expert-kl (1 at the base) beside AdaMerging's objective
 TURNS = (0, 1, 2)  # seeds of our side: before, half way through and after the reference, so that all see the machine
 
 
@@ -90,7 +92,7 @@ def run_name(side: str, budget: Budget, seed: int) -> str:
 
 def against_adamerging(suite: Suite, folder: Path, budget: Budget, threads: int) -> AdaMergingSide:
     """Run both sides in turns, and judge both by our evaluator."""
-    settings = suite.search(folder / "unused", objective="entropy", space="tensor-wise")
+    settings = suite.search(folder / "unused", objective=objective_of(suite, PLAIN), space="tensor-wise")
     judge = Judge(settings)
     reference = AdaMerging(folder / "adamerging", judge, settings, every=budget.every, threads=threads)
     ours: list[Curve] = []
@@ -106,13 +108,13 @@ def against_adamerging(suite: Suite, folder: Path, budget: Budget, threads: int)
     return AdaMergingSide(theirs, last.step, before, sorted(ours, key=lambda curve: curve.side), other)
 
 
-ENTROPY = {"name": "entropy", "normalise": "log-classes"}
 OTHER = "Adam, expert-kl"
-OBJECTIVES: dict[str, Any] = {
-    PLAIN: "entropy",
-    GUIDED: {"terms": [ENTROPY, {"name": "expert-kl", "weight": 0.1}], "select": [ENTROPY]},
-    OTHER: "expert-kl",
-}
+
+
+def objective_of(suite: Suite, side: str) -> Any:
+    """What one of our sides makes small, as in a search file."""
+    terms = [suite.lead] if side == PLAIN else [suite.lead, {"name": "expert-kl", "weight": GUIDANCE}]
+    return "expert-kl" if side == OTHER else {"terms": terms, "select": [suite.lead]}
 
 
 def _ours(suite: Suite, folder: Path, budget: Budget, side: str, seed: int) -> Curve:
@@ -121,7 +123,7 @@ def _ours(suite: Suite, folder: Path, budget: Budget, side: str, seed: int) -> C
     view = run(
         suite.search(
             folder / run_name(side, budget, seed),
-            objective=OBJECTIVES[side],
+            objective=objective_of(suite, side),
             space="tensor-wise" if from_baseline else {"preset": "tensor-wise", "start": START},
             driver=adam(budget, budget.batch),
             budget={"evaluations": budget.steps, "select_every": budget.select_every, "finalists": 1},
