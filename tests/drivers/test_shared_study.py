@@ -150,11 +150,10 @@ def test_without_signs_of_life_a_trial_is_tried_again_and_the_late_value_does_no
     assert second.stop()
 
 
-def test_signs_of_life_keep_a_trial(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_storage, "GRACE", 2)
+def test_signs_of_life_keep_a_trial(join: Join) -> None:
     first, second = join(budget=1, heartbeat=1), join(budget=1, heartbeat=1)
     candidates = first.ask()
-    deadline = time.monotonic() + 4
+    deadline = time.monotonic() + study_storage.GRACE + 1.5
     while time.monotonic() < deadline:
         assert second.ask() == []
         time.sleep(0.2)

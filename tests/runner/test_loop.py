@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from optmerge.config.drivers import AdamConfig, CmaConfig, OptunaConfig
 from optmerge.config.schema import BudgetConfig
 from optmerge.drivers import Variables, make_driver
+from optmerge.drivers.optuna_driver import OptunaDriver
 from optmerge.errors import RunError, RunFailed, RunInterrupted
 from optmerge.records import Candidate, Evaluation, Record, Trajectory, Vector
 from optmerge.runner.journal import Journal, substitute_failures
@@ -236,3 +238,53 @@ def test_failures_are_told_as_the_worst_finite_value() -> None:
     bad = Evaluation(math.nan, error="x")
     assert values([Evaluation(1.0), bad, Evaluation(3.0)]) == [1.0, 3.0, 3.0]
     assert values([bad, bad]) is None
+
+
+class Sharing(OptunaDriver):
+    """A driver whose every second generation is empty, as others work on all that is left; remembers its replay."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.asked, self.recalled = 0, 0
+
+    def recall(self, record: Record) -> None:
+        assert record.phase == "search"
+        self.recalled += 1
+
+    def ask(self) -> list[Candidate]:
+        self.asked += 1
+        return [] if self.asked % 2 else super().ask()
+
+
+def shared(folder: Path, stop: Callable[[], str | None]) -> tuple[Sharing, Callable[[], Outcome]]:
+    variables = Variables(tuple("wxyz"), np.full(4, -1.0), np.full(4, 1.0), np.full(4, 0.3))
+    driver = Sharing(OptunaConfig(startup=3), variables, seed=np.random.SeedSequence(5), fit_sizes={}, budget=6)
+    limits = BudgetConfig(evaluations=6)
+
+    def search() -> Outcome:
+        with closing(Trajectory.open(folder)) as trajectory:
+            return run_loop(driver, Quadratic(), Journal(trajectory), limits, StateStore(folder / "state"), stop=stop)
+
+    return driver, search
+
+
+def test_an_empty_generation_is_waited_for_and_can_be_interrupted(tmp_path: Path) -> None:
+    driver, search = shared(tmp_path / "waiting", lambda: None)
+    assert search().progress.evaluations == 6
+    assert driver.asked == 12
+    records = Trajectory.read(tmp_path / "waiting").records
+    assert [record.generation for record in records if record.phase == "search"] == list(range(6))
+    _, search = shared(tmp_path / "stopped", lambda: "asked to")
+    with pytest.raises(RunInterrupted, match="asked to"):
+        search()
+    assert Trajectory.read(tmp_path / "stopped").records == []
+
+
+def test_a_driver_is_told_which_records_are_replayed(tmp_path: Path) -> None:
+    _, search = shared(tmp_path, lambda: None)
+    search()
+    for path in (tmp_path / "state").glob("*"):
+        path.unlink()
+    driver, search = shared(tmp_path, lambda: None)
+    search()
+    assert driver.recalled == driver.asked == 12
