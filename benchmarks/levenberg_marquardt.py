@@ -4,8 +4,8 @@
 
 The objective is `expert-kl`, from task arithmetic at 0.3, in three spaces of few variables, each on three sets of fit
 images. Adam has 500 steps at its default rate; `levenberg-marquardt` has 20. A table has every run: the fit objective
-of both, after how many steps Levenberg-Marquardt was as low as Adam at its end, or within 5 % of it, and the forward
-passes that each took (a gradient counts as three, as a backward pass costs two). Runs are kept in --work, so a second
+of both, after how many steps Levenberg-Marquardt was as low as Adam at its end (to 0.01 %), or within 5 % of it, and the
+forward passes that each took (a gradient counts as three, as a backward pass costs two). Runs are kept in --work, so a second
 start finds what is finished. The experts are trained once, in a minute or two.
 """
 
@@ -29,6 +29,7 @@ from optmerge.tracking.markdown import NONE, table
 SPACES = ("task-wise", "layer-wise", "layer-kind-wise")
 STEPS = 20  # of Levenberg-Marquardt
 START = 0.3
+ROUNDING = 1.0001  # Adam's lowest of 500 values is also the luckiest of them in fp32
 CLOSE = 1.05
 
 
@@ -92,7 +93,7 @@ def measure(suite: Suite, folder: Path, space: str, seed: int, adam_steps: int) 
     goals, values = lowest(adam), lowest(ours)
     goal = float(goals[-1])
     steps = values[[min(step, len(values) - 1) for step in (5, 10, 20)]]
-    reached = first_below(values, goal)
+    reached = first_below(values, ROUNDING * goal)
     passes = NONE if reached == NONE else f"{(int(reached) + 1) * (d + 4)}"
     shown = [f"{value:.4f}" for value in (values[0], goal, *steps)]
     return [space, str(d), str(seed), *shown, reached, first_below(values, CLOSE * goal), passes, f"{3 * len(adam)}"]
