@@ -4,9 +4,9 @@
 
 The objective is `expert-kl`, from task arithmetic at 0.3, in three spaces of few variables, each on three sets of fit
 images. Adam has 500 steps at its default rate; `levenberg-marquardt` has 20. A table has every run: the fit objective
-of both, after how many steps Levenberg-Marquardt was as low as Adam at its end (to 0.01 %), or within 5 % of it, and the
-forward passes that each took (a gradient counts as three, as a backward pass costs two). Runs are kept in --work, so a second
-start finds what is finished. The experts are trained once, in a minute or two.
+of both, after how many steps Levenberg-Marquardt was as low as Adam at its end (to 0.01 %), or within 5 % of it, and
+the forward passes that each took (a gradient counts as three, as a backward pass costs two). Runs are kept in --work,
+so a second start finds what is finished. The experts are trained once, in a minute or two.
 """
 
 from __future__ import annotations
