@@ -16,6 +16,7 @@ from optmerge.tracking.front_plots import front_figure, hypervolume_figure
 from optmerge.tracking.plots import save_figure
 from optmerge.tracking.report import render_report, write_report
 from optmerge.tracking.view import RunView
+from optmerge.tracking.wandb_rows import RowMaker
 from tests.tracking.fake_run import FakeRun
 
 Fake = Callable[..., FakeRun]
@@ -208,3 +209,16 @@ def test_the_report_has_the_front_and_its_hypervolume(fake: Fake) -> None:
     assert "## The front" not in render_report(
         RunView.open(fake("third", tasks=("sentiment",)).baselines().close().folder)
     )
+
+
+def test_what_is_scored_for_a_front_has_rows_of_its_own() -> None:
+    rows = RowMaker([])
+    select = Record(7, "report", "cma", "select", 0.4, name="front:3", per_task={"a": 0.3, "b": 0.5})
+    report = Record(8, "report", "cma", "report", None, name="front:3", metrics={"a": {"accuracy": 0.9}})
+    assert {key: value for key, value in rows.row(select).items() if key.startswith("front/")} == {
+        "front/3/select/task/a": 0.3,
+        "front/3/select/task/b": 0.5,
+    }
+    told = rows.row(report)
+    assert told["front/3/report/a/accuracy"] == 0.9
+    assert not any(key.startswith(("report/", "finalist/")) for key in told)
