@@ -165,10 +165,10 @@ class FrankWolfeDriver(Driver):
 
     def _scores(self, gradient: Vector) -> Vector:
         """What the oracle compares, float64[d]: a whole step along a variable to first order, and its expert's sum."""
-        reach = gradient * (self._ends - self._origin)
+        reach: Vector = gradient * (self._ends - self._origin)
         if self.config.oracle == "layer-wise":
             return reach
-        sums: Vector = np.bincount(self._direction, weights=reach)[self._direction]
+        sums: Vector = np.bincount(self._direction, weights=reach)[self._direction].astype(np.float64)
         return sums
 
     def _vertex(self, gradient: Vector) -> Vector:
@@ -193,9 +193,15 @@ class FrankWolfeDriver(Driver):
         self._active = (self._base[0] > self._low) | ((self._base[0] < self._low) & (gradient < 0))
         scores = self._scores(gradient)
         if self.config.oracle == "task-wise":
-            outside = [k for k in np.unique(self._direction) if not self._active[self._direction == k].any()]
-            values = {k: float(scores[self._direction == k][0]) for k in outside}
-            taken = [k for k in sorted(outside, key=values.__getitem__)[: self.config.top] if values[k] < 0]
+            experts = np.unique(self._direction).tolist()
+            values = {
+                expert: float(scores[self._direction == expert][0])
+                for expert in experts
+                if not self._active[self._direction == expert].all()
+            }
+            taken = [
+                expert for expert in sorted(values, key=values.__getitem__)[: self.config.top] if values[expert] < 0
+            ]
             self._active |= np.isin(self._direction, taken)
             return
         for members in self._members:

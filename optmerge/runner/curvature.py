@@ -149,7 +149,8 @@ def _blocks(
     batches: Sequence[tuple[str, Batch]],
 ) -> Iterator[list[_Look]]:
     """Batches seen at ``vector``, so many at a time as have features for `BLOCK` bytes."""
-    problem, block, held = evaluator.problem, [], 0
+    problem, held = evaluator.problem, 0
+    block: list[_Look] = []
     here = problem.expand(vector)
     terms = [term for term in problem.objective.on(split).terms if any(own[term.name] > 0 for own in shares.values())]
     layers = sorted({layer for term in terms for layer in term.layers(problem.family.num_layers)})
