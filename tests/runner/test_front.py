@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from optmerge.config.load import build_config
-from optmerge.errors import ConfigError, RunError
+from optmerge.errors import ConfigError, RunError, RunInterrupted
 from optmerge.merging.recipe import Recipe
 from optmerge.records import Evaluation, Record, SplitName, Trajectory
 from optmerge.runner.folder import RunFolder
@@ -175,12 +175,15 @@ def run(settings: dict[str, Any], root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def searched(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A search of several objectives that has ended."""
+    """A search of several objectives that has ended; little of its front was scored before."""
     from tests.zoo import zoo_settings
 
     driver = {"name": "optuna", "sampler": "nsga2", "population": 6}
     settings = zoo_settings(
-        zoo, driver=driver, budget={"evaluations": 24, "front": 5}, directions=["experts", "regmean"]
+        zoo,
+        driver=driver,
+        budget={"evaluations": 24, "front": 5, "finalists": 1, "select_every": 4},
+        directions=["experts", "regmean"],
     )
     return run(settings, tmp_path_factory.mktemp("searched"))
 
@@ -251,6 +254,18 @@ def test_a_run_that_was_cut_while_the_front_was_scored_goes_on_exactly(searched:
         assert {path.name for path in (folder / "front").iterdir()} == {
             path.name for path in (searched / "front").iterdir()
         }
+
+
+def test_a_stop_while_the_front_is_scored_leaves_a_run_that_goes_on(searched: Path, tmp_path: Path) -> None:
+    shutil.copytree(searched, tmp_path / "run")
+    lines = (searched / "trajectory.jsonl").read_bytes().splitlines(keepends=True)
+    first = next(number for number, line in enumerate(lines) if b'"front:' in line)
+    (tmp_path / "run" / "trajectory.jsonl").write_bytes(b"".join(lines[: first + 1]))
+    (tmp_path / "run" / "result.json").write_text('{"status": "interrupted", "reason": "cut"}')
+    with pytest.raises(RunInterrupted, match="enough"):
+        resume(tmp_path / "run", stop=lambda: "enough")
+    assert len(Trajectory.read(tmp_path / "run").records) == first + 1
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
 
 
 @pytest.mark.parametrize("driver", [{"name": "adam", "batch": 6}, {"name": "cma", "population": 4}])
