@@ -103,8 +103,8 @@ def _language(small: bool) -> Suite:
         title="byte-level Llamas, three kinds of text",
         task={"max_tokens": TOKENS},
         lead={"name": "cross-entropy", "normalise": "none"},
-        fit=32 if small else 180,
-        select=16 if small else 60,
+        fit=32 if small else 90,
+        select=16 if small else 30,
         report=32 if small else 300,
     )
 

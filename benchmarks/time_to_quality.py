@@ -68,7 +68,7 @@ class Budget:
     limit: float = 3600.0
     steps: int = 60
     batch: int = 16
-    lr: float = 0.05
+    lr: float = 0.1
     select_every: int = 4
     evaluations: int = mergekit_replay.EVALUATIONS
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
