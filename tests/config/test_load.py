@@ -123,7 +123,7 @@ def test_everything_wrong_is_told_at_once(data: Data) -> None:
         ("space={preset: 3}", "space.preset is 3; expected a name or a path."),
         ("space.bounds=[1, 0]", "bounds [1.0, 0.0] are not in increasing order"),
         ("space.start=5", "start 5.0 lies outside bounds"),
-        ("space.start=best", "expected best-baseline or a number"),
+        ("space.start=best", "expected one of best-baseline, closed-form or a number"),
         ("driver=adm", 'driver is "adm"; expected one of adam, adamw, sgd, '),
         ("driver=adm", "Did you mean 'adam' or 'adamw'?"),
         ("driver=null", "driver is null; expected a mapping"),
