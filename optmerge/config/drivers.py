@@ -8,12 +8,12 @@ from pydantic import Field, model_validator
 
 from optmerge.config.base import Strict
 from optmerge.config.cma import CmaConfig as CmaConfig
+from optmerge.config.frank_wolfe import FrankWolfeConfig as FrankWolfeConfig
 from optmerge.config.gradient_drivers import AdamConfig as AdamConfig
 from optmerge.config.gradient_drivers import AdamWConfig as AdamWConfig
 from optmerge.config.gradient_drivers import LbfgsConfig as LbfgsConfig
 from optmerge.config.gradient_drivers import LevenbergMarquardtConfig as LevenbergMarquardtConfig
 from optmerge.config.gradient_drivers import SgdConfig as SgdConfig
-from optmerge.config.frank_wolfe import FrankWolfeConfig as FrankWolfeConfig
 from optmerge.config.natural_niches import NaturalNichesConfig as NaturalNichesConfig
 from optmerge.config.storage_url import StorageUrl
 
