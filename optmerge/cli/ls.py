@@ -66,13 +66,13 @@ Models = tuple["Family", "tuple[Direction, ...]"]
 
 def _models(file: Path | None, base: str | None, experts: list[str]) -> Models | None:
     """The models of a search file, or those named, and what gets coefficients; only headers are read."""
+    if file is None and base is None and not experts:
+        return None
     from optmerge.errors import ConfigError
     from optmerge.merging.directions import expand_directions
     from optmerge.models.family import open_family
 
-    if base is None and not experts:
-        if file is None:
-            return None
+    if file is not None and base is None and not experts:
         from optmerge.config.load import load_config
 
         config = load_config(file)
