@@ -42,6 +42,7 @@ SCHEDULE: tuple[dict[str, Any], ...] = (
 CHANGES: dict[str, dict[str, Any]] = {
     **{str(driver["name"]): {"driver": driver, "space": {"granularity": "tensor-wise"}} for driver in DRIVERS},
     "levenberg-marquardt": {"driver": {"name": "levenberg-marquardt"}, "space": {"granularity": "task-wise"}},
+    "optuna-pruned": {"driver": {"name": "optuna", "pruner": "wilcoxon", "rungs": 2}, "alarms": {"collapse": "warn"}},
     "schedule": {"schedule": list(SCHEDULE), "alarms": {"collapse": "warn"}},
 }
 
