@@ -112,13 +112,20 @@ class AdaMerging:
 
 
 def write_inputs(judge: Judge, path: Path) -> None:
-    """The fit split as a model takes it, task by task in their order: name -> [n, ...], right-padded."""
+    """The fit split as a model takes it, task by task in their order: name -> [n, ...], right-padded.
+
+    Raises:
+        ValueError: Texts of a language model have different lengths: the reference's mean over tokens is then another
+            than ours over texts.
+    """
     if path.exists():
         return
     made: dict[str, dict[str, torch.Tensor]] = {}
     for name, task in judge.problem.calibration.tasks.items():
         split = task.splits["fit"]
         batch = split.examples.collate(torch.from_numpy(np.arange(split.size))).to("cpu")
+        if batch.scored is not None and len(batch.scored.sum(dim=1).unique()) > 1:
+            raise ValueError(f"{name}: the texts do not all have as many predictions that count")
         made[name] = dict(batch.inputs) | ({} if batch.scored is None else {"scored": batch.scored})
     with atomic_path(path) as temporary:
         torch.save(made, temporary)

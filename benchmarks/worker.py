@@ -51,6 +51,8 @@ class Worker:
         if self._process.stdin is not None:
             self._process.stdin.close()  # the worker's loop ends with its input
         self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         self._errors.close()
 
     def ask(self, word: str) -> tuple[Any, float]:
