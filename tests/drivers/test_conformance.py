@@ -12,8 +12,8 @@ import pytest
 
 from optmerge.config.base import Strict
 from optmerge.config.drivers import DRIVER_CONFIGS, AdamConfig, AdamWConfig, CmaConfig, OptunaConfig, SgdConfig
-from optmerge.config.gradient_drivers import LbfgsConfig, LevenbergMarquardtConfig
 from optmerge.config.frank_wolfe import FrankWolfeConfig
+from optmerge.config.gradient_drivers import LbfgsConfig, LevenbergMarquardtConfig
 from optmerge.config.natural_niches import NaturalNichesConfig
 from optmerge.drivers import DRIVERS, driver_class, driver_type
 from optmerge.drivers.base import Driver, Variables

@@ -12,8 +12,8 @@ import pytest
 
 from optmerge.config.base import Strict
 from optmerge.config.drivers import AdamConfig, AdamWConfig, CmaConfig, OptunaConfig, SgdConfig
-from optmerge.config.gradient_drivers import LbfgsConfig, LevenbergMarquardtConfig
 from optmerge.config.frank_wolfe import FrankWolfeConfig
+from optmerge.config.gradient_drivers import LbfgsConfig, LevenbergMarquardtConfig
 from optmerge.config.natural_niches import NaturalNichesConfig
 from optmerge.drivers import driver_type
 from optmerge.drivers.testing import begin, quadratic, run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_a_trial_sees_nested_examples_and_the_last_rung_has_no_list() -> None:
         driver.tell([candidate], [Evaluation(0.5)])
     assert [candidate.rung for candidate in seen] == [True, True, True, False]
     assert [len(candidate.examples["a"]) for candidate in seen[:3] if candidate.examples] == [12, 24, 48]
-    for smaller, larger in zip(seen, seen[1:3], strict=False):
+    for smaller, larger in pairwise(seen[:3]):
         assert smaller.examples is not None
         assert larger.examples is not None
         assert all(set(smaller.examples[task]) < set(larger.examples[task]) for task in SIZES)
