@@ -124,7 +124,7 @@ def write_inputs(judge: Judge, path: Path) -> None:
     for name, task in judge.problem.calibration.tasks.items():
         split = task.splits["fit"]
         batch = split.examples.collate(torch.from_numpy(np.arange(split.size))).to("cpu")
-        if batch.scored is not None and len(batch.scored.sum(dim=1).unique()) > 1:
+        if batch.scored is not None and len(set(batch.scored.sum(dim=1).tolist())) > 1:
             raise ValueError(f"{name}: the texts do not all have as many predictions that count")
         made[name] = dict(batch.inputs) | ({} if batch.scored is None else {"scored": batch.scored})
     with atomic_path(path) as temporary:
