@@ -85,7 +85,7 @@ def settings(zoo: Zoo, plan: DemoPlan, size: Size, folder: Path, **changes: Any)
         "driver": {"name": "adam", "lr": 0.05, "batch": size.batch, "schedule": "cosine"},
         "splits": {"fit": size.fit, "select": size.select, "report": size.report},
         "baselines": {"grid": GRID},
-        "budget": {"evaluations": size.steps, "select_every": 4},
+        "budget": {"evaluations": size.steps, "select_every": 4, "front": 0},
         "output": str(folder),
     } | changes
 

@@ -103,7 +103,7 @@ def settings(zoo: LanguageZoo, size: Size, objective: object, folder: Path, **ch
         "driver": {"name": "adam", "lr": 0.05, "batch": size.batch, "schedule": "cosine"},
         "splits": {"fit": size.fit, "select": size.select, "report": size.report},
         "baselines": {"grid": [0.6, 1.0]},
-        "budget": {"evaluations": size.steps, "select_every": 4, "finalists": 1},
+        "budget": {"evaluations": size.steps, "select_every": 4, "finalists": 1, "front": 0},
         "output": str(folder),
     } | changes
 

@@ -134,7 +134,7 @@ class BudgetConfig(Strict):
         3, ge=1, description="so many of the best iterates on select are scored on report; select's choice stays first"
     )
     front: int = Field(
-        16,
+        8,
         ge=0,
         description="so many of the merges that no other beats on every task are scored on select at the end, and on "
         "report those that none beats there either; 0 = none",

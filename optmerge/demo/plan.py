@@ -163,7 +163,8 @@ def search_settings(plan: DemoPlan, search: DemoSearch, zoo: Zoo, output: Path) 
         },
         "splits": {"fit": search.fit, "select": plan.select, "report": plan.report},
         "baselines": baselines,
-        "budget": {"evaluations": search.evaluations, "select_every": select_every(search)},
+        # No front: scoring its merges on report would take as long as the search.
+        "budget": {"evaluations": search.evaluations, "select_every": select_every(search), "front": 0},
         "output": str(output / search.name),
     }
     return settings | dict(search.settings)
