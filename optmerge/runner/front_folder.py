@@ -7,13 +7,15 @@ path = folder.path / recipe_name(12)       # front/12.yaml, the recipe of record
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optmerge.atomic import disk_errors
 from optmerge.errors import RunError
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.front import FORMAT, Front
-from optmerge.runner.problem import Problem
+
+if TYPE_CHECKING:
+    from optmerge.runner.problem import Problem
 
 FRONT = "front.json"
 
