@@ -63,7 +63,7 @@ class AdaMergingSide:
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
-    """What was measured on one suite."""
+    """What was measured on one suite; no ``mergekit`` where that comparison is still to come."""
 
     name: str
     title: str
@@ -268,7 +268,9 @@ def _costs(result: SuiteResult, side: str) -> list[float | None]:
 
 
 def _mergekit_verdict(result: SuiteResult) -> list[str]:
-    told = []
+    told: list[str] = []
+    if not result.mergekit:
+        return told
     for side in ("start, CMA-ES", ADAM):
         pairs, costs = _paired(result, side), _costs(result, side)
         better = all(mine < theirs for mine, theirs in pairs)
@@ -307,7 +309,8 @@ def plot(results: Sequence[SuiteResult], path: Path) -> None:
         for each in (left, right):
             each.set(xscale="log", yscale="log")
             each.grid(alpha=0.3, which="both", linewidth=0.4)
-            each.legend(fontsize="small", frameon=False)
+            if each.lines:
+                each.legend(fontsize="small", frameon=False)
     with atomic_path(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
 

@@ -75,8 +75,8 @@ def _demo(small: bool) -> Suite:
         experts={task: zoo.expert(task) for task in plan.tasks},
         data={task: zoo.data(task) for task in plan.tasks},
         task={"label": "label", "max_tokens": plan.recipe.max_tokens},
-        fit=16 if small else 180,
-        select=8 if small else 60,
+        fit=16 if small else 96,
+        select=8 if small else 32,
         report=16 if small else 500,
     )
 

@@ -221,16 +221,14 @@ def _replay(judge: Judge, folder: Path, seed: int, evaluations: int) -> Curve:
     return Curve(driver.name, seed, Cost(0.0, 1.0), curve.points, report)  # the teachers' pass over fit
 
 
-def measure(suite: Suite, folder: Path, budget: Budget, threads: int) -> SuiteResult:
-    """Both comparisons of one suite, kept as curves.json."""
-    result = SuiteResult(
-        suite.name,
-        suite.title,
-        against_adamerging(suite, folder, budget, threads),
-        against_mergekit(suite, folder, budget),
-    )
-    atomic_write(folder / "curves.json", json.dumps(result.to_json()))
-    return result
+def measure(suite: Suite, folder: Path, budget: Budget, threads: int) -> None:
+    """Both comparisons of one suite; curves.json has the first as soon as it is known."""
+    file = folder / "curves.json"
+    result = SuiteResult(suite.name, suite.title, against_adamerging(suite, folder, budget, threads), [])
+    if not file.exists():
+        atomic_write(file, json.dumps(result.to_json()))
+    result = replace(result, mergekit=against_mergekit(suite, folder, budget))
+    atomic_write(file, json.dumps(result.to_json()))
 
 
 def known_results(folder: Path) -> Mapping[str, SuiteResult]:
