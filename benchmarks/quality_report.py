@@ -24,6 +24,7 @@ REFERENCE = "mergekit-evolve"
 ADAM = "start, Adam"
 PLAIN = "Adam, same objective"
 GUIDED = "Adam, and expert-kl"
+OTHER = "Adam, expert-kl"
 COLD = "cold CMA-ES"  # ours without a start: from 1/n, as the reference
 ONE_TENTH, ONE_FIFTH = 10, 5  # of the references' cost, in which ours must reach what they reach
 COLOURS = {

@@ -34,7 +34,7 @@ from benchmarks.harness import ROOT, machine, parser
 from benchmarks.mergekit_replay import MergekitEvolve
 from benchmarks.quality_curves import NOTHING, Cost, Curve, Point, Sizes, search_curve
 from benchmarks.quality_judge import Judge
-from benchmarks.quality_report import ADAM, COLD, GUIDED, PLAIN, AdaMergingSide, SuiteResult, markdown, plot
+from benchmarks.quality_report import ADAM, COLD, GUIDED, OTHER, PLAIN, AdaMergingSide, SuiteResult, markdown, plot
 from benchmarks.quality_suites import METRIC, SUITES, Suite
 from optmerge.atomic import atomic_write
 from optmerge.config.drivers import CmaConfig
@@ -106,9 +106,6 @@ def against_adamerging(suite: Suite, folder: Path, budget: Budget, threads: int)
     theirs = Curve("AdaMerging", 0, NOTHING, reached, after)
     ours = [_crossing(judge, curve, folder / run_name(curve.side, budget, curve.seed), last.select) for curve in ours]
     return AdaMergingSide(theirs, last.step, before, sorted(ours, key=lambda curve: curve.side), other)
-
-
-OTHER = "Adam, expert-kl"
 
 
 def objective_of(suite: Suite, side: str) -> Any:

@@ -17,7 +17,7 @@ from benchmarks.digit_vits import SIDE, TASKS
 from benchmarks.mergekit_replay import SIGMA, MergekitEvolve, population, whole_generations
 from benchmarks.quality_curves import Cost, Curve, Point, Sizes, search_curve
 from benchmarks.quality_judge import Judge
-from benchmarks.quality_report import ADAM, REFERENCE, AdaMergingSide, SuiteResult, markdown, plot
+from benchmarks.quality_report import ADAM, OTHER, PLAIN, REFERENCE, AdaMergingSide, SuiteResult, markdown, plot
 from optmerge.config.drivers import CmaConfig
 from optmerge.drivers.base import Variables
 from optmerge.records import Evaluation, Record, Trajectory
@@ -158,11 +158,11 @@ def test_tables_and_plot_say_what_holds(tmp_path: Path) -> None:
         return Curve(side, seed, Cost(1.0, 2.0), points, report, report)
 
     theirs = Curve("AdaMerging", 0, Cost(0.0, 0.0), (Point(Cost(0, 0), 0.9), Point(Cost(100.0, 50), 0.5)), 0.6)
-    ours = [curve("Adam, entropy", (1.0, 1.0, 0.8), (4.0, 3.0, 0.5), report=0.7)]
+    ours = [curve(PLAIN, (1.0, 1.0, 0.8), (4.0, 3.0, 0.5), report=0.7)]
     reference = Curve(REFERENCE, 0, Cost(0.0, 1.0), (Point(Cost(0.0, 10), 0.9), Point(Cost(0.0, 103), 0.6)), 0.6)
     best = curve(ADAM, (1.0, 1.0, 0.8), (5.0, 30.0, 0.4))
     warm = curve("start, CMA-ES", (1.0, 1.0, 0.8), (9.0, 200.0, 0.5))
-    side = AdaMergingSide(theirs, 1000, 0.55, ours, curve("Adam, expert-kl", (3.0, 9.0, 0.3)))
+    side = AdaMergingSide(theirs, 1000, 0.55, ours, curve(OTHER, (3.0, 9.0, 0.3)))
     result = SuiteResult("digits", "small ViTs", side, [reference, warm, best])
     assert SuiteResult.from_json(json.loads(json.dumps(result.to_json()))) == result
     told = markdown([result])
