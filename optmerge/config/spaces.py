@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self, get_args
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from optmerge.config.base import Strict
 
@@ -33,6 +33,13 @@ class RuleConfig(Strict):
         "theirs together",
     )
     optional: bool = Field(False, description="the rule may match nothing, as in a file for several models")
+
+    @field_validator("tie")
+    @classmethod
+    def _plain(cls, tie: str | None) -> str | None:
+        if tie is not None and any(sign in tie for sign in "/[]"):
+            raise ValueError(f"tie is {tie!r}, and variables are called by it; leave out /, [ and ]")
+        return tie
 
 
 class ChunksConfig(Strict):

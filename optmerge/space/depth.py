@@ -35,6 +35,8 @@ def curve_name(group: TensorGroup) -> str | None:
     'model.layers.mlp+*.weight'
     >>> curve_name(TensorGroup("model.layers.3.mlp.up.weight", ("model.layers.3.mlp.up.weight",), 3, "mlp"))
     'model.layers.mlp.up.weight'
+    >>> curve_name(TensorGroup("layer.1+*.layer.1*.out", ("encoder.layer.1.out",), 1, "mlp"))  # a rule of some layers
+    'encoder.layer+*.layer.1*.out'
     """
     if group.layer is None:
         return None
@@ -43,7 +45,7 @@ def curve_name(group: TensorGroup) -> str | None:
     stack = parameter[: found.start()] if found else parameter
     if group.name.startswith(parameter):  # tensor-wise
         return _NUMBER.sub("", group.name, count=1)
-    _, _, rest = group.name.rpartition(f"layer.{group.layer}")
+    _, _, rest = group.name.partition(f"layer.{group.layer}")  # the first one; a rule's pattern may have it too
     return f"{stack}{rest}"
 
 

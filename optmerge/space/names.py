@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import overload
 
-_SLICES = re.compile(r"(.*)\[0:(\d+)\]((?:/.*)?)", re.DOTALL)
+_SLICES = re.compile(r"([^/]*)\[0:(\d+)\]((?:/.*)?)", re.DOTALL)  # before "/" stands a tensor, behind it any name
 
 
 class VariableNames(Sequence[str]):

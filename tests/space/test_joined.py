@@ -130,6 +130,18 @@ def test_encoder_and_decoder_have_polynomials_of_their_own() -> None:
     np.testing.assert_allclose(made.decode(np.array([0.0, 1.0, 2.0, 4.0]))[:, 0], [0.0, 0.5, 1.0, 2.0, 3.0, 4.0])
 
 
+def test_a_rule_of_some_layers_has_one_polynomial() -> None:
+    """Its pattern may look like a layer's name."""
+    roles = {f"layer.{n}.{name}": Role("mlp", n) for n in range(12) for name in ("in", "out")}
+    rule = {"match": "layer.1*.out", "start": 0.5}
+    config = SpaceConfig.model_validate({"granularity": "layer-wise", "polynomial": 1, "rules": [rule]})
+    made = build_space(config, roles, ("a",))
+    assert list(made.names) == [
+        *(f"layer@{n}/a" for n in (0, 1)),
+        *(f"layer+layer.1*.out@{n}/a" for n in (0, 1)),
+    ]
+
+
 def test_experts_share_and_a_whole_method_does_not() -> None:
     made = space(granularity="task-wise", shared=True)
     assert list(made.names) == ["model/experts", "model/iso-c"]
@@ -162,6 +174,7 @@ def test_rules_of_one_tie_join_what_they_match() -> None:
         ({"granularity": "layer-wise", "shared": True, "normalise": "sum"}, "shared joins them"),
         ({"rules": [TIE], "normalise": "sum"}, "a rule with tie joins them"),
         ({"granularity": "model-wise", "shared": True}, "leave shared out"),
+        ({"rules": [TIE | {"tie": "up[0:3]"}]}, r"tie is 'up\[0:3\]'.*leave out"),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings: dict[str, Any], why: str) -> None:

@@ -43,3 +43,8 @@ def test_spans_are_tensors_and_directions() -> None:
 def test_two_of_the_same_name_are_found() -> None:
     assert VariableNames(COMPACT).distinct
     assert not VariableNames([*COMPACT, "model"]).distinct
+
+
+def test_a_direction_may_be_called_like_slices() -> None:
+    names = VariableNames(["layer.0/x[0:3]", f"{slices_name('up.weight', 2)}/x[0:3]"])
+    assert list(names) == ["layer.0/x[0:3]", "up.weight[0]/x[0:3]", "up.weight[1]/x[0:3]"]
