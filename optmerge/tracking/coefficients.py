@@ -10,7 +10,7 @@ of their own is one row: their mean, and their standard deviation beside it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optmerge.merging.recipe import Recipe
+from optmerge.space.choices import is_choice
 from optmerge.space.names import VariableNames
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|/|$)")
@@ -80,7 +81,7 @@ def from_vector(variables: Sequence[str], vector: npt.NDArray[np.float64]) -> Co
     groups: dict[str, int] = {}
     columns: dict[str, int] = {}
     cells: list[tuple[int, int, npt.NDArray[np.float64]]] = []
-    for name, at in VariableNames(variables).spans():
+    for name, at in coefficient_spans(VariableNames(variables)):
         group, direction = split_variable(name)
         row, column = groups.setdefault(group, len(groups)), columns.setdefault(direction, len(columns))
         cells.append((row, column, vector[at]))
@@ -95,8 +96,17 @@ def from_vector(variables: Sequence[str], vector: npt.NDArray[np.float64]) -> Co
         layers=tuple(layers[row] for row in order),
         columns=tuple(columns),
         values=values[order],
-        spread=spread[order] if len(vector) > len(cells) else None,
+        spread=spread[order] if any(part.size > 1 for _, _, part in cells) else None,
     )
+
+
+def coefficient_spans(names: VariableNames) -> Iterator[tuple[str, slice]]:
+    """The stretches of variables that are coefficients; what a search chooses beside them has none.
+
+    >>> list(coefficient_spans(VariableNames(["model/a", "method", "ties-split.density"])))
+    [('model/a', slice(0, 1, None))]
+    """
+    return ((name, at) for name, at in names.spans() if not is_choice(name))
 
 
 def split_variable(name: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from optmerge.records import Record, Vector
 from optmerge.space.names import VariableNames
-from optmerge.tracking.coefficients import layer_of, split_variable
+from optmerge.tracking.coefficients import coefficient_spans, layer_of, split_variable
 from optmerge.tracking.view import RunView
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def group_means(names: VariableNames, vector: Vector) -> dict[str, float]:
     """
     members: dict[str, list[Vector]] = {}
     layers: dict[str, list[Vector]] = {}
-    for name, at in names.spans():
+    for name, at in coefficient_spans(names):
         group, direction = split_variable(name)
         members.setdefault(f"mean/{direction}", []).append(vector[at])
         layer = layer_of(group)

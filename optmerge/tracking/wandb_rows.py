@@ -19,7 +19,7 @@ import numpy.typing as npt
 from optmerge.records import EvaluationCount, Record
 from optmerge.runner.alarms import COLLAPSE
 from optmerge.space.names import VariableNames
-from optmerge.tracking.coefficients import split_variable
+from optmerge.tracking.coefficients import coefficient_spans, split_variable
 
 Value = float | int | str
 
@@ -118,7 +118,7 @@ class RowMaker:
 def _columns(names: VariableNames) -> dict[str, npt.NDArray[np.int64]]:
     """Direction -> the positions of its variables."""
     stretches: dict[str, list[npt.NDArray[np.int64]]] = {}
-    for name, at in names.spans():
+    for name, at in coefficient_spans(names):
         stretches.setdefault(split_variable(name)[1], []).append(np.arange(at.start, at.stop))
     return {name: np.concatenate(parts) for name, parts in stretches.items()}
 

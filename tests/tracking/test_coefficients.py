@@ -32,6 +32,12 @@ def test_vector_names_give_the_table_and_frozen_cells_are_unknown() -> None:
     assert np.array_equal(table.values, [[1, np.nan], [3, 4], [2, np.nan]], equal_nan=True)
 
 
+def test_what_is_chosen_is_no_coefficient() -> None:
+    table = from_vector(["model/a", "model/b", "method", "ties-split.density"], np.array([0.1, 0.2, 1.0, 2.0]))
+    assert (table.rows, table.columns) == (("model",), ("a", "b"))
+    assert table.spread is None
+
+
 def test_labels_drop_what_all_rows_share() -> None:
     table = from_vector(["m.layers.0.up.weight/a", "m.layers.0.up.bias/a", "m.layers.1.up.weight/a"], np.zeros(3))
     assert table.labels == ("0.up", "0.up.bias", "1.up")
