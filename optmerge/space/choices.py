@@ -16,23 +16,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from optmerge.config.methods import LINEAR_METHODS
 from optmerge.merging.alternatives import Alternatives
-from optmerge.space.names import VariableNames
+from optmerge.space.names import METHOD, VariableNames
 from optmerge.space.normalise import Table
 from optmerge.space.space import SearchSpace, Vector
-
-METHOD = "method"  # the variable that says which method; those of settings are called as the method and the setting
-
-
-def is_choice(name: str) -> bool:
-    """Whether a variable is a choice, and no coefficient.
-
-    >>> [is_choice(name) for name in ("method", "ties-split.density", "model/a", "model", "ties-split.mlp/a")]
-    [True, True, False, False, False]
-    """
-    method, dot, _ = name.partition(".")
-    return "/" not in name and (name == METHOD or (bool(dot) and method in LINEAR_METHODS))
 
 
 @dataclass(frozen=True, eq=False)

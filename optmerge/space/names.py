@@ -16,6 +16,10 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import overload
 
+from optmerge.config.methods import LINEAR_METHODS
+
+METHOD = "method"  # the choice of a method; choices of its settings are called by method and setting
+
 _SLICES = re.compile(r"([^/]*)\[0:(\d+)\]((?:/.*)?)", re.DOTALL)  # before "/" stands a tensor, behind it any name
 
 
@@ -74,3 +78,13 @@ class VariableNames(Sequence[str]):
 def slices_name(group: str, count: int) -> str:
     """How ``count`` slices of a tensor are called together, as `VariableNames` reads it."""
     return f"{group}[0:{count}]"
+
+
+def is_choice(name: str) -> bool:
+    """Whether a variable is a choice, and no coefficient.
+
+    >>> [is_choice(name) for name in ("method", "ties-split.density", "model/a", "model", "ties-split.mlp/a")]
+    [True, True, False, False, False]
+    """
+    method, dot, _ = name.partition(".")
+    return "/" not in name and (name == METHOD or (bool(dot) and method in LINEAR_METHODS))

@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optmerge.merging.recipe import Recipe
-from optmerge.space.choices import is_choice
-from optmerge.space.names import VariableNames
+from optmerge.space.names import VariableNames, is_choice
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|/|$)")
 _ENDS = ("final-norm", "head")  # kinds that come after the layers
