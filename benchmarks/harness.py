@@ -97,8 +97,8 @@ def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], notes: 
     sys.stdout.flush()
 
 
-def machine() -> str:
-    """One line: processor, cores, memory, torch, commit."""
+def machine(threads: int = THREADS) -> str:
+    """One line: processor, cores, memory, threads of each side, torch, commit."""
     import torch
 
     model = next(
@@ -107,7 +107,7 @@ def machine() -> str:
     )
     total = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
     return (
-        f"Machine: {model}, {os.cpu_count()} cores, {total / 2**20:.0f} GiB; {THREADS} threads; torch "
+        f"Machine: {model}, {os.cpu_count()} cores, {total / 2**20:.0f} GiB; {threads} thread{'s' * (threads != 1)}; torch "
         f"{torch.__version__}; commit {_commit()}."
     )
 

@@ -261,7 +261,7 @@ def main() -> None:
         measure(SUITES[name](options.small), folder / name, budget, options.threads)
     results = list(known_results(folder).values())
     command = "python -m benchmarks.time_to_quality" + (" --small" if options.small else "")
-    told = f"{markdown(results)}\n- Command: `{command}`\n- {machine()} Threads of each side: {options.threads}.\n"
+    told = f"{markdown(results)}\n- Command: `{command}`\n- {machine(options.threads)}\n"
     atomic_write(folder / "RESULT.md", told)
     plot(results, folder / "time-to-quality.png")
     print(told)
