@@ -106,9 +106,10 @@ def machine(threads: int = THREADS) -> str:
         platform.machine(),
     )
     total = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
+    told = "1 thread" if threads == 1 else f"{threads} threads"
     return (
-        f"Machine: {model}, {os.cpu_count()} cores, {total / 2**20:.0f} GiB; {threads} thread{'s' * (threads != 1)}; torch "
-        f"{torch.__version__}; commit {_commit()}."
+        f"Machine: {model}, {os.cpu_count()} cores, {total / 2**20:.0f} GiB; {told}; torch {torch.__version__}; "
+        f"commit {_commit()}."
     )
 
 
