@@ -22,6 +22,7 @@ from optmerge.objective.kept import coarse_log_probs, log_ratios
 from optmerge.objective.outputs import Outputs
 from optmerge.objective.teacher import TeacherBatch
 
+_FARTHEST = 80.0  # a log ratio beyond this: its exponential is nearly all that fp32 holds, its share of JS next to none
 _IMPOSSIBLE = -1e4  # stands for log 0: its exponential is 0 in every precision, and differences of two stay finite
 
 
@@ -67,6 +68,7 @@ def _divergence(
     value = 0.5 * (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1)
     if drawn_p is not None and weights is not None:
         ratio, base, weight = log_ratios(every[:, columns - 1 :], drawn_p, expert[:, -1:].to(logits.dtype), weights)
+        ratio, base = ratio.clamp(max=_FARTHEST), base.clamp(max=_FARTHEST)
         # 2 f(u) = u log(2u / (1 + u)) - log((1 + u) / 2), less its tangent at u0: by convexity nothing is below 0.
         one, other = softplus(ratio), softplus(base)
         apart = ratio.exp() * ((ratio - one) - (base - other)) - (one - other)

@@ -221,6 +221,22 @@ def test_classes_that_are_impossible_for_either_leave_numbers() -> None:
             assert value[0].item() == pytest.approx(float((p * (p / q).log()).sum()), abs=1e-5)
 
 
+@pytest.mark.parametrize("scale", [50.0, 300.0])
+def test_others_that_the_expert_all_but_excludes_leave_numbers(scale: float) -> None:
+    """Below exp(-88) a probability is 0 in fp32, and what it is divided by beyond all numbers."""
+    expert = torch.stack(make_case("classifier").logits)
+    expert[:, 2:] -= scale
+    batch, merged = classified(torch.zeros_like(expert))
+    merged.logits.requires_grad_()
+    teacher = TeacherOutputs.collect([(batch, Outputs(expert))], Keep(2, samples=3)).batch(batch)
+    whole = TeacherOutputs.collect([(batch, Outputs(expert))], Keep(None)).batch(batch)
+    for term in (ExpertKL(ExpertKLConfig()), JensenShannon(JensenShannonConfig())):
+        got = term.per_example(merged, batch, teacher)
+        torch.testing.assert_close(got, term.per_example(merged, batch, whole), rtol=1e-5, atol=1e-6)
+        (slope,) = torch.autograd.grad(got.sum(), merged.logits)
+        assert bool(slope.isfinite().all())
+
+
 def test_a_temperature_that_nothing_was_kept_for_is_refused() -> None:
     expert, merged = predictions(3, 20)
     batch, outputs = classified(merged)
