@@ -11,7 +11,9 @@ normalised: a group counts as much as moving it would change the loss.
 
 *Hard* (Frank & Wolfe 1956; Jaggi 2013, algorithm 1) moves towards the vertex. *Soft* takes the vertices into a set and
 moves the weights of the set's members by projected gradients before the oracle is asked again; a member whose weight is
-0 leaves (fully corrective Frank-Wolfe, Jaggi 2013, algorithm 3, with so many steps of correction).
+0 leaves (fully corrective Frank-Wolfe, Jaggi 2013, algorithm 3, with so many steps of correction). Where the start lies
+outside the hull of base and experts, a group's weights may add up to what they do there, and the gap is over all of
+that.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import numpy.typing as npt
 
 from optmerge.config.frank_wolfe import FrankWolfeConfig
 from optmerge.drivers.base import Driver, Variables, read_only
-from optmerge.drivers.gradient import NEEDS, norm, share_at_bounds, usable
+from optmerge.drivers.gradient import NEEDS, RESTART_SCALE, norm, share_at_bounds, usable
 from optmerge.drivers.simplex import project_capped
 from optmerge.drivers.state import State
 from optmerge.records import Candidate, Evaluation, Vector
@@ -78,6 +80,7 @@ class FrankWolfeDriver(Driver):
         self._ends = np.clip(np.full(len(variables), config.scale), variables.lower, variables.upper)
         self._members = [np.flatnonzero(self._group == group) for group in np.unique(self._group)]
         self._rounds = 0
+        self._scale = 1.0  # of the first step, since the last restart
         self._begin(variables.start)
 
     def _begin(self, vector: Vector) -> None:
@@ -99,9 +102,9 @@ class FrankWolfeDriver(Driver):
         return {"at_bounds": share_at_bounds(self.variables, self._trial)} | self._info
 
     def stop(self) -> dict[str, str]:
-        """No vertex is better to first order, or no trial falls."""
+        """No point that the driver could go to is better to first order, or no trial falls."""
         if self._gap <= self.config.tolerance:
-            return {"converged": f"no vertex promises more than {self.config.tolerance:g} (the Frank-Wolfe gap)"}
+            return {"converged": f"no step promises a fall of more than {self.config.tolerance:g} (Frank-Wolfe gap)"}
         if self._rejected >= REJECTED:
             return {"stalled": f"{REJECTED} trials in a row found no lower value"}
         return {}
@@ -145,7 +148,7 @@ class FrankWolfeDriver(Driver):
         """The next trial from the base."""
         assert self._base is not None
         vector, _, gradient = self._base
-        along = self._vertex(gradient) - vector
+        along = (self._corner(gradient) if self.config.variant == "soft" else self._vertex(gradient)) - vector
         self._gap = max(0.0, -float(gradient @ along))
         self._info = {
             "gap": self._gap,
@@ -154,7 +157,7 @@ class FrankWolfeDriver(Driver):
         }
         length = float(along @ along)
         if self._smoothness is None:
-            self._smoothness = self._gap / (FIRST_STEP * length) if self._gap > 0 else 1.0
+            self._smoothness = self._gap / (self._scale * FIRST_STEP * length) if self._gap > 0 else 1.0
         if self.config.variant == "soft":
             moved = self._weights(vector - gradient / self._smoothness)
         elif self.config.step == "open-loop":
@@ -187,10 +190,27 @@ class FrankWolfeDriver(Driver):
                 vertex[best] = self._ends[best]
         return vertex
 
+    def _corner(self, gradient: Vector) -> Vector:
+        """The best point to first order of all that `_weights` may reach, with whom the oracle would take in.
+
+        It is the best vertex where that hull is the vertices' own. Where the start lies outside of that, or bounds end
+        before a vertex, it fills the room with one expert after the other.
+        """
+        corner = self._low.copy()
+        able = (self._active | (self._scores(gradient) < 0)) & (gradient < 0)
+        for members, room in zip(self._members, self._rooms, strict=True):
+            left = room
+            for place in members[np.argsort(gradient[members], kind="stable")]:
+                if able[place]:
+                    filled = min(float(self._high[place] - self._low[place]), left)
+                    corner[place] += filled
+                    left -= filled
+        return corner
+
     def _take_vertices(self, gradient: Vector) -> None:
         """Members without weight leave; the best ``top`` others that promise anything come in."""
         assert self._base is not None
-        self._active = (self._base[0] > self._low) | ((self._base[0] < self._low) & (gradient < 0))
+        self._active = self._base[0] > self._low
         scores = self._scores(gradient)
         if self.config.oracle == "task-wise":
             experts = np.unique(self._direction).tolist()
@@ -221,6 +241,7 @@ class FrankWolfeDriver(Driver):
         return found
 
     def _restart(self, vector: Vector) -> bool:
+        self._scale *= RESTART_SCALE
         self._begin(vector)
         return True
 
@@ -232,6 +253,7 @@ class FrankWolfeDriver(Driver):
             "rooms": np.array(self._rooms),
             "active": self._active,
             "smoothness": self._smoothness,
+            "scale": self._scale,
             "counts": [self._rounds, self._corrections, self._rejected],
             "gap": float(self._gap),
             "info": dict(self._info),
@@ -247,6 +269,7 @@ class FrankWolfeDriver(Driver):
         self._rooms = cast(Vector, state["rooms"]).tolist()
         self._active = cast("npt.NDArray[np.bool_]", state["active"])
         self._smoothness = cast("float | None", state["smoothness"])
+        self._scale = cast(float, state["scale"])
         self._rounds, self._corrections, self._rejected = cast("list[int]", state["counts"])
         self._gap = cast(float, state["gap"])
         self._info = dict(cast("dict[str, float]", state["info"]))

@@ -87,6 +87,44 @@ def test_soft_keeps_a_start_outside_the_vertices_hull() -> None:
     assert (moved < 0.8).all()
 
 
+@pytest.mark.parametrize("oracle", ["layer-wise", "task-wise"])
+def test_soft_is_not_done_before_it_is_at_the_lowest_point_of_its_own_hull(oracle: Any) -> None:
+    """From a start outside the vertices' hull, and where no vertex promises anything, weights can still be moved."""
+    goal = np.array([1.0, 1.0, 0.8, 0.9, 0.8, 0.5])
+    driver = make(FrankWolfeConfig(oracle=oracle), start=0.8)
+    best = np.inf
+    for _ in range(80):
+        if driver.stop():
+            break
+        (asked,) = driver.ask()
+        offset = asked.vector - goal
+        assert (asked.vector.reshape(GROUPS, EXPERTS).sum(1) <= 2.4 + 1e-12).all()
+        best = min(best, float(offset @ offset))
+        driver.tell([asked], [Evaluation(float(offset @ offset), gradient=2 * offset)])
+    # Group 0 is 0.4 beyond its sum of 2.4, which its three weights share; group 1 is inside.
+    assert best == pytest.approx(3 * (0.4 / 3) ** 2, abs=1e-7)
+    assert driver.stop().keys() == {"converged"}
+
+
+@pytest.mark.parametrize("variant", ["hard", "soft"])
+def test_steps_are_smaller_after_a_restart(variant: Any) -> None:
+    def first_step(driver: Driver) -> float:
+        (asked,) = driver.ask()
+        offset = asked.vector - 0.4
+        driver.tell([asked], [Evaluation(float(offset @ offset), gradient=2 * offset)])
+        return float(np.linalg.norm(driver.ask()[0].vector - asked.vector))
+
+    driver = make(FrankWolfeConfig(variant=variant), start=0.1)
+    before = first_step(driver)
+    assert driver.restart(driver.variables.start)
+    again = make(FrankWolfeConfig(variant=variant), start=0.1)
+    again.load_state_dict(driver.state_dict())
+    once = first_step(driver)
+    assert 0 < once < 0.3 * before  # of soft the hull had shortened the first one
+    assert again.restart(again.variables.start)
+    assert first_step(again) == pytest.approx(0.1 * once)
+
+
 def test_settings_that_contradict_are_refused() -> None:
     with pytest.raises(ValueError, match="open-loop is that of the hard variant"):
         FrankWolfeConfig(variant="soft", step="open-loop")
