@@ -6,6 +6,7 @@ data = with_experts(read_mapping(path), ["code", "news"])
 from __future__ import annotations
 
 import copy
+import fnmatch
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -13,8 +14,9 @@ from typing import Any
 def with_experts(data: Mapping[str, Any], kept: Collection[str]) -> dict[str, Any]:
     """The content of a search file with these experts only.
 
-    Tasks of other experts go, with their weights; so do rules of the space for a direction that is no more, and the
-    tokenizer falls back to the base's. Everything else is as it was, presets by name included.
+    Tasks of other experts go, with their weights, in stages too; so do rules of the space for directions that are no
+    more, and weights of the other experts in whole methods. The tokenizer falls back to the base's. Everything else is
+    as it was, presets by name included.
 
     Args:
         data: What the file holds, as it is written.
@@ -27,10 +29,30 @@ def with_experts(data: Mapping[str, Any], kept: Collection[str]) -> dict[str, An
     made["tasks"] = {task: spec for task, spec in made["tasks"].items() if task not in left_out}
     if made.get("tokenizer") in gone:
         del made["tokenizer"]
+    named = [d.get("name") if isinstance(d, dict) else d for d in made.get("directions") or () if d != "experts"]
     space = made.get("space")
     if isinstance(space, dict) and isinstance(space.get("rules"), list):
-        space["rules"] = [rule for rule in space["rules"] if rule.get("direction") not in gone]
-    objective = made.get("objective")
-    if isinstance(objective, dict) and isinstance(objective.get("task_weights"), dict):
-        objective["task_weights"] = {t: w for t, w in objective["task_weights"].items() if t not in left_out}
+        space["rules"] = [
+            rule for rule in space["rules"] if not _only_of(gone, [*kept, *named], rule.get("direction", "*"))
+        ]
+    stages = made.get("schedule")
+    for part in (made, *(stages if isinstance(stages, list) else ())):
+        _without(left_out, part.get("objective") if isinstance(part, dict) else None, "task_weights")
+    baselines = made.get("baselines")
+    for methods in (made.get("directions"), baselines.get("methods") if isinstance(baselines, dict) else None):
+        for method in methods if isinstance(methods, list) else ():
+            _without(gone, method, "weights")
     return made
+
+
+def _only_of(gone: Collection[str], kept: Collection[str], glob: str) -> bool:
+    """Whether a glob over directions matches some that go, and none of those that stay."""
+    return any(fnmatch.fnmatchcase(name, glob) for name in gone) and not any(
+        fnmatch.fnmatchcase(name, glob) for name in kept
+    )
+
+
+def _without(names: Collection[str], part: Any, key: str) -> None:
+    """Take names out of the mapping that ``part`` has under ``key``, where it has one."""
+    if isinstance(part, dict) and isinstance(part.get(key), dict):
+        part[key] = {name: value for name, value in part[key].items() if name not in names}

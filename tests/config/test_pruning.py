@@ -31,6 +31,21 @@ def test_what_speaks_of_the_others_goes() -> None:
     }
 
 
+def test_globs_weights_and_stages_speak_of_experts_too() -> None:
+    data = a_file() | {
+        "space": {"rules": [{"direction": "[bx]*", "freeze": 0.0}, {"direction": "*"}, {"direction": "[bl]*"}]},
+        "directions": ["experts", {"name": "linear", "weights": {"a": 1.0, "b": 2.0}}],
+        "baselines": {"methods": ["average", {"name": "ties", "weights": {"b": 1.0}}]},
+        "schedule": [{"driver": "adam", "objective": {"terms": [], "task_weights": {"x": 2.0, "y": 1.0}}}, "cma"],
+    }
+    made = with_experts(data, ["a", "c"])
+    assert made["space"] == {"rules": [{"direction": "*"}, {"direction": "[bl]*"}]}
+    assert made["directions"] == ["experts", {"name": "linear", "weights": {"a": 1.0}}]
+    assert made["baselines"] == {"methods": ["average", {"name": "ties", "weights": {}}]}
+    assert made["schedule"][0]["objective"] == {"terms": [], "task_weights": {"x": 2.0}}
+    assert made["schedule"][1] == "cma"
+
+
 def test_all_of_them_change_nothing_and_the_file_is_left_alone() -> None:
     data = a_file()
     assert with_experts(data, ["a", "b", "c"]) == a_file()
