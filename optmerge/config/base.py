@@ -1,4 +1,4 @@
-"""The strict base of every configuration model (frozen, unknown keys refused), and the short form of a named one."""
+"""The strict base of every configuration model (frozen, unknown keys and infinite numbers refused), and named ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 class Strict(BaseModel):
     """A frozen value object; an unknown key is an error (reworded with near matches in ``config.messages``)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 def named(value: object) -> object:

@@ -140,6 +140,8 @@ def test_everything_wrong_is_told_at_once(data: Data) -> None:
         ("lr=0.5", "lr: unknown key. It belongs to driver.lr."),
         ("budget={evaluations: null}", "every limit is null, so the search would never end"),
         ("driver={name: cma, population: 400}", "driver.population is 400, more than budget.evaluations (300)"),
+        ("driver={name: cma, sigma: .inf}", "driver.sigma is Infinity; expected a finite number"),
+        ("driver.lr=.inf", "driver.lr is Infinity; expected a finite number"),
         ("base=null", "base is null; expected text (folder, or hub id[@revision])."),
         ("objective=accuracy", "driver is adam, which needs a gradient, and the objective's term accuracy has none."),
         (
