@@ -36,20 +36,29 @@ tasks:
 """
 
 REST = """
-# What gets coefficients: the experts' task vectors, and the deltas of whole methods beside them, e.g. [experts, iso-c].
+# What gets coefficients: the experts' task vectors, and the deltas of whole methods beside them, e.g. [experts, iso-c]
+# (optmerge ls methods); or bands of their singular components, [{name: spectral, bands: 4}].
 directions: [experts]
+# What is made of each expert first, chosen by the search together with its settings (cma, optuna, natural-niches):
+# methods: [task_arithmetic, {name: ties-split, density: [0.1, 0.2, 0.4]}]
 
-# How many coefficients: model-wise, task-wise, layer-wise, layer-kind-wise, tensor-wise, chunk-wise, column-wise; a
-# path; or a mapping, e.g.
-#   {preset: layer-wise, bounds: [0, 1]}
+# How many coefficients: model-wise, task-wise, layer-wise, layer-kind-wise, tensor-wise, chunk-wise, column-wise, or
+# another preset (optmerge ls spaces FILE shows how many variables each has here); a path; or a mapping, e.g.
+#   {preset: layer-wise, bounds: [0, 1]}    {granularity: layer-wise, polynomial: 2}
 space: tensor-wise
 
 # What a good merge is (optmerge ls objectives). expert-kl needs no labels, and is the one to begin with;
 # entropy-guarded needs none either, cross-entropy and accuracy do. Also a path or a mapping.
 objective: expert-kl
 
-# Who searches: adam (gradients; best for many coefficients), cma, or optuna.
+# Who searches: adam (gradients; best for many coefficients), cma, optuna, or another (optmerge ls drivers).
 driver: {name: adam, lr: 0.02}
+# Several of them, each from the best of the one before, in the place of driver; or a preset (optmerge ls schedules):
+# schedule: [{driver: adam, granularity: task-wise, evaluations: 20}, {driver: {name: adam, lr: 0.02}}]
+
+# What is scored before the search, beside base, experts and task arithmetic over a grid: whole methods, and
+# coefficients in closed form. The best one on select that the space can express is where the search starts.
+# baselines: {methods: [iso-c, tsv-m], closed_form: true}
 
 # Examples per task, as counts or shares: fit steers the search, select chooses the recipe, report fills the tables.
 splits: {fit: 180, select: 60, report: 500}

@@ -57,6 +57,22 @@ def test_init_writes_a_file_that_validates(run: Run, folder: Path) -> None:
     assert (folder / "search.yaml").read_text() == text
 
 
+@pytest.mark.parametrize("key", ["methods", "schedule", "baselines"])
+def test_what_init_shows_in_comments_can_be_taken(run: Run, folder: Path, key: str) -> None:
+    assert run("init").code == 0
+    (folder / "data").mkdir()
+    for name in ("sentiment", "topic"):
+        (folder / "data" / f"{name}.jsonl").touch()
+    text = (folder / "search.yaml").read_text()
+    assert text.count(f"\n# {key}: ") == 1
+    text = text.replace(f"\n# {key}: ", f"\n{key}: ")
+    driver = "driver: {name: adam, lr: 0.02}\n"
+    text = text.replace(driver, {"methods": "driver: cma\n", "schedule": ""}.get(key, driver))
+    (folder / "search.yaml").write_text(text)
+    result = run("validate", "search.yaml")
+    assert result.code == 0, result.err
+
+
 def test_init_with_everything_given(run: Run, folder: Path) -> None:
     for name in ("a b.jsonl", "c.csv"):
         (folder / name).touch()
