@@ -113,9 +113,11 @@ def split_variable(name: str) -> tuple[str, str]:
 
     >>> split_variable("layer.3/sentiment"), split_variable("model")
     (('layer.3', 'sentiment'), ('model', 'all directions'))
+    >>> split_variable("layer.3/org/expert")
+    ('layer.3', 'org/expert')
     """
-    group, _, direction = name.rpartition("/")
-    return (group, direction) if group else (name, _ALL)
+    group, _, direction = name.partition("/")
+    return group, direction or _ALL
 
 
 def layer_of(group: str) -> int | None:
