@@ -130,6 +130,7 @@ class _Explanation:
         self.evaluator = evaluator
         self.vector = vector
         self.table = table
+        self.columns = [problem.columns[column] for column in problem.space.columns_at(vector)]
         self.progress = progress
         self.tell = tell
 
@@ -139,7 +140,7 @@ class _Explanation:
         knockouts = Knockouts(problem, self.evaluator, self.table)
         once = knockouts.seconds
         sensitivity, why = self._sensitivity(passes)
-        active = [column for column in problem.columns if self.table[:, column].any()]
+        active = [column for column in self.columns if self.table[:, column].any()]
         granularity, blocks = ("", []) if cheap else choose_blocks(problem, self.table, active, passes)
         if granularity:
             self.tell(_cost(f"ablation of each direction in each {granularity}", len(blocks), once))
@@ -153,8 +154,8 @@ class _Explanation:
         return {
             "objective": knockouts.value,
             "per_task": dict(knockouts.per_task),
-            "directions": [problem.directions[column].name for column in problem.columns],
-            "coefficients": layer_kind_means(problem, self.table),
+            "directions": [problem.directions[column].name for column in self.columns],
+            "coefficients": layer_kind_means(problem, self.table, self.columns),
             "sensitivity": None if sensitivity is None else asdict(sensitivity),
             "why_no_sensitivity": why,
             "ablation": {"granularity": granularity or None, "blocks": ablations},
@@ -204,8 +205,13 @@ class _Explanation:
         return found
 
 
-def layer_kind_means(problem: Problem, table: Table) -> dict[str, Any]:
+def layer_kind_means(problem: Problem, table: Table, columns: Sequence[int]) -> dict[str, Any]:
     """Mean coefficients by layer and kind of tensor, each element of a parameter counting the same.
+
+    Args:
+        problem: Opened.
+        table: float64[G, D].
+        columns: Directions.
 
     Returns:
         ``rows`` (layers in depth order, and what stands outside them), ``kinds``, and ``values``, direction -> [row,
@@ -214,7 +220,7 @@ def layer_kind_means(problem: Problem, table: Table) -> dict[str, Any]:
     sums: dict[tuple[str, str], Table] = {}
     sizes: dict[tuple[str, str], int] = {}
     for group, rows in zip(problem.space.groups, problem.space.rows, strict=True):
-        mean = table[rows][:, problem.columns].mean(axis=0)
+        mean = table[rows][:, columns].mean(axis=0)
         for name in group.parameters:
             parameter = problem.family.parameters[name]
             key = (layer_label(problem, group, name), parameter.role.kind)
@@ -227,7 +233,7 @@ def layer_kind_means(problem: Problem, table: Table) -> dict[str, Any]:
             [float(sums[place, kind][at] / sizes[place, kind]) if (place, kind) in sums else None for kind in kinds]
             for place in places
         ]
-        for at, column in enumerate(problem.columns)
+        for at, column in enumerate(columns)
     }
     return {"rows": places, "kinds": kinds, "values": values}
 

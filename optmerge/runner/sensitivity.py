@@ -16,7 +16,7 @@ does not. The model is checked where it matters most: a few of the most confined
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,7 +77,8 @@ class Sensitivity:
         objective: On all of fit.
         batches: How many parts of fit have given a gradient.
         curvature_examples: Examples per task that the curvature is of; 0 where it was not measured.
-        dimension: How many variables there are.
+        why_no_curvature: Why it was not; "" where it was.
+        dimension: How many variables there are, choices apart.
         variables: The most sensitive ones by ``fisher``, at most `LARGEST`.
         checks: Of the second-order model.
     """
@@ -85,6 +86,7 @@ class Sensitivity:
     objective: float
     batches: int
     curvature_examples: int
+    why_no_curvature: str
     dimension: int
     variables: tuple[Variable, ...]
     checks: tuple[Check, ...]
@@ -127,9 +129,9 @@ def measure_sensitivity(
     tell(f"sensitivity: gradients of {len(parts)} parts of fit, about {gradient_seconds:.0f} s.")
     gradients = _batch_gradients(evaluator, vector, parts, progress)
     some = thinned(sizes, passes / (len(vector) + 1)) if len(vector) <= LARGEST else {}
-    summaries = [term.name for term in problem.objective.terms if term.summary]
+    why = _why_no_curvature(problem, whole.value, some)
     curvature = None
-    if some and not summaries:
+    if not why:
         share = sum(map(len, some.values())) / sum(sizes.values())
         tell(
             f"curvature: {len(vector) + 1} forward passes over {share:.0%} of fit, "
@@ -138,13 +140,16 @@ def measure_sensitivity(
         matrix = _sound(evaluator.evaluate(vector, "fit", examples=some, jacobian=True)).curvature
         assert matrix is not None
         curvature = np.diag(matrix)
+    integer = problem.space.integer
+    chosen: set[int] = set() if integer is None else set(np.flatnonzero(integer).tolist())
     moves = None if curvature is None else allowed_moves(whole.gradient, curvature, RISE * abs(whole.value))
     return Sensitivity(
         objective=whole.value,
         batches=len(parts),
         curvature_examples=0 if curvature is None else max(map(len, some.values())),
-        dimension=len(vector),
-        variables=_variables(problem.space.names, vector, gradients, curvature, moves),
+        why_no_curvature=why,
+        dimension=len(vector) - len(chosen),
+        variables=_variables(problem.space.names, vector, gradients, curvature, moves, chosen),
         checks=() if moves is None else _checks(evaluator, vector, whole, moves),
     )
 
@@ -199,14 +204,32 @@ def _batch_gradients(
     return np.stack(rows)
 
 
+def _why_no_curvature(problem: Problem, value: float, some: Mapping[str, tuple[int, ...]]) -> str:
+    """Why nothing can be said of moves; "" where it can."""
+    summaries = [term.name for term in problem.objective.terms if term.summary]
+    if summaries:
+        return f"the objective's {' and '.join(summaries)} is no mean over examples"
+    if value == 0.0:
+        return "the objective is 0 here, and a move is told by what a share of it allows"
+    if len(problem.space.names) > LARGEST:
+        return f"there are more than {LARGEST} variables"
+    return "" if some else "it takes more forward passes than were allowed"
+
+
 def _variables(
-    names: Sequence[str], vector: Vector, gradients: Vector, curvature: Vector | None, moves: Vector | None
+    names: Sequence[str],
+    vector: Vector,
+    gradients: Vector,
+    curvature: Vector | None,
+    moves: Vector | None,
+    chosen: Collection[int],
 ) -> tuple[Variable, ...]:
+    """All but those that are ``chosen`` from a list, which have no slope."""
     fisher = (gradients**2).mean(axis=0)
     root = np.sqrt(len(gradients))
     freedom = min(1, len(gradients) - 1)  # of one batch nothing is known about the spread, and 0 is said
     spread = [values.std(axis=0, ddof=freedom) / root for values in (gradients, gradients**2)]
-    order = np.argsort(-fisher, kind="stable")[:LARGEST].tolist()
+    order = [at for at in np.argsort(-fisher, kind="stable").tolist() if at not in chosen][:LARGEST]
     return tuple(
         Variable(
             names[at],

@@ -43,14 +43,16 @@ def write_explanation(run: Path, found: Found) -> Path:
     with disk_errors(folder):
         folder.mkdir(exist_ok=True)
     atomic_write(folder / FACTS, json.dumps(found, indent=1, allow_nan=False) + "\n")
-    pictures = {"coefficients": coefficients_figure(found), "reliance": reliance_figure(found)}
+    pictures = {"coefficients": coefficients_figure(found)}
     if found["sensitivity"] is not None:
         pictures["sensitivity"] = sensitivity_figure(found)
         atomic_write(folder / "sensitivity.csv", _csv(found["sensitivity"]["variables"]))
     if found["ablation"]["blocks"]:
         pictures["ablation"] = ablation_figure(found)
         atomic_write(folder / "ablation.csv", _csv([_flat(block) for block in found["ablation"]["blocks"]]))
-    atomic_write(folder / "reliance.csv", _csv([_flat(entry) for entry in found["reliance"]]))
+    if found["reliance"]:
+        pictures["reliance"] = reliance_figure(found)
+        atomic_write(folder / "reliance.csv", _csv([_flat(entry) for entry in found["reliance"]]))
     for name, figure in pictures.items():
         save_figure(figure, folder / f"{name}.png")
     atomic_write(folder / PAGE, render_page(found, pictures=list(pictures)))
@@ -76,8 +78,11 @@ def render_page(found: Found, *, pictures: Sequence[str]) -> str:
         "report split is not looked at. Select has chosen this recipe, so a rise here is somewhat too large: what "
         "happens to suit these examples counts for it.",
         "## Which expert each task relies on",
-        _reliance(found),
-        "![Rise of each task's objective without an expert](reliance.png)",
+        *(
+            [_reliance(found), "![Rise of each task's objective without an expert](reliance.png)"]
+            if found["reliance"]
+            else ["The best recipe is the base: every coefficient is 0."]
+        ),
         "## Coefficients",
         "Means by layer and kind of tensor, where each element of a tensor counts the same.",
         "![Coefficients by layer and kind](coefficients.png)",
@@ -171,7 +176,7 @@ def _sensitivity(told: Mapping[str, Any]) -> list[str]:
             f"of the Gauss-Newton matrix, of {told['curvature_examples']} examples a task, with all others held."
         )
     else:
-        text += " The curvature was not measured, for it takes more forward passes than were allowed."
+        text += f" How far a variable may move is not known: {told['why_no_curvature']}."
     return [text, "![The most sensitive variables](sensitivity.png)"]
 
 
@@ -214,7 +219,7 @@ def _stretches(part: str, kind: str, numbers: Sequence[int]) -> str:
 def _share(told: Sequence[float], whole: float) -> str:
     """A rise in per cent of a whole, with its interval where that is known; in its own unit where the whole is 0."""
     if whole == 0:
-        return number(told[0])
+        return f"{told[0]:+.3g}"
     ends = [100 * value / abs(whole) for value in told]
     return f"{ends[0]:+.1f} %" + (f" [{ends[1]:+.1f}, {ends[2]:+.1f}]" if len(ends) == 3 else "")
 

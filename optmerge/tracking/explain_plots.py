@@ -43,7 +43,8 @@ def ablation_figure(found: Found) -> Figure:
     values, unsure = np.full((len(rows), len(columns)), np.nan), np.zeros((len(rows), len(columns)), dtype=np.bool_)
     for block in blocks:
         at = rows.index(block["group"]), columns.index(block["direction"])
-        values[at] = np.nan if block["rise"] is None else 100 * block["rise"] / abs(found["objective"])
+        if block["rise"] is not None and found["objective"]:
+            values[at] = 100 * block["rise"] / abs(found["objective"])
         unsure[at] = block["low"] is not None and block["low"] <= 0 <= block["high"]
     title = "rise of the objective on select when the coefficients are 0, in %"
     return _panels({title: values}, rows, columns, "%", "{:+.1f}", unsure=unsure)

@@ -21,6 +21,7 @@ from optmerge.runner.problem import Problem, open_problem
 from optmerge.runner.search import Run, search
 from optmerge.runner.sensitivity import allowed_moves, deal, thinned
 from optmerge.runner.teachers import Teachers
+from optmerge.tracking.explain_page import write_explanation
 from tests.zoo import make_zoo, zoo_settings
 
 Settings = Callable[..., dict[str, Any]]
@@ -190,6 +191,36 @@ def test_an_objective_without_a_gradient_has_ablations_only(settings: Settings, 
     assert found["sensitivity"] is None
     assert "agreement has no gradient" in found["why_no_sensitivity"]
     assert found["reliance"]
+
+
+def test_a_choice_among_methods_is_explained_by_what_was_chosen(settings: Settings, tmp_path: Path) -> None:
+    made = settings(
+        methods=["task_arithmetic", {"name": "ties-split", "density": [0.2, 0.6]}],
+        space={"granularity": "task-wise"},
+        driver={"name": "cma"},
+        budget={"evaluations": 4},
+    )
+    run = search(build_config(made, root=tmp_path), root=tmp_path)
+    assert run.recipe is not None
+    found = explain(run.folder)
+    names = [direction.name for direction in run.recipe.directions]
+    assert found["directions"] == list(found["coefficients"]["values"]) == names
+    told = found["sensitivity"]
+    assert told["dimension"] == 2, "a choice has no slope"
+    assert {variable["name"] for variable in told["variables"]} == {"model/a", "model/b"}
+
+
+def test_an_objective_of_nothing_is_explained(settings: Settings, tmp_path: Path) -> None:
+    """One expert as it is: its divergence from itself is 0."""
+    made = settings(space={"granularity": "task-wise", "start": 1.0}, budget={"evaluations": 1})
+    made["experts"], made["tasks"] = {"a": made["experts"]["a"]}, {"a": made["tasks"]["a"]}
+    run = search(build_config(made, root=tmp_path), root=tmp_path)
+    found = explain(run.folder)
+    assert found["objective"] == 0.0
+    assert found["sensitivity"]["checks"] == ()
+    assert "objective is 0" in found["sensitivity"]["why_no_curvature"]
+    page = write_explanation(run.folder, found)
+    assert "a relies on a (+1 without it)" in page.read_text()
 
 
 def test_a_schedule_is_explained_in_the_stage_of_its_best(settings: Settings, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def found() -> dict[str, Any]:
             "objective": 0.4,
             "batches": 16,
             "curvature_examples": 24,
+            "why_no_curvature": "",
             "dimension": 3,
             "variables": [
                 variable("layer.0/news", 0.04, 0.02),
@@ -106,7 +107,16 @@ def test_a_task_that_needs_nobody_and_one_without_error(found: dict[str, Any]) -
         entry["per_task"] = {"topic": [0.01, -0.01, 0.03], "tone": [0.2, 0.1, 0.3]}
     topic, tone, *_ = sentences(found)
     assert topic == "topic relies on no single expert."
-    assert tone == "tone relies on news (0.200 without it), then mood (0.200 without it)."
+    assert tone == "tone relies on news (+0.2 without it), then mood (+0.2 without it)."
+
+
+def test_an_objective_of_nothing_has_no_shares(found: dict[str, Any], tmp_path: Path) -> None:
+    found["objective"], found["per_task"] = 0.0, {"topic": 0.0, "tone": 0.0}
+    found["sensitivity"] |= {"checks": [], "curvature_examples": 0, "why_no_curvature": "the objective is 0 here"}
+    found["sensitivity"]["variables"] = [variable("layer.0/news", 0.0, None)]
+    text = write_explanation(tmp_path, found).read_text()
+    assert "topic relies on news (+0.5 without it)" in text
+    assert "How far a variable may move is not known: the objective is 0 here." in text
 
 
 def test_files_of_an_explanation(found: dict[str, Any], tmp_path: Path) -> None:
@@ -140,6 +150,13 @@ def test_what_was_left_out_has_no_picture(found: dict[str, Any], tmp_path: Path)
         "reliance.png",
         "reliance.csv",
     }
+
+
+def test_the_base_relies_on_nobody(found: dict[str, Any], tmp_path: Path) -> None:
+    found |= {"reliance": [], "droppable": [], "ablation": {"granularity": "layer", "blocks": []}}
+    text = write_explanation(tmp_path, found).read_text()
+    assert "every coefficient is 0" in text
+    assert "reliance.png" not in text
 
 
 def test_neighbouring_layers_are_a_range() -> None:
