@@ -148,16 +148,24 @@ class Deltas:
             remember("untouched", key, known)
         experts = {expert: frozenset(names) for expert, names in known.items()}
         everywhere = frozenset.intersection(*experts.values())
+        missing = self.absent()
 
         def untouched(direction: Direction) -> frozenset[str]:
             if direction.kind == "expert":
                 return experts[direction.expert]
-            absent = {name for name in self.family.parameters if self._methods.absent(direction, name)}
+            absent = missing[direction.name]
             if direction.expert:
                 return experts[direction.expert] | absent
-            return everywhere | absent if self._methods.keeps_base(direction) else frozenset(absent)
+            return everywhere | absent if self._methods.keeps_base(direction) else absent
 
         return {direction.name: untouched(direction) for direction in self.directions}
+
+    def absent(self) -> dict[str, frozenset[str]]:
+        """Direction -> the parameters that it has not, whatever the models' values: bands of what is not divided."""
+        return {
+            direction.name: frozenset(name for name in self.family.parameters if self._methods.absent(direction, name))
+            for direction in self.directions
+        }
 
     def magnitudes(self) -> dict[str, dict[str, float]]:
         """Direction -> parameter -> mean |task vector|; of a whole method, the mean over the experts'."""
