@@ -14,7 +14,9 @@ from optuna.trial import TrialState
 from optmerge.config.load import build_config
 from optmerge.errors import ConfigError, RunInterrupted
 from optmerge.records import Record, Trajectory
+from optmerge.runner.problem import open_problem
 from optmerge.runner.search import Run, resume, search
+from optmerge.runner.shared_study import search_hash
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -69,6 +71,34 @@ def test_another_objective_or_another_name_is_another_study(shared: Settings, tm
     studies = optuna.get_all_study_summaries(f"sqlite:///{tmp_path / 'studies.db'}")
     assert [study.n_trials for study in studies] == [2, 2, 2]
     assert sum(study.study_name == "mine" for study in studies) == 1
+
+
+SEARCHES: tuple[dict[str, Any], ...] = (
+    {},
+    {"method": {"name": "dare", "drop": 0.5}},
+    {"method": {"name": "dare", "drop": 0.4}},
+    {"directions": ["experts", {"name": "ties", "density": 0.5}]},
+    {"directions": ["experts", {"name": "ties", "density": 0.4}]},
+    {"space": {"granularity": "layer-wise", "normalise": "sum"}},
+    {"space": {"granularity": "layer-wise", "rules": [{"match": "embedding", "freeze": 0.0}]}},
+    {"space": {"granularity": "layer-wise", "rules": [{"match": "embedding", "freeze": 1.0}]}},
+    {"schedule": [{"driver": "cma", "examples": 8}]},
+    {"schedule": [{"driver": "cma", "examples": 9}]},
+    {"schedule": [{"driver": "cma", "examples": 8}], "seed": 1},
+)
+
+
+def test_searches_whose_values_differ_have_different_studies(settings: Settings, tmp_path: Path) -> None:
+    hashes = [hash_of(settings(**changes), tmp_path) for changes in SEARCHES]
+    assert len(set(hashes)) == len(SEARCHES)
+    alike = {"driver": "cma", "baselines": {"grid": [0.3], "methods": ["ties"]}, "budget": {"evaluations": 3}}
+    assert hash_of(settings(**alike), tmp_path) == hashes[0]
+
+
+def hash_of(settings: dict[str, Any], root: Path) -> str:
+    if "schedule" in settings:
+        del settings["driver"]
+    return search_hash(open_problem(build_config(settings, root=root)), stage=0)
 
 
 def test_a_storage_that_cannot_be_opened_leaves_nothing_behind(settings: Settings, tmp_path: Path) -> None:
