@@ -194,7 +194,10 @@ def score_front(
             selected.append((record, select))
         else:
             log.warning("the candidate of record %d failed on select and is not on the front", record.id)
-    able = non_dominated(parts_of([select for _, select in selected], tasks))
+    parts = parts_of([select for _, select in selected], tasks)
+    able = np.zeros(len(selected), dtype=bool)
+    order = sorted(range(len(selected)), key=lambda at: merge_of(selected[at][0]) != result)
+    able[order] = non_dominated(parts[order])  # of equal merges the first one, and the result is the first of all
     reported = {merge_of(scored.select): scored.report for scored in finalists}
     members = []
     for (record, select), alone in zip(selected, able, strict=True):

@@ -150,6 +150,18 @@ def test_the_result_is_a_member_though_another_beats_it_on_fit() -> None:
     assert [(m.candidate.id, m.chosen, m.on_front) for m in front.members] == [(0, False, False), (1, True, True)]
 
 
+def test_the_result_stands_for_what_is_equal_to_it_on_select() -> None:
+    winner = selected(3, (0.5, 0.5), "v2")
+    records = [judged(0, (0.0, 1.0)), judged(1, (0.5, 0.6)), judged(2, (0.6, 0.5)), winner]
+    front = scored_front(records, Scorer({0: (0.5, 0.5), 1: (0.5, 0.5)}), winner)
+    assert front is not None
+    assert [(m.candidate.id, m.chosen, m.on_front) for m in front.members] == [
+        (0, False, False),
+        (1, False, False),
+        (2, True, True),
+    ]
+
+
 def test_what_fails_on_report_stays_on_the_front_and_what_fails_on_select_does_not() -> None:
     winner = selected(3, (0.6, 0.6), "v1")
     records = [judged(0, (0.0, 1.0)), judged(1, (0.5, 0.5)), judged(2, (1.0, 0.0)), winner]
