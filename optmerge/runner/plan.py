@@ -18,6 +18,7 @@ from optmerge.config.schema import SearchConfig
 from optmerge.drivers import require_dimension
 from optmerge.merging import kernels
 from optmerge.merging.alternatives import searched_directions
+from optmerge.merging.deltas import Deltas
 from optmerge.merging.directions import known_directions
 from optmerge.merging.methods import build_method
 from optmerge.models.architecture import GENERATIVE
@@ -121,11 +122,12 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     directions, alternatives = searched_directions(config.directions, experts, config.method, config.alternatives)
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     lanes = {direction.name: direction.lane for direction in directions}
+    absent = Deltas(family, directions, cache=None).absent()
     if alternatives is not None:
         directions = alternatives.directions
     stages: list[_Stage] = []
     for stage in _with_shares(config):
-        space = build_space(stage.space, roles, list(lanes), shapes=family.parameters, lanes=lanes)
+        space = build_space(stage.space, roles, list(lanes), untouched=absent, shapes=family.parameters, lanes=lanes)
         if alternatives is not None:
             space = choosing(space, alternatives)
         require_dimension(stage.driver.name, space.dimension)
