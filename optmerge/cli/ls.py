@@ -12,6 +12,7 @@ from optmerge.cli.output import Output
 
 if TYPE_CHECKING:
     from optmerge.config.base import Strict
+    from optmerge.merging.alternatives import Alternatives
     from optmerge.merging.recipe import Direction
     from optmerge.models.family import Family
 
@@ -61,15 +62,15 @@ def ls(
         output.table(titles, [list(entry.values()) for entry in entries], right=["dimension"])
 
 
-Models = tuple["Family", "tuple[Direction, ...]"]
+Models = tuple["Family", "tuple[Direction, ...]", "Alternatives | None"]
 
 
 def _models(file: Path | None, base: str | None, experts: list[str]) -> Models | None:
-    """The models of a search file, or those named, and what gets coefficients; only headers are read."""
+    """The models of a search file, or those named, what gets coefficients, and a choice; only headers are read."""
     if file is None and base is None and not experts:
         return None
     from optmerge.errors import ConfigError
-    from optmerge.merging.directions import expand_directions
+    from optmerge.merging.alternatives import searched_directions
     from optmerge.models.family import open_family
 
     if file is not None and base is None and not experts:
@@ -85,7 +86,8 @@ def _models(file: Path | None, base: str | None, experts: list[str]) -> Models |
             allow_pickle=config.allow_pickle,
             check_values=False,
         )
-        return family, expand_directions(config.directions, list(family.experts), config.method)
+        experts = list(family.experts)
+        return family, *searched_directions(config.directions, experts, config.method, config.alternatives)
     if file is not None or base is None or not experts:
         raise ConfigError(
             "Dimensions are those of a search file's models, or of --base MODEL with one --expert MODEL or more; give "
@@ -93,7 +95,7 @@ def _models(file: Path | None, base: str | None, experts: list[str]) -> Models |
         )
     named = {str(number): reference for number, reference in enumerate(experts, 1)}
     family = open_family(base, named, relative_to=Path(), check_values=False)
-    return family, expand_directions(["experts"], list(named))
+    return family, *searched_directions(["experts"], list(named), None, ())
 
 
 def _spaces(models: Models | None) -> list[dict[str, Any]]:
@@ -110,25 +112,26 @@ def _spaces(models: Models | None) -> list[dict[str, Any]]:
     return sorted(entries, key=lambda entry: entry.get("dimension", 0))
 
 
-def _dimensions(family: Family, directions: tuple[Direction, ...], names: list[str]) -> dict[str, int]:
+def _dimensions(
+    family: Family, directions: tuple[Direction, ...], alternatives: Alternatives | None, names: list[str]
+) -> dict[str, int]:
     """How many variables each space has."""
     from optmerge.config.load import read_mapping
     from optmerge.config.spaces import SpaceConfig
+    from optmerge.merging.deltas import Deltas
     from optmerge.presets import find_preset
     from optmerge.space.build import build_space
+    from optmerge.space.choices import choosing
 
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     lanes = {direction.name: direction.lane for direction in directions}
-    return {
-        name: build_space(
-            SpaceConfig.model_validate(read_mapping(find_preset("space", name))),
-            roles,
-            list(lanes),
-            shapes=family.parameters,
-            lanes=lanes,
-        ).dimension
-        for name in names
-    }
+    absent = Deltas(family, directions, cache=None).absent()
+    found = {}
+    for name in names:
+        config = SpaceConfig.model_validate(read_mapping(find_preset("space", name)))
+        space = build_space(config, roles, list(lanes), untouched=absent, shapes=family.parameters, lanes=lanes)
+        found[name] = (space if alternatives is None else choosing(space, alternatives)).dimension
+    return found
 
 
 def _objectives() -> list[dict[str, Any]]:

@@ -50,6 +50,11 @@ def test_ls_and_plan_know_the_dimension(run: Run, folder: Path, project: Path) -
     dimension = {entry["name"]: entry["dimension"] for entry in spaces}
     assert dimension["model-wise"] == 1
     assert dimension["task-wise"] == 2
+    choosing = project / "choosing.yaml"
+    text = (project / "search.yaml").read_text().replace("driver: {name: adam, lr: 0.02}", "driver: cma")
+    choosing.write_text(text + "methods: [task_arithmetic, {name: dare, drop: [0.3, 0.6]}]\n")
+    spaces = json.loads(run("ls", "spaces", choosing, "--json").out)["spaces"]
+    assert {entry["name"]: entry["dimension"] for entry in spaces}["task-wise"] == 2 + 2
     made = json.loads(run("plan", project / "search.yaml", "--json").out)
     assert made["dimension"] == dimension["tensor-wise"]
     assert made["evaluations"] == 2

@@ -118,6 +118,15 @@ def test_a_search_along_bands_starts_from_what_they_divide(settings: Settings, t
     assert not any(f"{vectors[0]}/spectral.{band}" in name for name in problem.space.names for band in (2, 3))
 
 
+def test_the_plan_knows_which_bands_there_are(settings: Settings, tmp_path: Path) -> None:
+    """What is no matrix is in the first band alone."""
+    asked = settings(directions=[SPECTRAL], space={"granularity": "tensor-wise"}, **QUICK)
+    config = build_config(asked, root=tmp_path)
+    problem = open_problem(config)
+    assert problem.space.dimension < 6 * len(problem.family.parameters)
+    assert make_plan(config, root=tmp_path).dimension == problem.space.dimension
+
+
 def test_bands_and_what_is_shared(settings: Settings, tmp_path: Path) -> None:
     asked = settings(directions=[SPECTRAL, "iso-c"], space={"granularity": "task-wise", "shared": True}, **QUICK)
     problem = open_problem(build_config(asked, root=tmp_path))
