@@ -117,6 +117,7 @@ class Record:
     examples: str = "all"  # or the hash of the positions that were looked at
     share: float = 1.0  # of the fit examples, for a rung: a value that cannot be compared with those of all examples
     pruned: bool = False  # for a rung: the driver drops the vector for this value
+    counts: int = 1  # evaluations of the budget: with a Jacobian, one for each neighbour too
     seconds: Mapping[str, float] = field(default_factory=dict)
     elapsed: float = 0.0  # seconds of work since the run began, summed over resumes
     gradient_norm: float | None = None
@@ -149,22 +150,30 @@ class Sink(Protocol):
 
 
 class EvaluationCount:
-    """How many whole fit evaluations were made up to and with a record, when it is shown all records in order.
+    """How many whole fit evaluations of the budget were made up to and with a record, when it is shown all in order.
 
-    Rungs count as their share of the examples.
+    Rungs count as their share of the examples; what they have begun when a stage ends counts as one.
 
     >>> count = EvaluationCount()
     >>> [count(Record(0, "search", "optuna", "fit", 1.0, share=share)) for share in (0.25, 0.75, 1.0)]
     [0, 1, 2]
+    >>> count(Record(3, "search", "levenberg-marquardt", "fit", 1.0, counts=4))
+    6
+
+    Attributes:
+        made: The same with the part of one that rungs have begun.
     """
 
     def __init__(self) -> None:
-        self._made = 0.0
+        self.made = 0.0
+        self._stage = 0
 
     def __call__(self, record: Record) -> int:  # noqa: D102 - said in the class
         if record.phase == "search":
-            self._made += record.share
-        return math.floor(self._made + 1e-6)  # shares are rounded
+            if record.stage != self._stage:
+                self._stage, self.made = record.stage, float(math.ceil(self.made - 1e-6))
+            self.made += record.share * record.counts
+        return math.floor(self.made + 1e-6)  # shares are rounded
 
 
 def vector_sha256(vector: Vector) -> str:
@@ -292,7 +301,7 @@ def _flush(handle: IO[bytes]) -> None:
 def _to_json(record: Record) -> dict[str, Any]:
     line = asdict(replace(record, vector=None, gradient=None, curvature=None, costs=None))
     del line["vector"], line["gradient"], line["curvature"], line["costs"]
-    for name, default in (("stage", 0), ("share", 1.0), ("pruned", False)):
+    for name, default in (("stage", 0), ("share", 1.0), ("pruned", False), ("counts", 1)):
         if line[name] == default:
             del line[name]
     return {key: value for key, value in line.items() if value not in (None, {})} | {"value": record.value}

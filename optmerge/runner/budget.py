@@ -23,6 +23,7 @@ class Progress:
         stage_evaluations: Fit evaluations of this stage of a schedule.
         stage_stale: Select scores of this stage since the best one.
         part: Examples that rungs looked at and that do not make a whole evaluation yet.
+        unscored: The record of the last generation's best candidate, where select has not seen it (`select_every`).
     """
 
     evaluations: int = 0
@@ -37,6 +38,7 @@ class Progress:
     stage_evaluations: int = 0
     stage_stale: int = 0
     part: int = 0
+    unscored: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ def next_stage(progress: Progress, *, comparable: bool) -> Progress:
         progress: At the end of the stage before.
         comparable: Whether the next stage's objective is the same, so that the best so far stays the best.
     """
-    begun = replace(progress, generation=0, failed_generations=0, stage_evaluations=0, stage_stale=0, part=0)
+    begun = replace(
+        progress, generation=0, failed_generations=0, stage_evaluations=0, stage_stale=0, part=0, unscored=None
+    )
     begun.evaluations += progress.part > 0  # what rungs have begun counts as one
     return begun if comparable else replace(begun, best=None, best_record=None, stale=0)
 

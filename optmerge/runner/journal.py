@@ -83,12 +83,14 @@ class Journal:
         info: Mapping[str, float] | None = None,
         stage: int | None = None,
         share: float = 1.0,
+        counts: int = 1,
         verdict: Callable[[Evaluation], bool] | None = None,
     ) -> tuple[Record, Evaluation]:
         """The next evaluation: the recorded one, or ``make()`` recorded.
 
         ``stage`` is the one whose search space ``vector`` is of; None is the one that asks. ``verdict`` says of a value
-        on a ``share`` of the examples whether it is the vector's last.
+        on a ``share`` of the examples whether it is the vector's last. ``counts`` is how many evaluations it takes of
+        the budget.
 
         Raises:
             RunError: The recorded one is another evaluation than the one asked for.
@@ -123,6 +125,7 @@ class Journal:
             vector_sha256=digest,
             examples=examples,
             share=share,
+            counts=counts,
             pruned=verdict is not None and not evaluation.failed and verdict(evaluation),
             seconds=dict(evaluation.seconds),
             elapsed=self.elapsed,

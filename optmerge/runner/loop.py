@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Literal, Protocol
 
+import numpy as np
+
 from optmerge.config.schema import BudgetConfig
 from optmerge.drivers.base import Driver
 from optmerge.errors import RunFailed, RunInterrupted
@@ -95,7 +97,7 @@ def run_loop(
         look: Which examples a driver's candidate is judged on, where the driver does not know of all.
 
     Raises:
-        RunInterrupted: ``stop`` gave a reason; state is saved.
+        RunInterrupted: ``stop`` gave a reason; every evaluation so far is recorded.
         RunFailed: Three generations in a row had no finite value.
     """
     limits = limits or StageLimits()
@@ -134,15 +136,16 @@ def run_loop(
                 reason = "what is left of the budget is less than the next evaluation"
             break
         evaluations: list[Evaluation] = []
+        judged: list[int] = []  # their records
         alarm: str | None = None
         for candidate in candidates:
             if not journal.replaying:
                 why = stop()
                 if why:
                     raise RunInterrupted(why)
-                reason = out_of_time(budget, progress)
-                if reason:
-                    break
+            reason = out_of_time(budget, progress)  # by recorded times, so that a replay ends where the search did
+            if reason:
+                break
             record, evaluation = journal.next(
                 "search",
                 driver=driver.name,
@@ -153,9 +156,11 @@ def run_loop(
                 examples=examples_hash(candidate),
                 info=driver.info(),
                 share=looked_at(candidate, whole) / whole if candidate.rung else 1.0,
+                counts=cost(candidate),
                 verdict=partial(driver.prunes, candidate),
             )
             evaluations.append(evaluation)
+            judged.append(record.id)
             alarm = alarm or _collapse(record, collapse)
             spend(progress, candidate, whole)
             progress.seconds = journal.trajectory.records[journal.cursor - 1].elapsed - begun
@@ -177,10 +182,10 @@ def run_loop(
         index = min(range(len(told)), key=lambda i: (evaluations[i].failed, told[i].value))
         rung = candidates[index].rung
         if alarm is None and not rung and (progress.generation % budget.select_every == 0 or last):
-            record, evaluation = _score_select(judge, journal, driver, progress, candidates[index].vector)
-            alarm = _collapse(record, collapse)
-            _note_best(progress, record, evaluation, eligible=alarm is None)
+            alarm = _score_select(judge, journal, driver, progress, judged[index], collapse)
             progress.seconds = journal.trajectory.records[journal.cursor - 1].elapsed - begun
+        elif alarm is None and not rung:
+            progress.unscored = judged[index]
         if alarm is not None and not (collapse == "restore" and _restore(driver, journal, progress, alarm)):
             reason = progress.ended = alarm
         if reason:
@@ -191,6 +196,9 @@ def run_loop(
         if time.perf_counter() - last_save > SAVE_SECONDS:
             save()
             last_save = time.perf_counter()
+    if progress.unscored is not None and progress.ended is None:  # the search ended where nobody could know it
+        _score_select(judge, journal, driver, progress, progress.unscored, collapse)
+        progress.seconds = journal.trajectory.records[journal.cursor - 1].elapsed - begun
     save()
     best = None
     if progress.best_record is not None:
@@ -208,24 +216,30 @@ def examples_hash(candidate: Candidate) -> str:
 
 
 def _score_select(
-    judge: Judge, journal: Journal, driver: Driver, progress: Progress, vector: Vector
-) -> tuple[Record, Evaluation]:
-    return journal.next(
+    judge: Judge, journal: Journal, driver: Driver, progress: Progress, number: int, collapse: str
+) -> str | None:
+    """Score the candidate of a record on select and note whether it is the best; what that says of a collapse."""
+    found = journal.trajectory.records[number]
+    vector = found.vector
+    assert vector is not None, "a candidate has its vector"
+    record, evaluation = journal.next(
         "select",
         driver=driver.name,
         split="select",
         vector=vector,
         make=lambda: judge.select(vector),
-        generation=progress.generation,
+        generation=found.generation,
     )
-
-
-def _note_best(progress: Progress, record: Record, evaluation: Evaluation, *, eligible: bool) -> None:
-    progress.stale += 1
-    progress.stage_stale += 1
-    if eligible and not evaluation.failed and (progress.best is None or evaluation.value < progress.best):
+    alarm = _collapse(record, collapse)
+    progress.unscored = None
+    # Where a stage starts is what it is compared with, and no attempt to be better.
+    stale = int(found.generation > 0 or not np.array_equal(vector, driver.variables.start))
+    progress.stale += stale
+    progress.stage_stale += stale
+    if alarm is None and not evaluation.failed and (progress.best is None or evaluation.value < progress.best):
         progress.best, progress.best_record = evaluation.value, record.id
         progress.stale = progress.stage_stale = 0
+    return alarm
 
 
 def _collapse(record: Record, action: str) -> str | None:

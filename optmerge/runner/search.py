@@ -43,7 +43,7 @@ def search(config: SearchConfig, *, root: Path, sinks: Sequence[Sink] = (), stop
         config: What to search; relative paths are relative to ``root``.
         root: Folder of the search file.
         sinks: Views that are fed while it runs.
-        stop: Asked before every evaluation; a reason ends the run with its state saved.
+        stop: Asked before every evaluation; a reason interrupts the run, which can be resumed.
 
     Raises:
         UserError: Something that the user can mend, found before any evaluation, or by the first that shows it.

@@ -321,9 +321,7 @@ class Session:
         again: list[Scored] = []
         self._baseline(self.reporting.baselines["base"], "fit")  # sets the normalisers of the fit split
         for done, row in enumerate(scored):
-            why = None if self.journal.replaying else stop()
-            if why:
-                raise RunInterrupted(why)
+            self._go_on(stop)
             select, _ = self._baseline(self.reporting.baselines[row.name], "select")
             if select.error:
                 log.warning("the baseline %s failed: %s", row.name, select.error)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from optmerge.drivers import Variables, make_driver
 from optmerge.drivers.optuna_driver import OptunaDriver
 from optmerge.errors import RunError, RunFailed, RunInterrupted
 from optmerge.records import Candidate, Evaluation, Record, Trajectory, Vector
+from optmerge.runner.budget import Progress, StageLimits
 from optmerge.runner.journal import Journal, substitute_failures
 from optmerge.runner.loop import Outcome, run_loop
 from optmerge.runner.state import StateStore
@@ -288,3 +290,65 @@ def test_a_driver_is_told_which_records_are_replayed(tmp_path: Path) -> None:
     driver, search = shared(tmp_path, lambda: None)
     search()
     assert driver.recalled == driver.asked == 12
+
+
+def test_a_search_that_the_clock_ended_within_a_generation_is_replayed_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter(range(10**6))
+    monkeypatch.setattr("optmerge.runner.journal.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    budget = BudgetConfig(evaluations=500, minutes=12.5 / 60)
+    outcome = run(tmp_path, "cma", budget=budget)
+    expected = trail(tmp_path)
+    last = [record.generation for record in Trajectory.read(tmp_path).records if record.phase == "search"]
+    assert 0 < last.count(last[-1]) < last.count(0), "some of a generation"
+    for path in (tmp_path / "state").glob("*"):
+        path.unlink()
+    again = run(tmp_path, "cma", budget=budget)
+    assert trail(tmp_path) == expected
+    assert (again.reason, again.progress) == (outcome.reason, outcome.progress)
+
+
+class Ending(OptunaDriver):
+    """A driver that stops by itself after six trials."""
+
+    def stop(self) -> dict[str, str]:
+        return {"six": "trials"} if self.generation == 6 else {}
+
+
+def test_the_last_generation_is_scored_though_the_driver_stops_by_itself(tmp_path: Path) -> None:
+    def search() -> Outcome:
+        variables = Variables(tuple("wxyz"), np.full(4, -1.0), np.full(4, 1.0), np.full(4, 0.3))
+        driver = Ending(OptunaConfig(startup=3), variables, seed=np.random.SeedSequence(5), fit_sizes={}, budget=41)
+        limits = BudgetConfig(evaluations=41, select_every=4)
+        with closing(Trajectory.open(tmp_path)) as trajectory:
+            return run_loop(driver, Quadratic(), Journal(trajectory), limits, StateStore(tmp_path / "state"))
+
+    outcome = search()
+    assert outcome.reason == "optuna stopped by itself: six trials"
+    expected = trail(tmp_path)
+    assert [one[3] for one in expected if one[1] == "select"] == [0, 4, 5]
+    assert search().progress == outcome.progress
+    for path in (tmp_path / "state").glob("*"):
+        path.unlink()
+    assert search().progress == outcome.progress
+    assert trail(tmp_path) == expected
+
+
+def test_the_start_of_a_stage_does_not_use_up_its_patience(tmp_path: Path) -> None:
+    variables = Variables(tuple("wxyz"), np.full(4, -1.0), np.full(4, 1.0), np.full(4, 0.3))
+    driver = make_driver(CONFIGS["adam"], variables, seed=np.random.SeedSequence(5), fit_sizes={"a": 7}, budget=41)
+    best = float(np.abs(0.3 - TARGET).sum())
+    with closing(Trajectory.open(tmp_path)) as trajectory:
+        outcome = run_loop(
+            driver,
+            Quadratic(),
+            Journal(trajectory),
+            BudgetConfig(evaluations=6),
+            StateStore(tmp_path / "state"),
+            limits=StageLimits(patience=1),
+            before=Progress(best=best, best_record=1),
+        )
+    assert outcome.progress.evaluations > 1
+    assert outcome.progress.best is not None
+    assert outcome.progress.best < best

@@ -15,6 +15,7 @@ from optmerge.config.schema import BudgetConfig
 from optmerge.drivers import Variables, make_driver
 from optmerge.errors import RunInterrupted
 from optmerge.records import OBJECTIVE, Candidate, Evaluation, EvaluationCount, Record, Trajectory, Vector
+from optmerge.runner.budget import Progress, next_stage
 from optmerge.runner.journal import Journal
 from optmerge.runner.loop import Outcome, run_loop
 from optmerge.runner.search import Run, resume, search
@@ -119,6 +120,15 @@ def test_resume_from_anywhere_is_bit_exact(
                 path.unlink()
         loop(folder, name, Judged(), evaluations=9)
         assert [(r.phase, r.vector_sha256, r.value, r.examples, r.share, r.pruned) for r in read(folder)] == expected
+
+
+def test_what_rungs_have_begun_counts_as_one_when_a_stage_ends() -> None:
+    count = EvaluationCount()
+    shares = ((0, 0.25), (0, 1.0), (1, 0.25), (1, 0.75))
+    made = [count(Record(0, "search", "optuna", "fit", 1.0, stage=stage, share=share)) for stage, share in shares]
+    assert made == [0, 1, 2, 3]
+    ended = next_stage(Progress(evaluations=1, part=4), comparable=True)
+    assert (ended.evaluations, ended.part) == (2, 0), "as the budget counts"
 
 
 def read(folder: Path) -> list[Record]:
