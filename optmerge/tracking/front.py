@@ -188,8 +188,7 @@ def hypervolume_curve(view: RunView) -> tuple[list[int], list[float]] | None:
 
 
 def _candidates(view: RunView, tasks: Sequence[str]) -> tuple[list[Record], str]:
-    collapsed = (view.settings.get("alarms") or {}).get("collapse") == "warn"
-    return front_candidates(view.records, tasks, objectives=view.objectives, collapsed=collapsed)
+    return front_candidates(view.records, tasks, objectives=view.objectives, collapsed=view.collapsed)
 
 
 def _member(entry: Mapping[str, Any], metric: str) -> Shown:

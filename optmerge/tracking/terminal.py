@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optmerge.records import EvaluationCount, Record
+from optmerge.runner.alarms import COLLAPSE
 from optmerge.tracking.markdown import number
 from optmerge.tracking.view import RunView
 
@@ -55,7 +56,7 @@ class TerminalSink:
         self._tasks: dict[str, object] = {}
         self._shares: dict[str, int] = {}
         self._said = float("-inf")
-        self._ticks: deque[float] = deque(maxlen=_RECENT)
+        self._ticks: deque[tuple[float, float]] = deque(maxlen=_RECENT)  # evaluations made, and when
         self._evaluations = 0
         self._count = EvaluationCount()
         self._failed = 0
@@ -68,12 +69,14 @@ class TerminalSink:
         self._begun: float | None = None
         self._alarms: dict[str, str] = {}
         self._stage = 0
+        self._collapsed = False  # whether an iterate that has collapsed may be the best
 
     def start(self, run: Path) -> None:
         """Take over what an interrupted run has done already."""
         view = RunView.open(run, vectors=False)
         self._limit = view.budget.get("evaluations")
         self._minutes = view.budget.get("minutes")
+        self._collapsed = view.collapsed
         for record in view.records:
             self._take(record)
         self._ticks.clear()
@@ -155,20 +158,22 @@ class TerminalSink:
             return False
         if record.phase == "search":
             self._evaluations = self._count(record)
-            self._ticks.append(record.elapsed)
+            self._ticks.append((self._count.made, record.elapsed))
             if record.value is not None and record.share == 1.0:
                 self._value = record.value
             return record.error is not None
-        if record.phase == "select" and record.value is not None and (self._best is None or record.value < self._best):
-            self._best = record.value
-            return True
-        return False
+        if record.phase != "select" or record.value is None or (COLLAPSE in record.alarms and not self._collapsed):
+            return False
+        better = self._best is None or record.value < self._best
+        self._best = record.value if better else self._best
+        return better
 
     def _rate(self) -> float | None:
         """Evaluations a second, lately."""
-        if len(self._ticks) < 2 or self._ticks[-1] <= self._ticks[0]:
+        if len(self._ticks) < 2:
             return None
-        return (len(self._ticks) - 1) / (self._ticks[-1] - self._ticks[0])
+        (before, begun), (made, now) = self._ticks[0], self._ticks[-1]
+        return (made - before) / (now - begun) if made > before and now > begun else None
 
     def _seconds_left(self, rate: float | None) -> float | None:
         limits: list[float] = []

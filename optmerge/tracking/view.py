@@ -173,11 +173,15 @@ class RunView:
         """The select value of every iterate that was scored there."""
         return self._points("select")
 
+    @property
+    def collapsed(self) -> bool:
+        """Whether an iterate that an alarm calls collapsed may be the best."""
+        return (self.settings.get("alarms") or {}).get("collapse") == "warn"
+
     @cached_property
     def best(self) -> Point | None:
         """The iterate with the lowest select value so far (the earliest of equals), none that an alarm ruled out."""
-        collapsed = (self.settings.get("alarms") or {}).get("collapse") == "warn"
-        found = best_iterates(self.records, 1, collapsed=collapsed, objectives=self.objectives)
+        found = best_iterates(self.records, 1, collapsed=self.collapsed, objectives=self.objectives)
         return next((point for point in self.select if found and point.record == found[0].id), None)
 
     @property

@@ -30,9 +30,13 @@ class RowMaker:
     Args:
         variables: Names of the vector's coordinates, as a run's manifest has them.
         later: Those of the stages after the first, where the search has a schedule.
+        collapsed: Whether an iterate that an alarm calls collapsed may be the best.
     """
 
-    def __init__(self, variables: Sequence[str], later: Sequence[Sequence[str]] = ()) -> None:
+    def __init__(
+        self, variables: Sequence[str], later: Sequence[Sequence[str]] = (), *, collapsed: bool = False
+    ) -> None:
+        self._collapsed = collapsed
         self._count = EvaluationCount()
         self._best: float | None = None
         self._generation: list[float] = []
@@ -77,7 +81,7 @@ class RowMaker:
 
     def _select(self, record: Record) -> Mapping[str, Value | None]:
         better = record.value is not None and (self._best is None or record.value < self._best)
-        if better and COLLAPSE not in record.alarms:
+        if better and (self._collapsed or COLLAPSE not in record.alarms):
             self._best = record.value
         row: dict[str, Value | None] = {
             "select/value": record.value,

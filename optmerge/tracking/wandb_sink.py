@@ -96,7 +96,7 @@ class WandbSink:
             if self._run.resumed and known is not None:
                 self._logged = set(range(int(known) + 1))
         first, *later = (view.variables(stage).compact for stage in range(len(view.stages)))
-        self._rows = RowMaker(first, later)
+        self._rows = RowMaker(first, later, collapsed=view.collapsed)
         for record in view.records:
             self.record(record)
 

@@ -7,6 +7,7 @@ import io
 from rich.console import Console
 
 from optmerge.tracking.terminal import TerminalSink
+from optmerge.tracking.wandb_rows import RowMaker
 
 
 def _watch(fake, *, terminal: bool, environment: dict[str, str] | None = None) -> str:
@@ -76,3 +77,30 @@ def test_time_left_follows_the_tighter_limit(fake) -> None:
     run.close()
     done = run.records[-1].elapsed - [r for r in run.records if r.phase == "baseline"][-1].elapsed
     assert f"about {round(60 - done)} s left" in sink.line()
+
+
+def test_an_iterate_that_collapsed_is_not_shown_as_the_best_unless_it_may_be(fake) -> None:
+    shown = []
+    for name, action in (("first", "stop"), ("second", "warn")):
+        run = fake(name, settings_update={"alarms": {"collapse": action}}).baselines()
+        run.add(phase="select", driver="adam", split="select", value=0.4)
+        run.add(phase="select", driver="adam", split="select", value=0.1, alarms={"collapse": "gone"})
+        sink = TerminalSink(Console(file=io.StringIO()))
+        sink.start(run.folder)
+        run.close()
+        shown.append(sink.line())
+        maker = RowMaker(run.variables, collapsed=action == "warn")
+        assert [maker.row(record) for record in run.records][-1]["objective/best"] == (0.1 if action == "warn" else 0.4)
+    assert "best select 0.400" in shown[0]
+    assert "best select 0.100" in shown[1]
+
+
+def test_the_rate_is_of_evaluations_of_the_budget(fake) -> None:
+    run = fake(evaluations=20).baselines()
+    sink = TerminalSink(Console(file=io.StringIO()))
+    sink.start(run.folder)
+    run.on_record = sink.record
+    for _ in range(9):  # a record every 0.7 seconds
+        run.add(phase="search", driver="optuna", split="fit", value=0.4, share=0.25)
+    run.close()
+    assert "2.8 s each" in sink.line()
