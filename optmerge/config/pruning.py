@@ -29,11 +29,11 @@ def with_experts(data: Mapping[str, Any], kept: Collection[str]) -> dict[str, An
     made["tasks"] = {task: spec for task, spec in made["tasks"].items() if task not in left_out}
     if made.get("tokenizer") in gone:
         del made["tokenizer"]
-    named = [d.get("name") if isinstance(d, dict) else d for d in made.get("directions") or () if d != "experts"]
+    others = [d["name"] if isinstance(d, dict) else d for d in made.get("directions") or () if d != "experts"]
     space = made.get("space")
     if isinstance(space, dict) and isinstance(space.get("rules"), list):
         space["rules"] = [
-            rule for rule in space["rules"] if not _only_of(gone, [*kept, *named], rule.get("direction", "*"))
+            rule for rule in space["rules"] if not _only_of(gone, [*kept, *others], rule.get("direction", "*"))
         ]
     stages = made.get("schedule")
     for part in (made, *(stages if isinstance(stages, list) else ())):
