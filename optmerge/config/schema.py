@@ -316,6 +316,16 @@ class SearchConfig(Strict):
         """The stages of the schedule; a search without one has a single stage."""
         return (StageConfig(driver=self.driver),) if self.schedule is None else tuple(self.schedule)
 
+    @property
+    def shares(self) -> tuple[int | None, ...]:
+        """What each stage may take of the budget's evaluations; None where nothing but the clock limits it."""
+        shares: list[int | None] = []
+        left = self.budget.evaluations
+        for stage in self.stages:
+            shares.append(min((share for share in (stage.evaluations, left) if share is not None), default=None))
+            left = None if left is None or shares[-1] is None else left - shares[-1]
+        return tuple(shares)
+
     def at_stage(self, number: int) -> SearchConfig:
         """The search as it is in one stage: its driver, granularity and objective stand where the search's do."""
         if self.schedule is None:

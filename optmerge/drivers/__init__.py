@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from optmerge.config.base import Strict
-from optmerge.config.drivers import CURVATURE_DRIVERS
+from optmerge.config.drivers import CURVATURE_DRIVERS, OptunaConfig
 from optmerge.drivers.base import Driver, Variables
 from optmerge.errors import ConfigError, did_you_mean
 
@@ -34,7 +34,17 @@ DRIVERS: dict[str, str] = {
 MOST_VARIABLES = {"cma": 20_000, "optuna": 5_000, "natural-niches": 20_000}
 MOST_CURVATURE = 100  # variables of a driver that solves for a matrix of all of them
 
-__all__ = ["DRIVERS", "Driver", "Variables", "driver_class", "driver_type", "make_driver", "require_dimension"]
+__all__ = [
+    "DRIVERS",
+    "Driver",
+    "Variables",
+    "check_driver",
+    "driver_class",
+    "driver_type",
+    "make_driver",
+    "require_dimension",
+    "require_step",
+]
 
 
 def driver_class(name: str) -> type[Driver]:
@@ -86,6 +96,38 @@ def require_dimension(name: str, dimension: int) -> None:
         )
 
 
+def require_step(name: str, dimension: int, *, budget: int | None) -> None:
+    """Refuse a driver whose budget does not pay for one step.
+
+    Raises:
+        ConfigError: A Jacobian counts more evaluations than there are.
+    """
+    if name in CURVATURE_DRIVERS and budget is not None and budget <= dimension:
+        raise ConfigError(
+            f"budget.evaluations is {budget} (in a schedule, what is left to the stage), and one step of {name} over "
+            f"{dimension} variables counts {dimension + 1}: its Jacobian judges a neighbour along each. Allow some ten "
+            f"steps ({10 * (dimension + 1)}), or use adam."
+        )
+
+
+def check_driver(config: Strict, dimension: int, *, budget: int | None) -> None:
+    """Refuse settings that cannot search so many variables here, before there is anything to search.
+
+    Raises:
+        ConfigError: There are too many variables or too few evaluations, or a package is missing.
+    """
+    name: str = getattr(config, "name", type(config).__name__)
+    require_dimension(name, dimension)
+    require_step(name, dimension, budget=budget)
+    if isinstance(config, OptunaConfig):
+        from optmerge.drivers.pruning import make_pruner
+        from optmerge.drivers.samplers import check_sampler
+
+        check_sampler(config, dimension)
+        if config.pruner != "none":
+            make_pruner(config)
+
+
 def make_driver(
     config: Strict,
     variables: Variables,
@@ -97,10 +139,5 @@ def make_driver(
     """The driver that ``config`` names, at its start; see `optmerge.drivers.base.Driver` for the arguments."""
     name: str = getattr(config, "name", type(config).__name__)
     require_dimension(name, len(variables))
-    if name in CURVATURE_DRIVERS and budget is not None and budget <= len(variables):
-        raise ConfigError(
-            f"budget.evaluations is {budget}, and one step of {name} over {len(variables)} variables "
-            f"counts {len(variables) + 1}: its Jacobian judges a neighbour along each. Allow some ten steps "
-            f"({10 * (len(variables) + 1)}), or use adam."
-        )
+    require_step(name, len(variables), budget=budget)
     return driver_type(config)(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)

@@ -40,15 +40,7 @@ def make_variables(
     norms: Vector | None = None
     if getattr(driver, "scale", "none") == "norms":
         norms = variable_norms(space, delta_norms(problem.engine, problem.columns))
-    cells = None
-    if driver.name == "frank-wolfe":
-        cells = variable_cells(space)
-        if cells is None:
-            raise ConfigError(
-                "driver is frank-wolfe, which weighs experts against one another, and in this space a variable is not "
-                "one expert's coefficient (model-wise, polynomial, shared or normalised). Take task-wise, layer-wise, "
-                "layer-kind-wise or tensor-wise with normalise: none, or another driver."
-            )
+    cells = require_cells(driver.name, space)
     known = known_vectors(space, start, (table[:, problem.columns] for table in ranked), getattr(driver, "known", 0))
     return Variables(
         space.names,
@@ -62,6 +54,24 @@ def make_variables(
         integer=space.integer,
         choices=space.choices,
     )
+
+
+def require_cells(driver: str, space: SearchSpace) -> npt.NDArray[np.int64] | None:
+    """`variable_cells` for a driver that needs them, None for any other.
+
+    Raises:
+        ConfigError: A variable is not one direction's coefficient.
+    """
+    if driver != "frank-wolfe":
+        return None
+    cells = variable_cells(space)
+    if cells is None:
+        raise ConfigError(
+            "driver is frank-wolfe, which weighs experts against one another, and in this space a variable is not one "
+            "expert's coefficient (model-wise, polynomial, shared or normalised). Take task-wise, layer-wise, "
+            "layer-kind-wise or tensor-wise with normalise: none, or another driver."
+        )
+    return cells
 
 
 def variable_cells(space: SearchSpace) -> npt.NDArray[np.int64] | None:

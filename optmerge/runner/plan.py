@@ -15,7 +15,7 @@ import torch
 
 from optmerge.config.drivers import CURVATURE_DRIVERS, GRADIENT_DRIVERS
 from optmerge.config.schema import SearchConfig
-from optmerge.drivers import require_dimension
+from optmerge.drivers import check_driver
 from optmerge.merging import kernels
 from optmerge.merging.alternatives import searched_directions
 from optmerge.merging.deltas import Deltas
@@ -29,6 +29,7 @@ from optmerge.records import SplitName
 from optmerge.runner.baselines import parts_by_whole
 from optmerge.runner.closed_form import form_count
 from optmerge.runner.geometry import check_regularisers
+from optmerge.runner.knowledge import require_cells
 from optmerge.runner.memory import MemoryPlan, plan_memory, recorded_bytes, worst_plan
 from optmerge.runner.problem import absolute_references, input_reader, load_tasks
 from optmerge.runner.terms import untimed_notes
@@ -130,7 +131,8 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         space = build_space(stage.space, roles, list(lanes), untouched=absent, shapes=family.parameters, lanes=lanes)
         if alternatives is not None:
             space = choosing(space, alternatives)
-        require_dimension(stage.driver.name, space.dimension)
+        check_driver(stage.driver, space.dimension, budget=stage.budget.evaluations)
+        require_cells(stage.driver.name, space)
         objective = Objective(stage.objective, list(config.tasks), dict.fromkeys(config.tasks))
         objective.require_gradient(stage.driver.name)
         check_regularisers(objective, space)
@@ -223,14 +225,10 @@ class _Stage:
 
 def _with_shares(config: SearchConfig) -> list[SearchConfig]:
     """The search in each of its stages, with the stage's share of the evaluations as budget."""
-    stages, left = [], config.budget.evaluations
-    for number, stage in enumerate(config.stages):
-        shares = [share for share in (stage.evaluations, left) if share is not None]
-        share = min(shares, default=None)
-        left = left if left is None or share is None else left - share
-        budget = config.budget.model_copy(update={"evaluations": share})
-        stages.append(config.at_stage(number).model_copy(update={"budget": budget}))
-    return stages
+    return [
+        config.at_stage(number).model_copy(update={"budget": config.budget.model_copy(update={"evaluations": share})})
+        for number, share in enumerate(config.shares)
+    ]
 
 
 def _multiplied(family: Family) -> int:
@@ -284,6 +282,8 @@ def _seconds(
             generations = row.evaluations / config.budget.select_every
             if row.driver == "cma":
                 generations /= 12
+            elif row.driver in CURVATURE_DRIVERS:
+                generations /= row.dimension + 1
             total += row.evaluations * row.seconds + generations * forward["select"]
     if all(row.evaluations is not None for row in rows):
         result["search"] = total

@@ -22,7 +22,7 @@ from optmerge.calibration.data import Batch, Calibration, Kind, load_calibration
 from optmerge.calibration.sampling import Embedder
 from optmerge.calibration.sources import is_local
 from optmerge.config.schema import SearchConfig
-from optmerge.drivers import require_dimension
+from optmerge.drivers import check_driver
 from optmerge.errors import ConfigError
 from optmerge.merging.alternatives import searched_directions
 from optmerge.merging.coefficients import Static, Table
@@ -48,6 +48,7 @@ from optmerge.runner.fisher import fisher_profile
 from optmerge.runner.forward import Forward
 from optmerge.runner.geometry import check_regularisers
 from optmerge.runner.heads import zero_shot_heads
+from optmerge.runner.knowledge import require_cells
 from optmerge.runner.memory import plan_memory, worst_plan
 from optmerge.runner.stages import Stage, prolonged
 from optmerge.runner.statistics import GramStatistics
@@ -274,7 +275,7 @@ def open_problem(
     statistics = GramStatistics(config, family, calibration, device=device, dtype=dtype)
     deltas = Deltas(family, directions, cache=cache_dir() / "directions", statistics=statistics)
     opened: list[Stage] = []
-    for settings, stage in zip(config.stages, stages, strict=True):
+    for settings, stage, share in zip(config.stages, stages, config.shares, strict=True):
         before = opened[-1] if opened else None
         if before is not None and stage.objective == before.config.objective:
             objective = before.objective
@@ -297,7 +298,8 @@ def open_problem(
             )
             space = space if alternatives is None else choosing(space, alternatives)
         check_regularisers(objective, space)
-        require_dimension(stage.driver.name, space.dimension)
+        check_driver(stage.driver, space.dimension, budget=share)
+        require_cells(stage.driver.name, space)
         opened.append(Stage(settings, stage, objective, space))
     memory = worst_plan(
         [plan_memory(s.config, family, directions, s.space, calibration, device, dtype) for s in opened]

@@ -14,6 +14,7 @@ from optmerge.config.load import build_config
 from optmerge.errors import ConfigError, RunInterrupted
 from optmerge.records import Record, Trajectory
 from optmerge.runner.search import resume, search
+from optmerge.tracking.view import RunView
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -48,6 +49,7 @@ def test_a_step_counts_its_neighbours_and_a_stopped_search_goes_on_bit_by_bit(
     records = fits(whole.folder)
     assert len(records) == 4  # of 3 evaluations each
     assert whole.result["evaluations"] == 12
+    assert RunView.open(whole.folder).evaluations == 12, "views count as the budget does"
     assert whole.result["reason"] == "2 evaluations are left, and the next step counts 3"
     for record in records:
         assert record.curvature is not None
@@ -97,6 +99,7 @@ def test_frank_wolfe_needs_a_variable_for_every_expert(
     made = build_config(settings(**(LM | {"driver": "frank-wolfe", "space": space})), root=tmp_path)
     with pytest.raises(ConfigError, match="driver is frank-wolfe, which weighs experts against one another"):
         search(made, root=tmp_path)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_objective_without_a_matrix_is_refused_before_anything_is_written(
@@ -105,4 +108,17 @@ def test_an_objective_without_a_matrix_is_refused_before_anything_is_written(
     terms = {"terms": [{"name": "pseudo-label", "filter": "agreement"}]}
     with pytest.raises(ConfigError, match="pseudo-label is a function of means"):
         search(build_config(settings(**LM, objective=terms), root=tmp_path), root=tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_that_cannot_pay_for_one_step_is_refused_before_anything_is_written(
+    settings: Settings, tmp_path: Path
+) -> None:
+    stages = [{"driver": "adam", "evaluations": 4}, {"driver": "levenberg-marquardt"}]
+    made = settings(**(LM | {"schedule": stages, "budget": {"evaluations": 6}}))
+    del made["driver"]
+    config = build_config(made, root=tmp_path)
+    assert config.shares == (4, 2)
+    with pytest.raises(ConfigError, match=r"budget.evaluations is 2 \(in a schedule.* counts 3"):
+        search(config, root=tmp_path)
     assert not (tmp_path / "run").exists()
