@@ -66,7 +66,7 @@ def quadratic(candidate: Candidate) -> Evaluation:
 def _costs(candidate: Candidate, cycle: Vector) -> dict[str, dict[str, Vector]]:
     """What the examples that a candidate is judged on cost, where the examples of a task cost a cycle of values."""
     looked = candidate.examples or {task: tuple(range(size)) for task, size in FIT_SIZES.items()}
-    return {task: {OBJECTIVE: np.resize(cycle, FIT_SIZES[task])[list(at)]} for task, at in looked.items()}
+    return {task: {OBJECTIVE: cycle[np.asarray(at) % len(cycle)]} for task, at in looked.items()}
 
 
 def _parts(candidate: Candidate, costs: Mapping[str, Mapping[str, Vector]]) -> dict[str, float]:

@@ -79,8 +79,8 @@ def test_the_report_split_never_steers(settings: Settings, tmp_path: Path) -> No
         task["data"] = str(tmp_path / source.name)
         Path(task["data"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     other = run(changed, tmp_path / "b")
-    searched = [fact for fact in facts(made.folder) if fact[2] != "report"]
-    assert searched == [fact for fact in facts(other.folder) if fact[2] != "report"]
+    searched = [fact for fact in facts(made.folder) if fact[3] != "report"]
+    assert searched == [fact for fact in facts(other.folder) if fact[3] != "report"]
     assert made.result["rows"] != other.result["rows"]
 
 
