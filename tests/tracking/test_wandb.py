@@ -84,6 +84,7 @@ def test_offline_resume_in_a_copied_folder_logs_everything_again(
     sinks.finish(run.folder, "interrupted")
     assert not _warnings(caplog)
     run.ended("interrupted", "Ctrl-C")
+    segments(run.folder)  # W&B's service has written all of it
     copy = tmp_path / "elsewhere"
     shutil.copytree(run.folder, copy)
 
