@@ -123,7 +123,7 @@ def _ours(suite: Suite, folder: Path, budget: Budget, side: str, seed: int) -> C
             objective=objective_of(suite, side),
             space="tensor-wise" if from_baseline else {"preset": "tensor-wise", "start": START},
             driver=adam(budget, budget.batch),
-            budget={"evaluations": budget.steps, "select_every": budget.select_every, "finalists": 1},
+            budget={"evaluations": budget.steps, "select_every": budget.select_every, "finalists": 1, "front": 0},
             alarms={"collapse": "warn"},  # the reference has no guard either
             seed=seed,
         ),
@@ -161,7 +161,7 @@ def against_mergekit(suite: Suite, folder: Path, budget: Budget) -> list[Curve]:
     start = 2 + share + baselines * share  # teachers on fit and select, the base on fit, baselines on select
     batch = max(1, suite.fit // 4)
     step = 3 * batch / suite.fit + share / budget.select_every
-    cma_budget = {"evaluations": max(2, int(passes - start)), "select_every": 1, "finalists": 1}
+    cma_budget = {"evaluations": max(2, int(passes - start)), "select_every": 1, "finalists": 1, "front": 0}
     tag = f"-lr-{budget.lr:g}"
     cold = {"driver": {"name": "cma", "known": 0}, "space": {"preset": "layer-wise", "start": 1 / len(suite.experts)}}
     sides: dict[str, tuple[dict[str, Any], Sizes]] = {
@@ -174,6 +174,7 @@ def against_mergekit(suite: Suite, folder: Path, budget: Budget) -> list[Curve]:
                     "evaluations": max(2, int((passes - start) / step)),
                     "select_every": budget.select_every,
                     "finalists": 1,
+                    "front": 0,
                 },
             },
             Sizes(suite.fit, suite.select, batch),
