@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 Matrix = npt.NDArray[np.float64]
 
 BLOCK = 1 << 27  # bytes of features, of all variables, that are held at a time (one batch's at least)
+COLUMNS = 1 << 16  # of a block that are multiplied at a time, in fp64
 STEPS = {
     torch.float64: 2.0**-20,
     torch.float32: 2.0**-7,
@@ -107,7 +108,9 @@ def measure_curvature(
                 for look in block:
                     roots[row, at : at + look.size] = look.slopes(evaluator, step)
                     at += look.size
-            total += (roots @ roots.T).to(total)
+            for part in torch.split(roots, COLUMNS, 1):
+                wide = part.to(total)  # a product in fp32, or in less by TF32, would have eigenvalues below 0
+                total += wide @ wide.T
     matrix: Matrix = total.cpu().numpy()
     if split == "fit" and problem.objective.regularisers:
         assert evaluator.geometry is not None, "terms of the coefficients need the geometry of the search"

@@ -155,6 +155,8 @@ def test_the_matrix_equals_autograd(opened: Problem, name: str, monkeypatch: pyt
     assert expected.diagonal().max() > 1e-6
     assert float(np.abs((found.curvature - expected) / scale).max()) < 1e-3
     assert (found.curvature == found.curvature.T).all()
+    eigenvalues = np.linalg.eigvalsh(found.curvature)  # below 0 by no more than the rounding of finding them
+    assert eigenvalues[0] > -1e-12 * eigenvalues[-1]
 
     monkeypatch.setattr(curvature, "BLOCK", 1)  # a batch at a time
     alone = evaluator.evaluate(vector, "fit", jacobian=True)
