@@ -171,7 +171,10 @@ class _Choices:
         store = StateStore(path / "state")
         run_loop(driver, self, self.journal, config.budget, store, stop=stop, collapse="warn")
         records = [record for record in self.journal.trajectory.records if record.phase == "search"]
-        return relevance(problem, [record for record in records if record.gradient is not None], path)
+        told = [record for record in records if record.gradient is not None]
+        if not told:
+            raise RunFailed(f"No point gave a gradient to choose by; the last reason was: {records[-1].error}.")
+        return relevance(problem, told, path)
 
     def fit(self, candidate: Candidate) -> Evaluation:
         """A point's value and gradient on fit."""

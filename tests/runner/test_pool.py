@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from optmerge.config.load import build_config
-from optmerge.errors import ConfigError, RunError, RunInterrupted
-from optmerge.records import Trajectory
+from optmerge.errors import ConfigError, RunError, RunFailed, RunInterrupted
+from optmerge.records import Evaluation, Trajectory
 from optmerge.runner.pool import Pool, measure_pool
 
 Settings = Callable[..., dict[str, Any]]
@@ -90,6 +90,16 @@ def test_another_search_in_the_folder_is_refused(
     measured(language_settings(), tmp_path)
     with pytest.raises(RunError, match=r"run-pool holds the choices of another search.*--set output"):
         measured(language_settings(objective={"terms": [{"name": "jensen-shannon"}]}), tmp_path)
+
+
+def test_points_that_all_fail_are_no_measurement(
+    language_settings: Settings, language_zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = Evaluation(float("nan"), error="no room")
+    monkeypatch.setattr("optmerge.runner.pool._Choices.fit", lambda choices, candidate: failed)
+    config = build_config(language_settings(), root=tmp_path)
+    with pytest.raises(RunFailed, match=r"No point gave a gradient.*no room"):
+        measure_pool(config, root=tmp_path, rounds=1)
 
 
 def test_one_expert_is_no_pool(settings: Settings, tmp_path: Path) -> None:
