@@ -9,6 +9,8 @@ Online, a resumed search continues it. Offline, W&B cannot resume: a resumed sea
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import logging
 import secrets
@@ -39,6 +41,10 @@ class WandbSink:
 
     def __init__(self, tracking: TrackingConfig) -> None:
         assert tracking.wandb != "disabled", "a disabled tracker has no sink"
+        # In the thread that makes the sink, which imports models' classes too: both read syntax trees, and where two
+        # threads do so at once Python 3.11 fails now and then. What is wrong with wandb itself is said by `start`.
+        with contextlib.suppress(Exception):
+            importlib.import_module("wandb")
         self.tracking = tracking
         self._mode: Literal["online", "offline"] = tracking.wandb
         self._run: Any = None

@@ -29,6 +29,7 @@ DRIVERS: tuple[dict[str, Any], ...] = (
     {"name": "cma", "population": 5},
     {"name": "optuna"},
     {"name": "natural-niches"},
+    {"name": "frank-wolfe"},
 )
 SCHEDULE: tuple[dict[str, Any], ...] = (
     {"driver": {"name": "adam", "batch": 4}, "evaluations": 8, "granularity": "task-wise", "examples": 12},
