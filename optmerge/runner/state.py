@@ -38,7 +38,7 @@ class StateStore:
         """Write the state behind ``cursor`` records and drop all but the last two."""
         self.folder.mkdir(parents=True, exist_ok=True)
         atomic_write(self._path(cursor), dumps({"cursor": cursor, "driver": driver, "progress": progress}))
-        for path in self._paths()[:-KEEP]:
+        for path in [*self._paths()[:-KEEP], *self.folder.glob(".*.state.tmp-*")]:  # a killed process leaves the latter
             path.unlink(missing_ok=True)
 
     def load(self, *, limit: int) -> SavedState | None:
@@ -58,4 +58,4 @@ class StateStore:
         return self.folder / f"{cursor:08d}.state"
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("*.state"))
+        return sorted(path for path in self.folder.glob("*.state") if path.stem.isdigit())

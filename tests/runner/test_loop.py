@@ -175,6 +175,22 @@ def test_a_damaged_state_is_passed_over(tmp_path: Path, monkeypatch: pytest.Monk
     assert "damaged" in caplog.text
 
 
+def test_a_state_whose_writing_was_killed_is_none(tmp_path: Path) -> None:
+    """SIGKILL between the writing of a temporary file and its renaming."""
+    store = StateStore(tmp_path / "state")
+    left = tmp_path / "state" / ".00000033.state.tmp-8157-6693a271.state"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    assert store.load(limit=40) is None
+    store.save(7, {"x": 1}, {})
+    found = store.load(limit=40)
+    assert found is not None
+    assert found.cursor == 7
+    store.save(8, {"x": 2}, {})
+    store.save(9, {"x": 3}, {})
+    assert sorted(path.name for path in (tmp_path / "state").glob("*.state")) == ["00000008.state", "00000009.state"]
+
+
 def test_only_two_states_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("optmerge.runner.loop.SAVE_SECONDS", 0.0)
     run(tmp_path)
