@@ -12,7 +12,7 @@ from optmerge.config.alternatives import Alternative, alternative_problems, read
 from optmerge.config.amounts import amount_bytes
 from optmerge.config.base import Strict, named
 from optmerge.config.drivers import AdamConfig, DriverConfig
-from optmerge.config.methods import INPUT_METHODS, LINEAR_METHODS, MethodConfig, TaskArithmeticConfig
+from optmerge.config.methods import LINEAR_METHODS, STATISTICS_METHODS, MethodConfig, TaskArithmeticConfig
 from optmerge.config.objectives import ObjectiveConfig
 from optmerge.config.sampling import RandomConfig, SamplingConfig
 from optmerge.config.spaces import SpaceConfig
@@ -400,7 +400,7 @@ def _method_problems(data: Mapping[str, Any], experts: list[str]) -> list[str]:
             continue
         for entry in entries:
             name = entry if isinstance(entry, str) else _mapping(entry).get("name")
-            if name in INPUT_METHODS and idle:
+            if name in STATISTICS_METHODS and idle:
                 problems.append(
                     f"{where}: {name} needs inputs of every expert, and no task has the expert {' or '.join(idle)}. "
                     f"Add one (tasks.{idle[0]}: {{expert: {idle[0]}, data: ...}}), or take {name} out."

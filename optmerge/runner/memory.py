@@ -22,7 +22,7 @@ from torch import nn
 
 from optmerge.config.amounts import amount_bytes
 from optmerge.config.drivers import CURVATURE_DRIVERS, GRADIENT_DRIVERS
-from optmerge.config.methods import INPUT_METHODS
+from optmerge.config.methods import STATISTICS_METHODS
 from optmerge.config.schema import SearchConfig
 from optmerge.config.spectral import SpectralConfig
 from optmerge.merging.engine import Form
@@ -224,7 +224,7 @@ def _preparing_bytes(family: Family, directions: Sequence[Direction]) -> int:
         return 0
     largest = max(parameter.numel for parameter in family.parameters.values())
     grams = 0
-    if any(method.name in INPUT_METHODS for method in methods):
+    if any(method.name in STATISTICS_METHODS for method in methods):
         inputs = [p.shape[0 if p.input_first else -1] for p in family.parameters.values() if len(p.shape) == 2]
         grams = min(sum(size * size * 4 for size in inputs), GRAMS)
     held = max(2 + method.bands if isinstance(method, SpectralConfig) else 1 for method in methods)

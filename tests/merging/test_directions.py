@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from optmerge.config.methods import (
-    INPUT_METHODS,
+    STATISTICS_METHODS,
     LINEAR_METHODS,
     METHOD_CONFIGS,
     DareConfig,
@@ -85,5 +85,5 @@ def test_known_are_experts_first_then_what_is_searched_then_baselines() -> None:
 
 def test_the_lists_of_methods_agree_with_the_methods() -> None:
     built = {name: build_method(config(), EXPERTS) for name, config in METHOD_CONFIGS.items()}  # type: ignore[arg-type]
-    assert [name for name, method in built.items() if method.needs] == list(INPUT_METHODS)
+    assert [name for name, method in built.items() if method.needs] == list(STATISTICS_METHODS)
     assert all(built[name].linear for name in LINEAR_METHODS)

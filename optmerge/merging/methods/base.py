@@ -24,10 +24,10 @@ from typing import Literal, Protocol
 
 import torch
 
+from optmerge.config.methods import Need
 from optmerge.models.roles import RoleKind
 from optmerge.records import Progress
 
-Need = Literal["grams"]
 Structure = Literal["vector", "matrix", "stack", "convolution"]
 
 

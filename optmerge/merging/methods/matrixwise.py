@@ -10,8 +10,8 @@ from typing import Literal
 
 import torch
 
-from optmerge.config.methods import Embeddings, Others
-from optmerge.merging.methods.base import Method, Models, Need, TensorKind
+from optmerge.config.methods import Embeddings, Need, Others
+from optmerge.merging.methods.base import Method, Models, TensorKind
 from optmerge.merging.methods.elementwise import Elementwise
 from optmerge.merging.methods.gram_solve import gram_mean
 from optmerge.merging.methods.reduce import WeightedSum

@@ -1,0 +1,75 @@
+"""Settings of the merging methods; the methods themselves are in ``optmerge.merging.methods``.
+
+A method's delta is made at scale 1: the scale of the papers (lambda, alpha) is the coefficient of the direction.
+A new method is a class of settings here, in the module of its kind, and a builder beside its kin in
+``optmerge.merging.methods``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from optmerge.config.methods.base import (
+    Compat,
+    Embeddings,
+    Facts,
+    MethodSettings,
+    Need,
+    Others,
+    Scope,
+    Searched,
+    Share,
+)
+from optmerge.config.methods.basic import (
+    AverageConfig,
+    BasicConfig,
+    DareConfig,
+    DareTiesConfig,
+    IsoCConfig,
+    LinearConfig,
+    RegMeanConfig,
+    SlerpConfig,
+    TaskArithmeticConfig,
+    TiesConfig,
+    TiesSplitConfig,
+    TsvMConfig,
+)
+
+__all__ = [
+    "LINEAR_METHODS",
+    "METHOD_CONFIGS",
+    "STATISTICS_METHODS",
+    "AverageConfig",
+    "Compat",
+    "DareConfig",
+    "DareTiesConfig",
+    "Embeddings",
+    "Facts",
+    "IsoCConfig",
+    "LinearConfig",
+    "MethodConfig",
+    "MethodSettings",
+    "Need",
+    "Others",
+    "RegMeanConfig",
+    "Scope",
+    "Searched",
+    "Share",
+    "SlerpConfig",
+    "TaskArithmeticConfig",
+    "TiesConfig",
+    "TiesSplitConfig",
+    "TsvMConfig",
+]
+
+MethodConfig = Annotated[BasicConfig, Field(discriminator="name")]
+
+METHOD_CONFIGS: dict[str, type[MethodSettings]] = {
+    config.method_name(): config for kind in (BasicConfig,) for config in get_args(kind)
+}
+LINEAR_METHODS = tuple(name for name, config in METHOD_CONFIGS.items() if config.facts.linear)
+"""Sums of one part per expert, so that each can be scaled."""
+STATISTICS_METHODS = tuple(name for name, config in METHOD_CONFIGS.items() if config.facts.needs)
+"""Need statistics of every expert, so that each must have a task."""
