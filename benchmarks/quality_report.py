@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 REFERENCE = "mergekit-evolve"
 ADAM = "start, Adam"
+CMA = "start, CMA-ES"
+BOTH = "start, Adam, CMA-ES"
 PLAIN = "Adam, same objective"
 GUIDED = "Adam, and expert-kl"
 OTHER = "Adam, expert-kl"
@@ -31,8 +33,9 @@ COLOURS = {
     "AdaMerging": "#b2182b",
     REFERENCE: "#b2182b",
     COLD: "#999999",
-    "start, CMA-ES": "#67a9cf",
+    CMA: "#67a9cf",
     ADAM: "#2166ac",
+    BOTH: "#1b7837",
     PLAIN: "#67a9cf",
     GUIDED: "#2166ac",
 }
@@ -272,7 +275,7 @@ def _mergekit_verdict(result: SuiteResult) -> list[str]:
     told: list[str] = []
     if not result.mergekit:
         return told
-    for side in ("start, CMA-ES", ADAM):
+    for side in (CMA, ADAM, BOTH):
         pairs, costs = _paired(result, side), _costs(result, side)
         better = all(mine < theirs for mine, theirs in pairs)
         worst = max((math.inf if cost is None else cost) for cost in costs)

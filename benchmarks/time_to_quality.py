@@ -34,7 +34,19 @@ from benchmarks.harness import ROOT, machine, parser
 from benchmarks.mergekit_replay import MergekitEvolve
 from benchmarks.quality_curves import NOTHING, Cost, Curve, Point, Sizes, search_curve
 from benchmarks.quality_judge import Judge
-from benchmarks.quality_report import ADAM, COLD, GUIDED, OTHER, PLAIN, AdaMergingSide, SuiteResult, markdown, plot
+from benchmarks.quality_report import (
+    ADAM,
+    BOTH,
+    CMA,
+    COLD,
+    GUIDED,
+    OTHER,
+    PLAIN,
+    AdaMergingSide,
+    SuiteResult,
+    markdown,
+    plot,
+)
 from benchmarks.quality_suites import METRIC, SUITES, Suite
 from optmerge.atomic import atomic_write
 from optmerge.config.drivers import CmaConfig
@@ -76,6 +88,7 @@ class Budget:
 
 SMALL = Budget(reference=4, every=2, steps=4, batch=8, select_every=2, evaluations=10, seeds=(0, 1))
 START = 0.3  # of every coefficient, as AdaMerging's
+SMALL_SIGMA = 0.02  # of CMA-ES after Adam, as in schedules/gradient-then-cma.yaml
 GUIDANCE = 0.1  # weight of expert-kl (1 at the base) beside AdaMerging's objective
 TURNS = (0, 1, 2)  # seeds of our side: before, half way through and after the reference, so that all see the machine
 
@@ -151,6 +164,7 @@ def _crossing(judge: Judge, curve: Curve, folder: Path, value: float) -> Curve:
 
 def against_mergekit(suite: Suite, folder: Path, budget: Budget) -> list[Curve]:
     """Every side and seed; all with about as many forward passes as mergekit-evolve takes."""
+    suite = suite.sized_for_passes()
     judge = Judge(suite.search(folder / "unused", objective="expert-kl", space="layer-wise"))
     dimension = judge.problem.space.dimension
     evaluations = mergekit_replay.whole_generations(budget.evaluations, dimension)
@@ -161,28 +175,36 @@ def against_mergekit(suite: Suite, folder: Path, budget: Budget) -> list[Curve]:
     start = 2 + share + baselines * share  # teachers on fit and select, the base on fit, baselines on select
     batch = max(1, suite.fit // 4)
     step = 3 * batch / suite.fit + share / budget.select_every
-    cma_budget = {"evaluations": max(2, int(passes - start)), "select_every": 1, "finalists": 1, "front": 0}
+    left = passes - start
+    tail = {"select_every": 1, "finalists": 1, "front": 0}
+    cma_budget = {"evaluations": max(2, int(left))} | tail
     tag = f"-lr-{budget.lr:g}"
     cold = {"driver": {"name": "cma", "known": 0}, "space": {"preset": "layer-wise", "start": 1 / len(suite.experts)}}
+    plain, batched = Sizes(suite.fit, suite.select), Sizes(suite.fit, suite.select, batch)
+    # Half of the passes for each: the second stage looks at all of fit and at select after every evaluation.
+    steps, rest = max(1, int(left / 2 / step)), max(1, int(left / 2 / (1 + share)))
+    both = [
+        {"driver": adam(budget, batch), "evaluations": steps},
+        {"driver": {"name": "cma", "sigma": SMALL_SIGMA, "known": 0}, "evaluations": rest},
+    ]
     sides: dict[str, tuple[dict[str, Any], Sizes]] = {
-        COLD: (cold | {"budget": cma_budget}, Sizes(suite.fit, suite.select)),
-        "start, CMA-ES": ({"driver": "cma", "budget": cma_budget}, Sizes(suite.fit, suite.select)),
+        COLD: (cold | {"budget": cma_budget}, plain),
+        CMA: ({"driver": "cma", "budget": cma_budget}, plain),
         ADAM: (
             {
                 "driver": adam(budget, batch),
-                "budget": {
-                    "evaluations": max(2, int((passes - start) / step)),
-                    "select_every": budget.select_every,
-                    "finalists": 1,
-                    "front": 0,
-                },
+                "budget": {"evaluations": max(2, int(left / step))} | tail | {"select_every": budget.select_every},
             },
-            Sizes(suite.fit, suite.select, batch),
+            batched,
+        ),
+        BOTH: (
+            {"schedule": both, "budget": {"evaluations": steps + rest} | tail | {"select_every": budget.select_every}},
+            batched,
         ),
     }
     for name, (changes, sizes) in sides.items():
         for seed in budget.seeds:
-            output = folder / f"{name.replace(', ', '-').replace(' ', '-')}{tag if name == ADAM else ''}-{seed}"
+            output = folder / f"{name.replace(', ', '-').replace(' ', '-')}{tag if name in (ADAM, BOTH) else ''}-{seed}"
             wanted = suite.search(output, objective="expert-kl", seed=seed) | {"space": "layer-wise"} | changes
             view = run(wanted, terminal=False)
             curves.append(_curve(view, name, seed, sizes, teachers=True, baselines=name != COLD))
