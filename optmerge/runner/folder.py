@@ -90,15 +90,20 @@ class RunFolder:
         """Write a JSON file atomically."""
         atomic_write(self.path / name, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
-    def save_examples(self, record: int, scores: Mapping[str, Mapping[str, Vector]]) -> None:
-        """Keep the per-example scores of a report, for paired comparisons: keys are "task/metric"."""
+    def save_examples(self, record: int | str, scores: Mapping[str, Mapping[str, Vector]]) -> None:
+        """Keep the per-example scores of a report, for paired comparisons: keys are "task/metric".
+
+        Args:
+            record: Its number in the trajectory, or the name of a leaderboard's row.
+            scores: Task -> metric -> float64[n].
+        """
         path = self.path / "examples" / f"{record}.npz"
         path.parent.mkdir(exist_ok=True)
         flat = {f"{task}/{name}": values for task, arrays in scores.items() for name, values in arrays.items()}
         with atomic_path(path) as temporary, open(temporary, "wb") as handle:
             np.savez_compressed(handle, allow_pickle=False, **flat)
 
-    def load_examples(self, record: int) -> dict[str, dict[str, Vector]] | None:
+    def load_examples(self, record: int | str) -> dict[str, dict[str, Vector]] | None:
         """The per-example scores of a report, or None."""
         path = self.path / "examples" / f"{record}.npz"
         if not path.exists():

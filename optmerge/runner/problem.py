@@ -75,6 +75,7 @@ class Problem:
         kept: What is kept on an accelerator, by name: "base" and directions.
         forward: Runs models on batches.
         reads: The tokenizer, or the image processor of models that see images.
+        statistics: Of the experts on their calibration inputs, for other directions of the same models.
         checkpointing: A context for gradient evaluations; None where activations are kept.
         stages: All stages of the search, as they begin.
         earlier: The search spaces of the stages before this one, as they began.
@@ -95,6 +96,7 @@ class Problem:
     dtype: torch.dtype
     forward: Forward
     reads: PreTrainedTokenizerBase | ImageProcessor
+    statistics: GramStatistics
     checkpointing: Checkpointing | None
     stages: tuple[Stage, ...]
     earlier: tuple[SearchSpace, ...] = ()
@@ -338,6 +340,7 @@ def open_problem(
         dtype=dtype,
         forward=Forward(family, resident, {name: data.expert for name, data in calibration.tasks.items()}, heads),
         reads=reads,
+        statistics=statistics,
         checkpointing=Checkpointing(map(resident.model_for, family.experts)) if config.checkpointing else None,
         stages=tuple(opened),
     )
