@@ -275,7 +275,8 @@ def _mergekit_verdict(result: SuiteResult) -> list[str]:
     told: list[str] = []
     if not result.mergekit:
         return told
-    for side in (CMA, ADAM, BOTH):
+    measured = result.sides()
+    for side in (name for name in (CMA, ADAM, BOTH) if name in measured):
         pairs, costs = _paired(result, side), _costs(result, side)
         better = all(mine < theirs for mine, theirs in pairs)
         worst = max((math.inf if cost is None else cost) for cost in costs)
