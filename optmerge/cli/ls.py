@@ -51,10 +51,12 @@ def ls(
             listing[each] = _objectives()
         elif each == "schedules":
             listing[each] = _schedules()
+        elif each == "drivers":
+            listing[each] = _drivers()
         else:
-            listing[each] = _named(each)
+            listing[each] = _methods()
     output = Output(json)
-    output.facts(listing)
+    output.facts(listing | ({"methods": _method_facts()} if "methods" in listing else {}))
     for position, (each, entries) in enumerate(listing.items()):
         if position:
             output.say()
@@ -162,17 +164,40 @@ def _schedules() -> list[dict[str, Any]]:
     return entries
 
 
-def _named(kind: str) -> list[dict[str, Any]]:
+def _drivers() -> list[dict[str, Any]]:
     from optmerge.config.drivers import DRIVER_CONFIGS
-    from optmerge.config.methods import METHOD_CONFIGS
 
-    registry = DRIVER_CONFIGS if kind == "drivers" else METHOD_CONFIGS
     return [
         {"name": name, "what": (model.__doc__ or "").partition("\n")[0], "settings": _settings(model)}
-        for name, model in registry.items()
+        for name, model in DRIVER_CONFIGS.items()
     ]
 
 
 def _settings(model: type[Strict]) -> str:
     defaults = {name: field.default for name, field in model.model_fields.items() if name != "name"}
     return ", ".join(f"{name}={'null' if value is None else value}" for name, value in defaults.items())
+
+
+def _methods() -> list[dict[str, Any]]:
+    """For people; `--json` has every fact of a `MethodRow`."""
+    from optmerge.config.methods_page import method_rows
+
+    return [
+        {
+            "name": row.name,
+            "what": row.what,
+            "needs": row.listed_needs,
+            "searched as": row.searchable,
+            "settings (* can be tuned)": row.listed_settings(),
+            "cost": row.cost,
+            "paper": row.paper,
+            "mergekit": row.mergekit or "-",
+        }
+        for row in method_rows()
+    ]
+
+
+def _method_facts() -> list[dict[str, Any]]:
+    from optmerge.config.methods_page import method_rows
+
+    return [row.to_dict() for row in method_rows()]

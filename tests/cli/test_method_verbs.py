@@ -27,12 +27,27 @@ def write(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_ls_shows_every_method_with_its_settings(run: Run) -> None:
+def test_ls_shows_every_method_with_what_it_declares(run: Run) -> None:
     listed = json.loads(run("ls", "methods", "--json").out)["methods"]
     assert [entry["name"] for entry in listed] == list(METHOD_CONFIGS)
     for entry in listed:
-        fields = [name for name in METHOD_CONFIGS[entry["name"]].model_fields if name != "name"]
-        assert all(f"{field}=" in entry["settings"] for field in fields)
+        config = METHOD_CONFIGS[entry["name"]]
+        assert list(entry["settings"]) == [name for name in config.model_fields if name != "name"]
+        assert set(entry["searched"]) == set(config.tuned())
+        assert entry["needs"][0] == "weights"
+        assert (entry["searchable"] == "parts") == config.facts.linear
+        assert (entry["scale"], entry["mergekit"]) == (config.facts.scale, config.facts.mergekit)
+        assert all(entry[told] for told in ("what", "cost", "paper"))
+
+
+def test_ls_methods_for_people(run: Run) -> None:
+    lines = run("ls", "methods").out.splitlines()
+    assert len(lines) == 1 + len(METHOD_CONFIGS)
+    (ties,) = (line for line in lines if line.startswith("ties "))
+    assert "density*=0.2" in ties
+    assert "whole" in ties
+    (regmean,) = (line for line in lines if line.startswith("regmean "))
+    assert "weights, inputs" in regmean
 
 
 def test_validate_names_the_directions(run: Run, folder: Path) -> None:
