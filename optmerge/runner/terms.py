@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from optmerge.config.objectives import CustomConfig, LmEvalConfig, ObjectiveConfig, TermConfig, is_task_file
 from optmerge.errors import ConfigError
+from optmerge.own_code import absolute_path, file_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,8 +37,7 @@ def absolute_terms(config: ObjectiveConfig, root: Path) -> ObjectiveConfig:
 
     def one(term: TermConfig) -> TermConfig:
         if isinstance(term, CustomConfig):
-            file, colon, name = term.path.rpartition(":")
-            return term.model_copy(update={"path": f"{absolute(file)}{colon}{name}"}) if colon else term
+            return term.model_copy(update={"path": absolute_path(term.path, root)})
         if isinstance(term, LmEvalConfig):
             tasks = [absolute(task) if is_task_file(task) else task for task in term.tasks]
             return term.model_copy(update={"tasks": tasks})
@@ -109,9 +109,9 @@ def term_hashes(config: ObjectiveConfig, objective: Objective) -> dict[str, str]
     hashes: dict[str, str] = {}
     for settings in [*config.terms, *(config.select or ())]:
         if isinstance(settings, CustomConfig):
-            from optmerge.objective.custom import file_hash
+            from optmerge.objective.custom import TERM
 
-            hashes[f"custom term {settings.path}"] = file_hash(settings)
+            hashes[f"custom term {settings.path}"] = file_hash(settings.path, TERM)
     for term in whole_terms(objective):
         hashes |= term.identity()
     return hashes

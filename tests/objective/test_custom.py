@@ -12,7 +12,8 @@ import torch
 from optmerge.config.objectives import CustomConfig, ObjectiveConfig
 from optmerge.errors import ConfigError
 from optmerge.objective import CoefficientTerm, ModelTerm, Objective, Outputs, WholeModelTerm, make_term
-from optmerge.objective.custom import CustomTerm, file_hash, load_term
+from optmerge.objective.custom import TERM, CustomTerm, load_term
+from optmerge.own_code import file_hash
 
 from .cases import make_case, make_geometry
 
@@ -122,11 +123,11 @@ def test_a_file_runs_once_and_its_hash_follows_it(tmp_path: Path) -> None:
     load_term(config)
     load_term(config)
     assert log.read_text() == "run "
-    before = file_hash(config)
+    before = file_hash(config.path, TERM)
     path.write_text(path.read_text() + "# changed\n")
     load_term(config)
     assert log.read_text() == "run run "
-    assert file_hash(config) != before
+    assert file_hash(config.path, TERM) != before
 
 
 @pytest.mark.parametrize(
