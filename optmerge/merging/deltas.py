@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import torch
 
+from optmerge.config.methods import Need
 from optmerge.merging.magnitudes import task_vector_magnitudes
 from optmerge.merging.method_deltas import MethodDeltas
 from optmerge.merging.models_view import Statistics
@@ -58,8 +59,8 @@ class Deltas:
         self._methods = MethodDeltas(family, self.directions, cache=cache, statistics=statistics)
 
     @property
-    def statistics_wanted(self) -> bool:
-        """Whether `prepare` needs statistics that are in no cache."""
+    def statistics_wanted(self) -> frozenset[Need]:
+        """The statistics that `prepare` needs, for methods whose deltas are in no cache."""
         return self._methods.statistics_wanted
 
     def prepare(self, progress: Progress | None = None) -> None:

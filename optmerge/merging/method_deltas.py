@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from optmerge.config.methods import Need
 from optmerge.config.spectral import DirectionConfig
 from optmerge.errors import RecipeError
 from optmerge.merging.methods import build_method
@@ -54,14 +55,14 @@ class MethodDeltas:
         return all(self.key(direction) in self._stored for direction in self._directions)
 
     @property
-    def statistics_wanted(self) -> bool:
-        """Whether a method needs statistics and is in no cache yet."""
-        return any(
-            self._built(direction).needs
-            and direction.stored is None
-            and not (self._cache and self._path(direction).is_dir())
+    def statistics_wanted(self) -> frozenset[Need]:
+        """The statistics that methods need which are in no cache yet."""
+        missing = [
+            direction
             for direction in self._directions
-        )
+            if direction.stored is None and not (self._cache and self._path(direction).is_dir())
+        ]
+        return frozenset[Need]().union(*(self._built(direction).needs for direction in missing))
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Compute what is in no cache, and open what is.
@@ -96,7 +97,7 @@ class MethodDeltas:
                 version("optmerge"),
                 torch.__version__,
                 torch.get_num_threads(),
-                self._statistics.key if method.needs and self._statistics else None,
+                self._statistics.key(method.needs) if method.needs and self._statistics else None,
             ]
             self._keys[direction.name] = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         return self._keys[direction.name]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from optmerge.config.methods import Need
 from optmerge.merging.methods.base import TensorKind
 
 if TYPE_CHECKING:
@@ -15,12 +17,11 @@ if TYPE_CHECKING:
 class Statistics(Protocol):
     """What calibration data says about the experts' layers."""
 
-    @property
-    def key(self) -> str:
-        """A hash of the data and of everything else that the numbers depend on, beside the models."""
+    def key(self, needs: Collection[Need]) -> str:
+        """A hash of the data and of everything else that these statistics depend on."""
 
-    def gram(self, expert: str, name: str) -> torch.Tensor | None:
-        """[d_in, d_in] fp32: mean of x x^T over the inputs of that linear layer; None where there is none."""
+    def statistic(self, need: Need, expert: str, name: str) -> torch.Tensor | None:
+        """See `optmerge.merging.methods.base.Models.statistic`."""
 
 
 class FamilyModels:
@@ -53,7 +54,7 @@ class FamilyModels:
         parameter = self._family.parameters[name]
         return TensorKind(parameter.role.kind, parameter.input_first, parameter.shape)
 
-    def gram(self, expert: str, name: str) -> torch.Tensor | None:
-        """See `Statistics.gram`."""
+    def statistic(self, need: Need, expert: str, name: str) -> torch.Tensor | None:
+        """See `optmerge.merging.methods.base.Models.statistic`."""
         assert self._statistics is not None, "a method that needs statistics was prepared without them"
-        return self._statistics.gram(expert, name)
+        return self._statistics.statistic(need, expert, name)

@@ -26,7 +26,7 @@ from optmerge.models.cache import recall, remember
 from optmerge.records import Progress
 from optmerge.runner.baselines import Baseline
 from optmerge.runner.result import Scored
-from optmerge.runner.statistics import GramStatistics
+from optmerge.runner.statistics import ExpertStatistics
 
 if TYPE_CHECKING:
     from optmerge.models.family import Family
@@ -115,8 +115,10 @@ def tensor_products(problem: Problem, progress: Progress | None = None) -> dict[
     One expert's Gram matrices exist at a time, and no more of them than one pass gathers.
     """
     family = problem.family
-    statistics = GramStatistics(problem.config, family, problem.calibration, device=problem.device, dtype=problem.dtype)
-    facts = [statistics.key, family.fingerprint(), list(family.experts)]
+    statistics = ExpertStatistics(
+        problem.config, family, problem.calibration, device=problem.device, dtype=problem.dtype
+    )
+    facts = [statistics.key({"grams"}), family.fingerprint(), list(family.experts)]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     known = recall("closed-form", key)
     if known is None:
@@ -137,7 +139,7 @@ def tensor_products(problem: Problem, progress: Progress | None = None) -> dict[
     return {name: [np.array(product) for product in products] for name, products in known.items()}
 
 
-def _grams(statistics: GramStatistics, problem: Problem, expert: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _grams(statistics: ExpertStatistics, problem: Problem, expert: str) -> Iterator[tuple[str, torch.Tensor]]:
     for some in statistics.stream(problem.resident, expert):
         yield from some.items()
 

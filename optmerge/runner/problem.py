@@ -51,7 +51,7 @@ from optmerge.runner.heads import zero_shot_heads
 from optmerge.runner.knowledge import require_cells
 from optmerge.runner.memory import plan_memory, worst_plan
 from optmerge.runner.stages import Stage, prolonged
-from optmerge.runner.statistics import GramStatistics
+from optmerge.runner.statistics import ExpertStatistics
 from optmerge.runner.terms import absolute_terms, open_terms
 from optmerge.runner.unseen import unseen_notes
 from optmerge.space.build import build_space
@@ -96,7 +96,7 @@ class Problem:
     dtype: torch.dtype
     forward: Forward
     reads: PreTrainedTokenizerBase | ImageProcessor
-    statistics: GramStatistics
+    statistics: ExpertStatistics
     checkpointing: Checkpointing | None
     stages: tuple[Stage, ...]
     earlier: tuple[SearchSpace, ...] = ()
@@ -274,7 +274,7 @@ def open_problem(
     searched = wanted if alternatives is None else alternatives.directions
     directions = known_directions(searched, config.baselines.methods, experts)
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
-    statistics = GramStatistics(config, family, calibration, device=device, dtype=dtype)
+    statistics = ExpertStatistics(config, family, calibration, device=device, dtype=dtype)
     deltas = Deltas(family, directions, cache=cache_dir() / "directions", statistics=statistics)
     opened: list[Stage] = []
     for settings, stage, share in zip(config.stages, stages, config.shares, strict=True):
@@ -310,8 +310,7 @@ def open_problem(
     for note in [*memory.notes, *unseen_notes(family, first.space)]:
         log.warning("%s", note)
     resident = ResidentModel(family, device=device, dtype=dtype)
-    if deltas.statistics_wanted:
-        statistics.collect(resident, progress)
+    statistics.collect(deltas.statistics_wanted, resident, progress)
     deltas.prepare(progress)
     columns = [direction.name for direction in directions]
     if kept is None:

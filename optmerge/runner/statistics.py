@@ -3,20 +3,22 @@
 Each expert is put into the resident model, so that no second model is ever loaded, and is given the fit inputs of the
 tasks that name it. Nothing but inputs is used, so no label is ever seen.
 
-    statistics = GramStatistics(config, family, calibration, device=device, dtype=dtype)
-    statistics.collect(resident, progress)
-    statistics.gram("topics", "bert.encoder.layer.0.output.dense.weight")      # fp32[d_in, d_in], mapped
+    statistics = ExpertStatistics(config, family, calibration, device=device, dtype=dtype)
+    statistics.collect({"grams"}, resident, progress)
+    statistics.statistic("grams", "topics", "bert.encoder.layer.0.output.dense.weight")      # fp32[d_in, d_in], mapped
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from optmerge.config.methods import Need
 from optmerge.errors import RunFailed
 from optmerge.merging.parts import Parts, write_parts
 from optmerge.merging.statistics import Inputs, collect_grams
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
     from optmerge.records import Progress
 
 
-class GramStatistics:
-    """The Gram matrices of every expert's linear layers; see `optmerge.merging.models_view.Statistics`.
+class ExpertStatistics:
+    """What calibration data say about every expert; see `optmerge.merging.models_view.Statistics`.
 
     Args:
         config: The search.
@@ -57,22 +59,23 @@ class GramStatistics:
         self._calibration = calibration
         self._device = device
         self._dtype = dtype
-        self._parts: dict[str, Parts] = {}
+        self._parts: dict[tuple[Need, str], Parts] = {}
 
-    @property
-    def key(self) -> str:
-        """A hash of the data and of everything else that the numbers depend on."""
-        return hashlib.sha256(json.dumps([self._key(expert) for expert in self._family.experts]).encode()).hexdigest()
+    def key(self, needs: Collection[Need]) -> str:
+        """A hash of the data and of everything else that these statistics depend on."""
+        keys = [self._key(need, expert) for need in sorted(needs) for expert in self._family.experts]
+        return hashlib.sha256(json.dumps(keys).encode()).hexdigest()
 
-    def gram(self, expert: str, name: str) -> torch.Tensor | None:
-        """[d_in, d_in] fp32, see `collect_grams`; None where a parameter has none. `collect` comes first."""
-        parts = self._parts[expert]
+    def statistic(self, need: Need, expert: str, name: str) -> torch.Tensor | None:
+        """See `optmerge.merging.methods.base.Models.statistic`. `collect` comes first."""
+        parts = self._parts[need, expert]
         return parts.read(name) if name in parts else None
 
-    def collect(self, resident: ResidentModel, progress: Progress | None = None) -> None:
-        """Open what is in the cache, and run the experts that are not in it.
+    def collect(self, needs: Collection[Need], resident: ResidentModel, progress: Progress | None = None) -> None:
+        """Open what is in the cache, and run the experts for what is not in it.
 
         Args:
+            needs: The statistics that are wanted.
             resident: Holds any values afterwards.
             progress: Told of experts.
 
@@ -80,13 +83,14 @@ class GramStatistics:
             RunFailed: There is not enough memory.
             RunError: The disk refuses.
         """
-        for done, expert in enumerate(self._family.experts):
-            folder = cache_dir() / "statistics" / self._key(expert)
+        wanted = [(need, expert) for need in sorted(needs) for expert in self._family.experts]
+        for done, (need, expert) in enumerate(wanted):
+            folder = self._folder(need, expert)
             if not folder.is_dir():
                 write_parts(folder, self._grams(resident, expert))
-            self._parts[expert] = Parts(folder)
+            self._parts[need, expert] = Parts(folder)
             if progress:
-                progress("statistics", done + 1, len(self._family.experts))
+                progress("statistics", done + 1, len(wanted))
 
     def stream(self, resident: ResidentModel, expert: str) -> Iterator[dict[str, torch.Tensor]]:
         """One expert's Gram matrices, as many at a time as one pass gathers: from the cache, or measured and not kept.
@@ -98,7 +102,7 @@ class GramStatistics:
         Raises:
             RunFailed: There is not enough memory.
         """
-        folder = cache_dir() / "statistics" / self._key(expert)
+        folder = self._folder("grams", expert)
         if not folder.is_dir():
             yield from self._grams(resident, expert)
             return
@@ -134,9 +138,13 @@ class GramStatistics:
                 for batch in task.splits["fit"].unpacked().batches(batch_tokens=self._config.batch_tokens):
                     yield batch.to(self._device).inputs
 
-    def _key(self, expert: str) -> str:
+    def _folder(self, need: Need, expert: str) -> Path:
+        return cache_dir() / "statistics" / self._key(need, expert)
+
+    def _key(self, need: Need, expert: str) -> str:
         tasks = [task for task in self._calibration.tasks.values() if task.expert == expert]
         facts = [
+            need,
             self._family.experts[expert].sha256(),
             self._family.base.sha256(),
             self._family.heads,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from optmerge.config.methods import (
     IsoCConfig,
     LinearConfig,
     MethodConfig,
+    Need,
     RegMeanConfig,
     TiesConfig,
     TiesSplitConfig,
@@ -45,9 +46,12 @@ class Grams:
 
     def __init__(self, family: Family, key: str = "grams") -> None:
         self.family = family
-        self.key = key
+        self._key = key
 
-    def gram(self, expert: str, name: str) -> torch.Tensor | None:
+    def key(self, needs: Collection[Need]) -> str:
+        return f"{self._key} {sorted(needs)}"
+
+    def statistic(self, need: Need, expert: str, name: str) -> torch.Tensor | None:
         parameter = self.family.parameters[name]
         if len(parameter.shape) != 2 or parameter.role.kind == "embedding":
             return None

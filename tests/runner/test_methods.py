@@ -31,7 +31,7 @@ from optmerge.runner.folder import RunFolder
 from optmerge.runner.plan import make_plan
 from optmerge.runner.problem import Problem, open_problem
 from optmerge.runner.search import Run, resume, search
-from optmerge.runner.statistics import GramStatistics
+from optmerge.runner.statistics import ExpertStatistics
 from optmerge.runner.teachers import Teachers
 from tests.runner.processes import finish_search, start_search, wait_for_records
 from tests.zoo import facts, make_zoo, zoo_settings
@@ -224,7 +224,7 @@ def test_statistics_are_cached_by_content_and_see_only_fit_inputs(gpt2: Path, mo
     assert opened(space={"granularity": "task-wise"}, seed=5) == 2
     assert opened(splits={"fit": 12, "select": 16, "report": 30}) == 4
     shutil.rmtree(cache_dir() / "directions")
-    monkeypatch.setattr(GramStatistics, "_grams", lambda *_: pytest.fail("they are in the cache"))
+    monkeypatch.setattr(ExpertStatistics, "_grams", lambda *_: pytest.fail("they are in the cache"))
     assert opened() == 4
     assert "regmean" in told
 
@@ -234,11 +234,11 @@ def test_statistics_do_not_depend_on_padding(gpt2: Path) -> None:
     grams = []
     for batch_tokens in (16, 4096):
         problem = open_gpt2(gpt2, batch_tokens=batch_tokens)
-        statistics = GramStatistics(
+        statistics = ExpertStatistics(
             problem.config, problem.family, problem.calibration, device=problem.device, dtype=problem.dtype
         )
-        statistics.collect(problem.resident)
-        grams.append([statistics.gram("a", name) for name in problem.family.parameters])
+        statistics.collect({"grams"}, problem.resident)
+        grams.append([statistics.statistic("grams", "a", name) for name in problem.family.parameters])
     assert sum(gram is not None for gram in grams[0]) == 2 * 4
     for few, many in zip(*grams, strict=True):
         assert (few is None) == (many is None)

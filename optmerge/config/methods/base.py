@@ -22,8 +22,8 @@ Scope = Literal["model", "tensor", "row", "stacked"]
 Others = Literal["mean", "sum", "base"]
 Embeddings = Literal["matrix", "mean", "sum", "base"]
 Share = Annotated[FiniteFloat, Field(ge=0)]
-Need = Literal["grams"]
-"""Statistics of the experts on calibration data."""
+Need = Literal["grams", "output-grams", "fisher", "saliency", "base-saliency", "logit-distance"]
+"""Statistics of the experts on calibration data, see `optmerge.merging.methods.base.Models.statistic`."""
 
 WEIGHTS = "expert's name -> weight of its task vector; null, or an expert left out = 1"
 SHARES = "expert's name -> weight, 0 or more; null, or an expert left out = 1"

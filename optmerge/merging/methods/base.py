@@ -5,7 +5,7 @@ coefficient of the direction. It is put together from small stages, each with a 
 
     A  align       experts onto the base: none of today's methods needs it; it would stand between `Models` and C,
                    as one more `TaskVectors`
-    B  statistics  Gram matrices and the like, which `Models` hands out and `Method.needs` names
+    B  statistics  Gram matrices, gradients and the like, which `Models` hands out and `Method.needs` names
     C  transform   one expert's task vector by itself         `vectors`, `trim`, `drop`
     D  frame       a basis that the experts share             `frames`
     E  weigh       weights, sign election                     `signs`
@@ -86,8 +86,20 @@ class Models(Protocol):
     def kind(self, name: str) -> TensorKind:
         """What a parameter is."""
 
-    def gram(self, expert: str, name: str) -> torch.Tensor | None:
-        """[d_in, d_in] fp32: mean of x x^T over the inputs of that linear layer; None where there is none."""
+    def statistic(self, need: Need, expert: str, name: str) -> torch.Tensor | None:
+        """What an expert's own calibration data say about a parameter: fp32, on the CPU; None where they say nothing.
+
+        By ``need``, which the method must have among its `Method.needs`:
+
+            grams           [d_in, d_in]    mean of x x^T over the inputs x of that linear layer
+            output-grams    [d_out, d_out]  mean of g g^T over the gradients g of the log-likelihood by its outputs
+            fisher          like it         mean of the squared gradients of the log-likelihood, over the expert's own
+                                            predictions: no labels
+            saliency        like it         mean of |theta dL/dtheta| with L the loss on the labels
+            base-saliency   like it         the same, of the base on the expert's data
+            logit-distance  []              mean distance of another expert's logits from this one's; ``name`` is the
+                                            other expert's
+        """
 
 
 class Method(ABC):

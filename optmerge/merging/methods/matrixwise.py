@@ -126,7 +126,8 @@ class RegMean(Method):
 
     def delta(self, models: Models, name: str) -> torch.Tensor:
         """See `Method.delta`."""
-        grams = [gram for expert in models.experts if (gram := models.gram(expert, name)) is not None]
+        found = (models.statistic("grams", expert, name) for expert in models.experts)
+        grams = [gram for gram in found if gram is not None]
         if len(grams) < len(models.experts):
             mean = self._mean.delta(models, name)
             return mean if self.others == "mean" else mean.zero_()

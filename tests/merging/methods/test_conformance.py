@@ -56,13 +56,7 @@ def changed(models: ToyModels, change: Callable[[str, str, torch.Tensor], torch.
         expert: {name: base[name] + change(expert, name, models.task_vector(expert, name)) for name in models.names}
         for expert in models.experts
     }
-    grams = {
-        (expert, name): gram
-        for expert in models.experts
-        for name in models.names
-        if (gram := models.gram(expert, name)) is not None
-    }
-    return ToyModels(base, experts, kinds=KINDS, grams=grams)
+    return ToyModels(base, experts, kinds=KINDS, statistics=models.statistics)
 
 
 @every_setting
@@ -122,7 +116,7 @@ def test_fp32_agrees_with_fp64(name: str, settings: dict[str, object]) -> None:
         for expert in models.experts
     }
     double = changed(ToyModels(base, experts, kinds=KINDS), lambda expert, parameter, tau: tau)
-    double._grams = models._grams
+    double.statistics = models.statistics
     for parameter, exact in deltas(name, settings, double).items():
         result = method(name, settings, models).delta(models, parameter)
         torch.testing.assert_close(result.double(), exact, rtol=1e-4, atol=2e-5, msg=parameter)
@@ -158,7 +152,7 @@ def test_the_order_of_experts_does_not_matter(name: str, settings: dict[str, obj
         expert: {parameter: models.expert(expert, parameter) for parameter in models.names}
         for expert in reversed(models.experts)
     }
-    turned = ToyModels(base, experts, kinds=KINDS, grams=models._grams)
+    turned = ToyModels(base, experts, kinds=KINDS, statistics=models.statistics)
     expected = deltas(name, settings, models)
     for parameter, delta in deltas(name, settings, turned).items():
         torch.testing.assert_close(delta, expected[parameter], msg=parameter)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from optmerge.config.methods import RegMeanConfig
+from optmerge.config.methods import Need, RegMeanConfig
 from optmerge.merging.methods import TensorKind, build_method
 from optmerge.merging.methods.gram_solve import gram_mean
 from tests.merging.methods.toy import ToyModels, random
@@ -100,9 +100,11 @@ def models(*, input_first: bool = False, grams: bool = True) -> ToyModels:
     weights = [weight.mT.contiguous() if input_first else weight for weight in weights]
     base = torch.full_like(weights[0], 0.5)
     experts = {f"expert-{i}": {"w": weight} for i, weight in enumerate(weights)}
-    known = {(f"expert-{i}", "w"): gram for i, gram in enumerate(matrices)} if grams else {}
+    known: dict[tuple[Need, str, str], torch.Tensor] = {}
+    if grams:
+        known = {("grams", f"expert-{i}", "w"): gram for i, gram in enumerate(matrices)}
     kinds = {"w": TensorKind("mlp", input_first, tuple(base.shape))}
-    return ToyModels({"w": base}, experts, kinds=kinds, grams=known)
+    return ToyModels({"w": base}, experts, kinds=kinds, statistics=known)
 
 
 @pytest.mark.parametrize("input_first", [False, True])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from optmerge.config.methods import Need
 from optmerge.merging.methods import TensorKind
 
 KINDS: dict[str, TensorKind] = {
@@ -27,6 +28,9 @@ KINDS: dict[str, TensorKind] = {
 }
 """One parameter of every kind and shape that is treated differently somewhere."""
 
+ENTRYWISE: tuple[Need, ...] = ("fisher", "saliency", "base-saliency")
+"""Statistics that have a number for every entry of a parameter."""
+
 
 class ToyModels:
     """A base and experts as dictionaries of tensors."""
@@ -37,12 +41,12 @@ class ToyModels:
         experts: Mapping[str, Mapping[str, torch.Tensor]],
         *,
         kinds: Mapping[str, TensorKind] | None = None,
-        grams: Mapping[tuple[str, str], torch.Tensor] | None = None,
+        statistics: Mapping[tuple[Need, str, str], torch.Tensor] | None = None,
     ) -> None:
         self._base = base
         self._experts = experts
         self._kinds = kinds or {}
-        self._grams = grams or {}
+        self.statistics = statistics or {}
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -61,8 +65,8 @@ class ToyModels:
     def kind(self, name: str) -> TensorKind:
         return self._kinds.get(name, TensorKind("other", False, tuple(self._base[name].shape)))
 
-    def gram(self, expert: str, name: str) -> torch.Tensor | None:
-        return self._grams.get((expert, name))
+    def statistic(self, need: Need, expert: str, name: str) -> torch.Tensor | None:
+        return self.statistics.get((need, expert, name))
 
     def task_vector(self, expert: str, name: str) -> torch.Tensor:
         """expert - base, cast up first."""
@@ -75,7 +79,7 @@ def random(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.f
 
 
 def every_kind(count: int, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> ToyModels:
-    """``count`` random experts with a parameter of every kind, and Gram matrices for its two linear layers."""
+    """``count`` random experts with a parameter of every kind, with every statistic that it has."""
     generator = torch.Generator().manual_seed(seed)
     names = [f"expert-{index}" for index in range(count)]
     base = {name: random(generator, *kind.shape, dtype=dtype) for name, kind in KINDS.items()}
@@ -85,12 +89,24 @@ def every_kind(count: int, *, dtype: torch.dtype = torch.float32, seed: int = 0)
         }
         for expert in names
     }
-    grams = {}
+    statistics: dict[tuple[Need, str, str], torch.Tensor] = {}
     for expert in names:
-        for name, size in (("attention.weight", 6), ("mlp.up.weight", 6), ("mlp.conv1d.weight", 6)):
-            inputs = random(generator, 40, size)
-            grams[expert, name] = (inputs.mT @ inputs / 40).float()
-    return ToyModels(base, experts, kinds=KINDS, grams=grams)
+        for name, inputs, outputs in (
+            ("attention.weight", 6, 6),
+            ("mlp.up.weight", 6, 10),
+            ("mlp.conv1d.weight", 6, 10),
+        ):
+            rows = random(generator, 40, inputs)
+            statistics["grams", expert, name] = (rows.mT @ rows / 40).float()
+            rows = random(generator, 40, outputs)
+            statistics["output-grams", expert, name] = (rows.mT @ rows / 40).float()
+        for name, value in base.items():
+            for need in ENTRYWISE:
+                statistics[need, expert, name] = random(generator, *value.shape).square().float()
+        for other in names:
+            distance = random(generator).abs().float()
+            statistics["logit-distance", expert, other] = distance if other != expert else torch.zeros(())
+    return ToyModels(base, experts, kinds=KINDS, statistics=statistics)
 
 
 def of_deltas(
