@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from optmerge.merging.methods.signs import elect, keep_agreeing
+from optmerge.merging.methods.signs import elect
 
 
 class Reducer(ABC):
@@ -77,15 +77,3 @@ class DisjointMean(Reducer):
         for value, weight in zip(values, self.weights, strict=True):
             if weight != 1:
                 value *= weight
-
-
-@dataclass(frozen=True, slots=True)
-class AgreeingSum(Reducer):
-    """sum_i w_i c_i over the experts whose entry has the elected sign; the weights have no vote (AdaMerging++)."""
-
-    weights: tuple[float, ...]
-
-    def __call__(self, values: Sequence[torch.Tensor], out: torch.Tensor) -> None:
-        """See `Reducer`."""
-        keep_agreeing(values, elect(values, torch.empty_like(out)))
-        WeightedSum(self.weights)(values, out)

@@ -1,4 +1,4 @@
-"""Singular values of matrices and of stacks of them: the cut, and the flat spectrum (stage G)."""
+"""Singular values of matrices and of stacks of them: the cut, the truncation (C), and the flat spectrum (stage G)."""
 
 from __future__ import annotations
 
@@ -53,3 +53,22 @@ def flatten_spectrum(matrix: torch.Tensor, *, tolerance: float) -> torch.Tensor:
     """
     u, sigma, vh = cut_svd(matrix, tolerance=tolerance)
     return (u * sigma.mean(dim=-1, keepdim=True).unsqueeze(-2)) @ vh
+
+
+def truncate_spectrum(matrix: torch.Tensor, *, share: float, tolerance: float) -> torch.Tensor:
+    """The leading singular components, scaled up to the matrix's nuclear norm (Lee et al. 2025, "STAR", section 3).
+
+    Args:
+        matrix: [..., m, n], fp32 or fp64; finite.
+        share: The fewest components are kept that reach this share of the sum of singular values, above 0 and up to 1.
+        tolerance: See `cut_svd`.
+
+    Returns:
+        [..., m, n]; zero where the matrix is zero.
+    """
+    u, sigma, vh = cut_svd(matrix, tolerance=tolerance)
+    reached = sigma.double().cumsum(dim=-1)
+    total = reached[..., -1:]
+    kept = sigma * (reached - sigma < share * total)  # those before it have not reached it
+    scale = total / kept.sum(dim=-1, keepdim=True, dtype=torch.float64).clamp_min(torch.finfo(torch.float64).tiny)
+    return (u * (kept * scale.to(matrix.dtype)).unsqueeze(-2)) @ vh

@@ -94,9 +94,19 @@ class Trimmed(TaskVectors):
     def _rows(self, expert: str, name: str) -> Iterator[Chunk]:
         for chunk in self.vectors.chunks(expert, name):
             rows = chunk.values.view(-1, chunk.values.shape[-1] if chunk.values.ndim else 1)
-            order = rows.abs().sort(dim=-1, descending=True, stable=True).indices
-            rows.scatter_(-1, order[:, self.count(self.density, rows.shape[-1]) :], 0.0)
+            keep_largest(rows, self.count(self.density, rows.shape[-1]))
             yield chunk
+
+
+def keep_largest(rows: torch.Tensor, count: int) -> None:
+    """Set to zero, in place, all but the ``count`` largest magnitudes of every row; of equal ones the first are kept.
+
+    Args:
+        rows: [rows, n], held as a whole.
+        count: At least 0.
+    """
+    order = rows.abs().sort(dim=-1, descending=True, stable=True).indices
+    rows.scatter_(-1, order[:, count:], 0.0)
 
 
 @dataclass(frozen=True, slots=True)
