@@ -11,7 +11,6 @@ import torch
 
 from optmerge.merging.methods.base import Method, Models, working_dtype
 from optmerge.merging.methods.reduce import Reducer, WeightedSum
-from optmerge.merging.methods.trim import Trimmed
 from optmerge.merging.methods.vectors import Chunk, RawVectors, TaskVectors
 from optmerge.records import Progress
 
@@ -45,9 +44,7 @@ class Elementwise(Method):
 
     def prepare(self, models: Models, progress: Progress | None = None) -> None:
         """See `Method.prepare`."""
-        vectors = self.vectors(models)
-        if isinstance(vectors, Trimmed):
-            vectors.prepare(progress)
+        self.vectors(models).prepare(progress)
 
     def delta(self, models: Models, name: str) -> torch.Tensor:
         """See `Method.delta`."""

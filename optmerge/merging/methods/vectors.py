@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 from optmerge.merging.methods.base import Models, working_dtype
+from optmerge.records import Progress
 
 CHUNK = 1 << 15
 """Elements of a chunk: a handful of fp32 buffers of this size stay in a core's cache, and torch does not share work as
@@ -72,11 +73,15 @@ class TaskVectors(ABC):
 
     Attributes:
         models: Where they come from.
-        by_rows: Chunks hold whole rows, a row being the inputs of one output: input-first matrices are transposed.
+        by_rows: Chunks hold whole rows, a row being the inputs of one output: input-first matrices are transposed, a
+            convolution's [out, in, ...] is [out, in * ...], and a vector is one row however it is shaped.
     """
 
     models: Models
     by_rows: bool
+
+    def prepare(self, progress: Progress | None = None) -> None:  # noqa: B027
+        """Gather what depends on all parameters at once. See `Method.prepare`."""
 
     @abstractmethod
     def chunks(self, expert: str, name: str) -> Iterator[Chunk]:
@@ -91,9 +96,16 @@ class TaskVectors(ABC):
         return torch.cat(taken) if taken else torch.empty(0)
 
     def oriented(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
-        """A view of a parameter in which chunks' indices hold."""
-        turned = self.by_rows and tensor.ndim > 1 and self.models.kind(name).input_first
-        return tensor.mT if turned else tensor
+        """A parameter so that chunks' indices hold: a view, but for rows of a convolution that is not contiguous."""
+        if not self.by_rows or tensor.ndim < 2:
+            return tensor
+        kind = self.models.kind(name)
+        if kind.structure == "vector":
+            return tensor.flatten()
+        if kind.structure == "convolution":
+            outputs = next(axis for axis, size in enumerate(tensor.shape) if size > 1)
+            return tensor.flatten(outputs + 1)
+        return tensor.mT if kind.input_first else tensor
 
 
 class RawVectors(TaskVectors):

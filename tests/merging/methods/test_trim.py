@@ -91,6 +91,14 @@ def test_a_row_is_the_inputs_of_one_output(input_first: bool) -> None:
     assert torch.equal(results["v"], stable(toy.expert("expert-0", "v"), 2))
 
 
+@pytest.mark.parametrize(("shape", "rows"), [((6, 3, 2, 2), 6), ((1, 6, 3, 5), 6), ((9, 1, 1), 1), ((1, 9), 1)])
+def test_rows_of_convolutions_and_of_vectors_in_any_shape(shape: tuple[int, ...], rows: int) -> None:
+    toy = of_deltas([{"w": random(torch.Generator().manual_seed(3), *shape)}])
+    result = trimmed(toy, 0.3, "row")["expert-0"]["w"]
+    for row, kept in zip(toy.expert("expert-0", "w").view(rows, -1), result.view(rows, -1), strict=True):
+        assert torch.equal(kept, stable(row, rounded(0.3, len(row))))
+
+
 @given(st.lists(st.integers(-2, 2), min_size=1, max_size=60), st.floats(0, 1), st.integers(1, 20))
 def test_ties_are_kept_in_flat_order_whatever_the_chunks(values: list[int], density: float, limit: int) -> None:
     delta = torch.tensor(values, dtype=torch.float32)
