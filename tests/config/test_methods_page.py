@@ -33,7 +33,7 @@ def test_every_need_has_a_word() -> None:
 def test_a_row_says_what_is_searched_and_how_many_experts() -> None:
     slerp = method_row(METHOD_CONFIGS["slerp"])
     assert slerp.listed_needs == "weights; 1 to 2 experts"
-    assert slerp.listed_settings() == "t*=0.5"
+    assert slerp.listed_settings() == "t*=0.5, compat=paper"
     assert method_row(METHOD_CONFIGS["regmean"]).needs == ("weights", "inputs")
 
 

@@ -36,11 +36,22 @@ from optmerge.config.methods.basic import (
     TiesSplitConfig,
     TsvMConfig,
 )
+from optmerge.config.methods.geometric import (
+    Along,
+    GeometricConfig,
+    KarcherConfig,
+    ModelStockConfig,
+    MultiSlerpConfig,
+    NuSlerpConfig,
+    Origin,
+    PassthroughConfig,
+)
 
 __all__ = [
     "LINEAR_METHODS",
     "METHOD_CONFIGS",
     "STATISTICS_METHODS",
+    "Along",
     "AverageConfig",
     "Compat",
     "DareConfig",
@@ -48,11 +59,17 @@ __all__ = [
     "Embeddings",
     "Facts",
     "IsoCConfig",
+    "KarcherConfig",
     "LinearConfig",
     "MethodConfig",
     "MethodSettings",
+    "ModelStockConfig",
+    "MultiSlerpConfig",
     "Need",
+    "NuSlerpConfig",
+    "Origin",
     "Others",
+    "PassthroughConfig",
     "RegMeanConfig",
     "Scope",
     "Searched",
@@ -64,10 +81,10 @@ __all__ = [
     "TsvMConfig",
 ]
 
-MethodConfig = Annotated[BasicConfig, Field(discriminator="name")]
+MethodConfig = Annotated[BasicConfig | GeometricConfig, Field(discriminator="name")]
 
 METHOD_CONFIGS: dict[str, type[MethodSettings]] = {
-    config.method_name(): config for kind in (BasicConfig,) for config in get_args(kind)
+    config.method_name(): config for kind in (BasicConfig, GeometricConfig) for config in get_args(kind)
 }
 LINEAR_METHODS = tuple(name for name, config in METHOD_CONFIGS.items() if config.facts.linear)
 """Sums of one part per expert, so that each can be scaled."""

@@ -57,7 +57,7 @@ class TaskArithmeticConfig(MethodSettings):
 class SlerpConfig(MethodSettings):
     """Spherical interpolation of two experts, or of the base and one expert (Shoemake 1985), tensor by tensor."""
 
-    facts = Facts(paper="Shoemake 1985", cost="one pass over the weights", mergekit="slerp", experts=(1, 2))
+    facts = Facts(paper="Shoemake 1985", cost="two passes over the weights", mergekit="slerp", experts=(1, 2))
     name: Literal["slerp"] = "slerp"
     t: float = Field(
         0.5,
@@ -66,6 +66,7 @@ class SlerpConfig(MethodSettings):
         description="where between the two, 0-1: 0 = the first (or base), 1 = the other",
         json_schema_extra=searched(0.0, 1.0),
     )
+    compat: Compat = Field("paper", description=COMPAT)
 
 
 class TiesConfig(MethodSettings):

@@ -17,10 +17,11 @@ from optmerge.merging.methods.base import Method, Models, TensorKind
 from optmerge.merging.methods.basic import BASIC
 from optmerge.merging.methods.building import Builders
 from optmerge.merging.methods.frames import whitened_factors
+from optmerge.merging.methods.geometric import GEOMETRIC
 
 __all__ = ["BUILDERS", "Method", "Models", "TensorKind", "build_method"]
 
-BUILDERS: Builders = {**BASIC}
+BUILDERS: Builders = {**BASIC, **GEOMETRIC}
 """Class of settings -> what makes the method."""
 
 

@@ -9,7 +9,7 @@ coefficient of the direction. It is put together from small stages, each with a 
     C  transform   one expert's task vector by itself         `vectors`, `trim`, `drop`
     D  frame       a basis that the experts share             `frames`
     E  weigh       weights, sign election                     `signs`
-    F  reduce      sum, mean, disjoint mean, linear solve     `reduce`, `linear`, `gram_solve`, `slerp`
+    F  reduce      sum, mean, disjoint mean, linear solve     `reduce`, `linear`, `gram_solve`, `combination`, `sphere`, `stock`
     G  finish      flat spectrum                              `spectrum`
 
 The schedule is one-shot: a parameter's delta depends on the experts and on what `Method.prepare` gathered. A fold over

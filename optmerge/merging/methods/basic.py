@@ -21,14 +21,15 @@ from optmerge.config.methods import (
 from optmerge.errors import ConfigError
 from optmerge.merging.methods.base import Method
 from optmerge.merging.methods.building import Builders, divided, weights_of
+from optmerge.merging.methods.combination import Combination
 from optmerge.merging.methods.drop import Dropped, Rescale
 from optmerge.merging.methods.elementwise import Elementwise, Transform
 from optmerge.merging.methods.frames import whitened_parts
 from optmerge.merging.methods.linear import ModelSum
 from optmerge.merging.methods.matrixwise import RegMean, Spectral
 from optmerge.merging.methods.reduce import DisjointMean
-from optmerge.merging.methods.slerp import Slerp
 from optmerge.merging.methods.spectrum import flatten_spectrum
+from optmerge.merging.methods.sphere import COLLINEAR, arc
 from optmerge.merging.methods.split import TiesSplit
 from optmerge.merging.methods.trim import Trimmed, rounded, truncated
 
@@ -52,7 +53,12 @@ def _slerp(config: SlerpConfig, experts: Sequence[str]) -> Method:
             f"slerp is between two models, and there are {len(experts)} experts ({', '.join(experts)}). Give "
             "it two experts, or one, which is then interpolated with the base; or use average or linear."
         )
-    return Slerp(config.t, experts=len(experts))
+    return Combination(
+        partial(arc, t=config.t, line=COLLINEAR, zero_is_orthogonal=config.compat == "mergekit"),
+        weights=(1.0,) * len(experts),
+        origin="zero",
+        with_base=len(experts) == 1,
+    )
 
 
 def _dare(config: DareConfig, experts: Sequence[str]) -> Method:

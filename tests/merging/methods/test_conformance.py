@@ -26,15 +26,27 @@ SETTINGS: list[tuple[str, dict[str, object]]] = [
     ("iso-c", {"embeddings": "sum", "others": "base"}),
     ("tsv-m", {"embeddings": "mean", "others": "sum"}),
     ("regmean", {"others": "base"}),
+    ("slerp", {"compat": "mergekit"}),
+    ("nuslerp", {"scope": "row", "origin": "zero"}),
+    ("nuslerp", {"scope": "column"}),
+    ("nuslerp", {"scope": "row", "compat": "mergekit"}),
+    ("multislerp", {"origin": "zero"}),
+    ("multislerp", {"compat": "mergekit"}),
+    ("karcher", {"origin": "base"}),
+    ("model_stock", {"scope": "row", "average": "angle"}),
+    ("model_stock", {"scope": "row", "compat": "mergekit"}),
+    ("passthrough", {"take": {"mlp.*": "base", "norm": "expert-0"}}),
 ]
 WEIGHTED = [(name, settings) for name, settings in SETTINGS if "weights" in METHOD_CONFIGS[name].model_fields]
-LINEAR = {"average", "linear", "task_arithmetic", "dare", "ties-split", "tsv-m"}
+LINEAR = {"average", "linear", "task_arithmetic", "dare", "ties-split", "tsv-m", "passthrough"}
+ANGLES = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock"}  # of whole tensors, or of their rows
 
 every_setting = pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=lambda value: str(value))
 
 
 def experts_for(name: str, wanted: int) -> int:
-    return min(wanted, 2) if name == "slerp" else wanted
+    least, most = METHOD_CONFIGS[name].facts.experts
+    return max(least, min(wanted, most or wanted))
 
 
 def method(name: str, settings: dict[str, object], models: ToyModels) -> Method:
@@ -127,10 +139,10 @@ def test_chunks_do_not_matter(name: str, settings: dict[str, object], monkeypatc
     models = every_kind(experts_for(name, 3))
     expected = deltas(name, settings, models)
     monkeypatch.setattr(vectors.RawVectors.__init__, "__kwdefaults__", {"by_rows": False, "limit": 7})
-    monkeypatch.setattr("optmerge.merging.methods.slerp.CHUNK", 7)
+    monkeypatch.setattr("optmerge.merging.methods.combination.CHUNK", 7)
     for parameter, delta in deltas(name, settings, models).items():
         # Sums over a tensor (a norm, an angle) are rounded chunk by chunk; everything else is bitwise the same.
-        exact = name != "slerp" and settings.get("compat") != "mergekit"
+        exact = name not in ANGLES and settings.get("compat") != "mergekit"
         torch.testing.assert_close(delta, expected[parameter], rtol=0 if exact else 1e-6, atol=0 if exact else 1e-7)
 
 
@@ -147,6 +159,8 @@ def test_the_order_of_experts_does_not_matter(name: str, settings: dict[str, obj
     models = every_kind(experts_for(name, 3), dtype=torch.float64)
     if name == "slerp":
         settings = {"t": 0.5}
+    if name == "passthrough":
+        settings = {**settings, "expert": "expert-0"}  # by default it is the first
     base = {parameter: models.base(parameter) for parameter in models.names}
     experts = {
         expert: {parameter: models.expert(expert, parameter) for parameter in models.names}
@@ -172,6 +186,9 @@ def test_the_order_of_experts_does_not_matter(name: str, settings: dict[str, obj
         ("ties-split", {"density": 1.0}),
         ("tsv-m", {}),
         ("regmean", {}),
+        ("multislerp", {}),
+        ("karcher", {}),
+        ("passthrough", {}),
     ],
 )
 def test_one_expert_is_the_merge(name: str, settings: dict[str, object]) -> None:
@@ -180,7 +197,7 @@ def test_one_expert_is_the_merge(name: str, settings: dict[str, object]) -> None
         torch.testing.assert_close(delta, models.task_vector("expert-0", parameter), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["average", "linear", "slerp", "regmean"])
+@pytest.mark.parametrize("name", ["average", "linear", "regmean", "passthrough", *sorted(ANGLES)])
 def test_identical_experts_are_the_merge(name: str) -> None:
     models = every_kind(2)
     first = {parameter: models.task_vector("expert-0", parameter) for parameter in models.names}
@@ -192,8 +209,8 @@ def test_identical_experts_are_the_merge(name: str) -> None:
 @pytest.mark.parametrize("weights", [None, {"expert-0": 0.0, "expert-1": -2.0}])
 @every_setting
 def test_the_linear_law(name: str, settings: dict[str, object], weights: dict[str, float] | None) -> None:
-    models = every_kind(3 if name != "slerp" else 2, dtype=torch.float64)
-    if weights is not None and (name not in LINEAR or name == "average"):
+    models = every_kind(experts_for(name, 3), dtype=torch.float64)
+    if weights is not None and (name not in LINEAR or (name, settings) not in WEIGHTED):
         weights = None  # weights below 0, or none at all, are not for this method
     built = method(name, settings | ({"weights": weights} if weights else {}), models)
     assert built.linear == (name in LINEAR and settings.get("normalize", True) is True)

@@ -10,7 +10,7 @@ import torch
 from optmerge.config.methods import SlerpConfig
 from optmerge.errors import ConfigError
 from optmerge.merging.methods import build_method
-from optmerge.merging.methods.slerp import arc
+from optmerge.merging.methods.sphere import COLLINEAR, arc
 from tests.merging.methods.toy import ToyModels, random
 
 
@@ -51,9 +51,12 @@ def test_lines_where_there_is_no_arc(ends: tuple[torch.Tensor, torch.Tensor]) ->
     torch.testing.assert_close(slerp(torch.zeros_like(second), second, 0.3), 0.3 * second)
     torch.testing.assert_close(slerp(first, 2 * first, 0.3), 1.3 * first)
     torch.testing.assert_close(slerp(first, -first, 0.5), torch.zeros_like(first))
-    assert arc(0.9996, 0.5) == (0.5, 0.5)
-    assert arc(0.9994, 0.5)[0] == pytest.approx(0.5, rel=2e-4)
-    assert arc(0.9994, 0.5)[0] > 0.5
+    near, apart = (
+        arc(torch.tensor([[1.0, cosine], [cosine, 1.0]], dtype=torch.float64), t=0.5, line=COLLINEAR)[0].item()
+        for cosine in (0.9996, 0.9994)
+    )
+    assert near == 0.5
+    assert 0.5 < apart == pytest.approx(0.5, rel=2e-4)
 
 
 def test_one_expert_is_interpolated_with_the_base(ends: tuple[torch.Tensor, torch.Tensor]) -> None:
