@@ -6,7 +6,8 @@ Of one parameter all task vectors are held at once, with room for a few results 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 import torch
 
@@ -18,6 +19,8 @@ from optmerge.merging.methods.reduce import WeightedSum
 
 Frame = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 Finish = Callable[[torch.Tensor], torch.Tensor]
+Solve = Callable[..., torch.Tensor]
+Rule = TypeVar("Rule", Embeddings, Embeddings | Literal["ties"])
 
 
 def as_matrices(tensor: torch.Tensor, kind: TensorKind) -> torch.Tensor:
@@ -27,7 +30,7 @@ def as_matrices(tensor: torch.Tensor, kind: TensorKind) -> torch.Tensor:
     return tensor.flatten(1) if kind.structure == "convolution" else tensor
 
 
-def routed(kind: TensorKind, *, others: Others, embeddings: Embeddings) -> Embeddings:
+def routed(kind: TensorKind, *, others: Rule, embeddings: Rule) -> Rule:
     """What a parameter gets: what is not a matrix the first rule, embeddings and heads the second."""
     if kind.structure == "vector":
         return others
@@ -102,37 +105,59 @@ class Spectral(Method):
         return [part.reshape(kind.shape) for part in frame([as_matrices(delta, kind) for delta in deltas])]
 
 
-class RegMean(Method):
-    """Linear layers by least squares on their inputs, everything else by the mean or not at all.
+class LayerSolve(Method):
+    """Linear layers by a solve with statistics of each, everything else by the mean or not at all.
+
+    Args:
+        weights: One per expert, 0 or more, not all 0.
+        needs: The statistics that the solve takes, in its order.
+        solve: (K task vectors [d_out, d_in], K matrices of each need, ...) -> the merged delta [d_out, d_in].
+        others: What a parameter gets that lacks one of these statistics.
+    """
+
+    def __init__(
+        self, weights: tuple[float, ...], *, needs: tuple[Need, ...], solve: Solve, others: Literal["mean", "base"]
+    ) -> None:
+        super().__init__(weights)
+        self.needs = frozenset(needs)
+        self.others = others
+        self._wanted = needs
+        self._solve = solve
+        total = sum(weights)
+        self._mean = Elementwise(tuple(weight / total for weight in weights))
+
+    def delta(self, models: Models, name: str) -> torch.Tensor:
+        """See `Method.delta`."""
+        matrices = [[models.statistic(need, expert, name) for expert in models.experts] for need in self._wanted]
+        known = [[matrix for matrix in of if matrix is not None] for of in matrices]
+        if any(len(of) < len(models.experts) for of in known):
+            mean = self._mean.delta(models, name)
+            return mean if self.others == "mean" else mean.zero_()
+        deltas = self._mean.expert_deltas(models, name)
+        if not models.kind(name).input_first:
+            return self._solve(deltas, *known)
+        return self._solve([delta.mT for delta in deltas], *known).mT.contiguous()
+
+
+class RegMean(LayerSolve):
+    """Linear layers by least squares on their inputs.
 
     Args:
         weights: One per expert, 0 or more, not all 0.
         shrink: See `gram_mean`.
         ridge: See `gram_mean`.
         others: What a parameter without Gram matrices gets.
+        grams: Of which inputs the Gram matrices are.
     """
 
-    needs: frozenset[Need] = frozenset({"grams"})
-
     def __init__(
-        self, weights: tuple[float, ...], *, shrink: float, ridge: float, others: Literal["mean", "base"]
+        self,
+        weights: tuple[float, ...],
+        *,
+        shrink: float,
+        ridge: float,
+        others: Literal["mean", "base"],
+        grams: Need = "grams",
     ) -> None:
-        super().__init__(weights)
-        self.shrink = shrink
-        self.ridge = ridge
-        self.others = others
-        total = sum(weights)
-        self._mean = Elementwise(tuple(weight / total for weight in weights))
-
-    def delta(self, models: Models, name: str) -> torch.Tensor:
-        """See `Method.delta`."""
-        found = (models.statistic("grams", expert, name) for expert in models.experts)
-        grams = [gram for gram in found if gram is not None]
-        if len(grams) < len(models.experts):
-            mean = self._mean.delta(models, name)
-            return mean if self.others == "mean" else mean.zero_()
-        deltas = self._mean.expert_deltas(models, name)
-        if not models.kind(name).input_first:
-            return gram_mean(deltas, grams, self.weights, shrink=self.shrink, ridge=self.ridge)
-        turned = [delta.mT for delta in deltas]
-        return gram_mean(turned, grams, self.weights, shrink=self.shrink, ridge=self.ridge).mT.contiguous()
+        solve = partial(gram_mean, weights=weights, shrink=shrink, ridge=ridge)
+        super().__init__(weights, needs=(grams,), solve=solve, others=others)
