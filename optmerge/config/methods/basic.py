@@ -171,6 +171,13 @@ class TsvMConfig(MethodSettings):
 
     facts = Facts(paper="Gargiulo et al. 2025", cost="K + 2 SVDs per matrix", linear=True)
     name: Literal["tsv-m"] = "tsv-m"
+    ranks: FiniteFloat = Field(
+        1.0,
+        gt=0,
+        description="components that each expert keeps, as a multiple of its equal part of the ranks, 1/K of them; "
+        "above 1 the experts' components overlap",
+        json_schema_extra=searched(0.25, 2.0, log=True),
+    )
     tolerance: float = Field(1e-6, ge=0, lt=1, description=TOLERANCE)
     weights: dict[str, FiniteFloat] | None = Field(None, description=WEIGHTS + "; it scales the singular values")
     others: Others = Field("mean", description=OTHERS)

@@ -85,7 +85,7 @@ def _iso_c(config: IsoCConfig, experts: Sequence[str]) -> Method:
 def _tsv_m(config: TsvMConfig, experts: Sequence[str]) -> Method:
     return Spectral(
         weights_of(config.name, config.weights, experts),
-        frame=partial(whitened_parts, tolerance=config.tolerance),
+        frame=partial(whitened_parts, tolerance=config.tolerance, ranks=config.ranks),
         others=config.others,
         embeddings=config.embeddings,
     )
