@@ -52,7 +52,7 @@ class FamilyModels:
     def kind(self, name: str) -> TensorKind:
         """What a parameter is."""
         parameter = self._family.parameters[name]
-        return TensorKind(parameter.role.kind, parameter.input_first, parameter.shape)
+        return TensorKind(parameter.role.kind, parameter.input_first, parameter.shape, parameter.role.layer)
 
     def statistic(self, need: Need, expert: str, name: str) -> torch.Tensor | None:
         """See `optmerge.merging.methods.base.Models.statistic`."""

@@ -40,11 +40,13 @@ class TensorKind:
         input_first: Stored [in, out], as in GPT-2's Conv1D, and not [out, in]. Stacks likewise, after their first
             dimension.
         shape: Of the parameter in the module.
+        layer: Which transformer layer it is in; None outside of them.
     """
 
     role: RoleKind
     input_first: bool
     shape: tuple[int, ...]
+    layer: int | None = None
 
     @property
     def structure(self) -> Structure:
