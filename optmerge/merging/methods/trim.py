@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from optmerge.config.methods import Scope
+from optmerge.merging.methods.base import Models
 from optmerge.merging.methods.selection import Threshold, Values, just_below, largest
 from optmerge.merging.methods.vectors import Chunk, TaskVectors
 from optmerge.records import Progress
@@ -41,26 +42,37 @@ class Trimmed(TaskVectors):
         scope: ``model`` = an expert's whole task vector, ``tensor`` = each parameter by itself, ``row`` = the inputs of
             each output by themselves (``vectors`` must then be by rows), ``stacked`` = one parameter of all experts.
         count: How many of so many entries that is.
+        among: Whether a parameter belongs to the model of scope ``model``; all do if None. Only those may be asked for.
     """
 
-    def __init__(self, vectors: TaskVectors, *, density: float, scope: Scope, count: Count = rounded) -> None:
+    def __init__(
+        self,
+        vectors: TaskVectors,
+        *,
+        density: float,
+        scope: Scope,
+        count: Count = rounded,
+        among: Callable[[Models, str], bool] | None = None,
+    ) -> None:
         self.vectors = vectors
         self.models = vectors.models
         self.by_rows = vectors.by_rows
         self.density = density
         self.scope = scope
         self.count = count
+        self.among = among
         self._model: dict[str, dict[str, Threshold]] = {}
         self._stacked: tuple[str, dict[str, Threshold]] = ("", {})
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Find the thresholds of scope ``model``, which later calls use; nothing to do for the other scopes."""
         if self.scope == "model" and self.density < 1:
-            experts = self.models.experts
+            experts, among = self.models.experts, self.among
+            names = [name for name in self.models.names if among is None or among(self.models, name)]
             for done, expert in enumerate(experts):
                 if expert not in self._model:
-                    thresholds = self._select([(expert, name) for name in self.models.names])
-                    self._model[expert] = dict(zip(self.models.names, thresholds, strict=True))
+                    thresholds = self._select([(expert, name) for name in names])
+                    self._model[expert] = dict(zip(names, thresholds, strict=True))
                 if progress:
                     progress("thresholds", done + 1, len(experts))
 
@@ -70,7 +82,7 @@ class Trimmed(TaskVectors):
             return self.vectors.chunks(expert, name)
         if self.scope == "row":
             return self._rows(expert, name)
-        return _kept(self.vectors.chunks(expert, name), self._threshold(expert, name))
+        return kept(self.vectors.chunks(expert, name), self._threshold(expert, name))
 
     def _threshold(self, expert: str, name: str) -> Threshold:
         if self.scope == "model":
@@ -88,7 +100,7 @@ class Trimmed(TaskVectors):
 
     def _select(self, parts: Sequence[tuple[str, str]]) -> list[Threshold]:
         size = sum(self.models.base(name).numel() for _, name in parts)
-        streams = [_Stream(self.vectors, expert, name) for expert, name in parts]
+        streams = [Entries(self.vectors, expert, name) for expert, name in parts]
         return largest(streams, size, self.count(self.density, size))
 
     def _rows(self, expert: str, name: str) -> Iterator[Chunk]:
@@ -110,7 +122,7 @@ def keep_largest(rows: torch.Tensor, count: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stream:
+class Entries:
     """One task vector of one parameter, as `largest` reads it."""
 
     vectors: TaskVectors
@@ -127,7 +139,7 @@ class _Stream:
         return sampled
 
 
-def _kept(chunks: Iterator[Chunk], threshold: Threshold) -> Iterator[Chunk]:
+def kept(chunks: Iterator[Chunk], threshold: Threshold) -> Iterator[Chunk]:
     """The chunks with zeros where the threshold does not keep an entry; of those that equal it, the first are kept."""
     above, left = threshold
     for chunk in chunks:

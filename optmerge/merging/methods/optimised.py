@@ -1,0 +1,53 @@
+"""Builders of the methods in `optmerge.config.methods.optimised`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from optmerge.config.methods.optimised import DogeConfig, WidenConfig, WudiConfig
+from optmerge.merging.methods.base import Method
+from optmerge.merging.methods.building import Builders, weights_of
+from optmerge.merging.methods.doge import Doge
+from optmerge.merging.methods.widen import Widen
+from optmerge.merging.methods.wudi import Wudi
+
+
+def _widen(config: WidenConfig, experts: Sequence[str]) -> Method:
+    return Widen(
+        weights_of(config.name, config.weights, experts),
+        ratio=config.ratio,
+        calibration=config.calibration,
+        others=config.others,
+        embeddings=config.embeddings,
+    )
+
+
+def _doge(config: DogeConfig, experts: Sequence[str]) -> Method:
+    return Doge(
+        weights_of(config.name, config.weights, experts),
+        eta=config.eta,
+        density=config.density,
+        scope=config.scope,
+        subspace=config.subspace,
+        tolerance=config.tolerance,
+        project=config.project,
+        steps=config.steps,
+        lr=config.lr,
+        others=config.others,
+        embeddings=config.embeddings,
+    )
+
+
+def _wudi(config: WudiConfig, experts: Sequence[str]) -> Method:
+    return Wudi(
+        weights_of(config.name, config.weights, experts),
+        solver=config.solver,
+        steps=config.steps,
+        lr=config.lr,
+        tolerance=config.tolerance,
+        others=config.others,
+        embeddings=config.embeddings,
+    )
+
+
+OPTIMISED: Builders = {WidenConfig: _widen, DogeConfig: _doge, WudiConfig: _wudi}
