@@ -47,18 +47,22 @@ class DisjointMean(Reducer):
         normalize: Divide by sum_i A_i; the sum alone otherwise.
         weighted_votes: mergekit's election: of the sign of sum_i w_i c_i, a tie being positive. The paper elects with
             the task vectors alone, and here a tie elects nobody.
+        positive_ties: A tie elects +, as in mergekit, whether or not the weights have a vote.
+        least_mass: The smallest number that is divided by.
     """
 
     weights: tuple[float, ...]
     normalize: bool = True
     weighted_votes: bool = False
+    positive_ties: bool = False
+    least_mass: float = 0.0
 
     def __call__(self, values: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         """See `Reducer`."""
         sign = torch.empty_like(out)
         if self.weighted_votes:
             self._weigh(values)
-        elect(values, sign, zero_is_positive=self.weighted_votes)
+        elect(values, sign, zero_is_positive=self.weighted_votes or self.positive_ties)
         if not self.weighted_votes:
             self._weigh(values)
         mass, ones = torch.zeros_like(out) if self.normalize else out, torch.empty_like(out)
@@ -70,7 +74,8 @@ class DisjointMean(Reducer):
                 torch.sign(value, out=ones)
                 mass += ones if weight == 1 else ones.mul_(weight)
         if self.normalize:
-            out /= mass.clamp_min_(min(weight for weight in self.weights if weight > 0))  # 0 / 0 is 0
+            smallest = min(weight for weight in self.weights if weight > 0)
+            out /= mass.clamp_min_(max(smallest, self.least_mass))  # 0 / 0 is 0
         out *= sign
 
     def _weigh(self, values: Sequence[torch.Tensor]) -> None:
