@@ -90,11 +90,8 @@ class ProjectedFold(Method):
 
 
 def _square(values: torch.Tensor) -> torch.Tensor:
-    """Sum of squares, fp64; of fp32 values in fp64 chunk by chunk, so that no second copy of a matrix is made."""
-    total = torch.zeros((), dtype=torch.float64)
-    for part in torch.split(values.reshape(-1), 1 << 20):
-        total += part.double().square_().sum()
-    return total
+    """Sum of squares, in fp64."""
+    return torch.linalg.vector_norm(values, dtype=torch.float64) ** 2
 
 
 def fold(deltas: Sequence[torch.Tensor], *, order: Sequence[int], share: float, tolerance: float) -> torch.Tensor:
