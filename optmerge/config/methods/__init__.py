@@ -46,6 +46,7 @@ from optmerge.config.methods.geometric import (
     Origin,
     PassthroughConfig,
 )
+from optmerge.config.methods.singular import DrmConfig, IsoCtsConfig, OpcmConfig, SingularConfig, StarConfig
 
 __all__ = [
     "LINEAR_METHODS",
@@ -56,9 +57,11 @@ __all__ = [
     "Compat",
     "DareConfig",
     "DareTiesConfig",
+    "DrmConfig",
     "Embeddings",
     "Facts",
     "IsoCConfig",
+    "IsoCtsConfig",
     "KarcherConfig",
     "LinearConfig",
     "MethodConfig",
@@ -67,6 +70,7 @@ __all__ = [
     "MultiSlerpConfig",
     "Need",
     "NuSlerpConfig",
+    "OpcmConfig",
     "Origin",
     "Others",
     "PassthroughConfig",
@@ -75,16 +79,17 @@ __all__ = [
     "Searched",
     "Share",
     "SlerpConfig",
+    "StarConfig",
     "TaskArithmeticConfig",
     "TiesConfig",
     "TiesSplitConfig",
     "TsvMConfig",
 ]
 
-MethodConfig = Annotated[BasicConfig | GeometricConfig, Field(discriminator="name")]
+MethodConfig = Annotated[BasicConfig | GeometricConfig | SingularConfig, Field(discriminator="name")]
 
 METHOD_CONFIGS: dict[str, type[MethodSettings]] = {
-    config.method_name(): config for kind in (BasicConfig, GeometricConfig) for config in get_args(kind)
+    config.method_name(): config for kind in (BasicConfig, GeometricConfig, SingularConfig) for config in get_args(kind)
 }
 LINEAR_METHODS = tuple(name for name, config in METHOD_CONFIGS.items() if config.facts.linear)
 """Sums of one part per expert, so that each can be scaled."""

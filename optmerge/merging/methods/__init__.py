@@ -18,10 +18,11 @@ from optmerge.merging.methods.basic import BASIC
 from optmerge.merging.methods.building import Builders
 from optmerge.merging.methods.frames import whitened_factors
 from optmerge.merging.methods.geometric import GEOMETRIC
+from optmerge.merging.methods.singular import SINGULAR
 
 __all__ = ["BUILDERS", "Method", "Models", "TensorKind", "build_method"]
 
-BUILDERS: Builders = {**BASIC, **GEOMETRIC}
+BUILDERS: Builders = {**BASIC, **GEOMETRIC, **SINGULAR}
 """Class of settings -> what makes the method."""
 
 
