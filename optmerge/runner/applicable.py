@@ -1,0 +1,64 @@
+"""Which of the merging methods fit a search: by the number of experts, and by what its calibration data can give.
+
+methods, left_out = applicable(config, None, labelled=False)
+left_out["slerp"]            # 'it merges 1 to 2 experts, and there are 4'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from optmerge.config.methods import METHOD_CONFIGS, MethodSettings
+from optmerge.config.schema import SearchConfig
+from optmerge.errors import ConfigError, did_you_mean
+
+
+def applicable(
+    config: SearchConfig, names: Sequence[str] | None, *, labelled: bool
+) -> tuple[list[MethodSettings], dict[str, str]]:
+    """The methods that fit, at their default settings, and why each of the others does not.
+
+    Args:
+        config: Whose experts and tasks count.
+        names: Only these methods are looked at; None is all.
+        labelled: Whether every task's fit examples have labels that may be read.
+
+    Returns:
+        Settings of the methods that fit, and name -> reason of those that do not.
+
+    Raises:
+        ConfigError: A name is no method's.
+    """
+    for name in names or ():
+        if name not in METHOD_CONFIGS:
+            raise ConfigError(
+                f"--methods: there is no method {name!r}; expected some of {', '.join(METHOD_CONFIGS)}."
+                f"{did_you_mean(name, METHOD_CONFIGS)}"
+            )
+    fitting: list[MethodSettings] = []
+    left_out: dict[str, str] = {}
+    for name, settings in METHOD_CONFIGS.items():
+        if names is not None and name not in names:
+            continue
+        reason = _obstacle(config, settings, labelled=labelled)
+        if reason is None:
+            fitting.append(settings())
+        else:
+            left_out[name] = reason
+    return fitting, left_out
+
+
+def _obstacle(config: SearchConfig, settings: type[MethodSettings], *, labelled: bool) -> str | None:
+    """Why a method cannot be used, or None."""
+    facts, count = settings.facts, len(config.experts)
+    least, most = facts.experts
+    if count < least or (most is not None and count > most):
+        wanted = f"{least} or more" if most is None else str(least) if least == most else f"{least} to {most}"
+        return f"it merges {wanted} experts, and there {'is' if count == 1 else 'are'} {count}"
+    taught = {task.expert for task in config.tasks.values()}
+    idle = [expert for expert in config.experts if expert not in taught]
+    if facts.needs and idle:
+        return f"it needs inputs of every expert, and no task has the expert {' or '.join(idle)}"
+    if facts.labels and not labelled:
+        return "it reads labels, and the fit examples have none (unlabelled objectives do not load them)"
+    return None

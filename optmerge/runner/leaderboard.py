@@ -1,0 +1,379 @@
+"""Every applicable method at its published settings, and beside them baselines, tuned methods and finished searches.
+
+    board = measure_leaderboard(config, root=Path("."), folder=Path("runs/first-baseline"))
+    [line.row.name for line in board.lines]          # the best on select first
+
+All of it is judged by the evaluator of a search, on the same examples. A row is kept as soon as it is measured, so
+that an interrupted leaderboard goes on where it was; a row that failed is measured again. One method's delta is held at
+a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optmerge.atomic import atomic_write
+from optmerge.config.drivers import OptunaConfig
+from optmerge.config.load import dump_config
+from optmerge.config.methods import MethodSettings
+from optmerge.config.methods_page import method_row
+from optmerge.config.objectives import TermConfig
+from optmerge.config.schema import BaselinesConfig, SearchConfig
+from optmerge.config.spaces import SpaceConfig
+from optmerge.errors import RunError, RunFailed, RunInterrupted
+from optmerge.merging.coefficients import Table
+from optmerge.merging.recipe import Recipe
+from optmerge.records import Evaluation, Progress, SplitName
+from optmerge.runner.applicable import applicable
+from optmerge.runner.baselines import CachedMeasurements, make_baselines
+from optmerge.runner.board import BoardRow, Kind, Leaderboard, RowStore, make_board
+from optmerge.runner.evaluator import Evaluator, Measurement
+from optmerge.runner.folder import RunFolder
+from optmerge.runner.making import Maker
+from optmerge.runner.manifest import check_manifest, make_manifest
+from optmerge.runner.problem import Problem, absolute_references, open_problem
+from optmerge.runner.result import Scores, main_metric
+from optmerge.runner.teachers import Teachers
+from optmerge.runner.tuning import Tuning
+
+log = logging.getLogger(__name__)
+
+FILE = "leaderboard.yaml"  # the resolved search file; a folder with search.yaml would be a run
+SUFFIX = "-baseline"  # of the folder, behind the search's own
+TRANSDUCTIVE = "The report split holds the inputs of fit and select (splits.transductive)."
+AVERAGE = "average"  # a method, and one of the uniform merges
+
+Stop = Callable[[], str | None]
+Scored = tuple[BoardRow, Scores]
+
+
+def board_search(config: SearchConfig) -> SearchConfig:
+    """A search's models, data and last objective on select, with one coefficient per direction.
+
+    Terms of the coefficients are left out: they do not count on select, and here are none that they could judge.
+    """
+    config = config.at_stage(len(config.stages) - 1)
+    terms: Sequence[TermConfig] = config.objective.select or [
+        term for term in config.objective.terms if term.about != "coefficients"
+    ]
+    return config.model_copy(
+        update={
+            "objective": config.objective.model_copy(update={"terms": terms, "select": None}),
+            "driver": OptunaConfig(),
+            "directions": ["experts"],
+            "methods": None,
+            "space": SpaceConfig(granularity="model-wise"),
+            "baselines": BaselinesConfig(grid=config.baselines.grid, methods=[]),
+        }
+    )
+
+
+def measure_leaderboard(
+    config: SearchConfig,
+    *,
+    root: Path,
+    folder: Path,
+    methods: Sequence[str] | None = None,
+    tune: int | None = None,
+    against: Sequence[Path] = (),
+    progress: Progress = lambda stage, done, total: None,
+    stop: Stop = lambda: None,
+) -> Leaderboard:
+    """Measure what the folder does not hold yet, and put all that was asked for in order.
+
+    Args:
+        config: The search whose models, data and objective count.
+        root: What relative paths are relative to.
+        folder: Where the leaderboard is kept: rows, scores, and what was tuned.
+        methods: Only these; None is all that fit.
+        tune: So many evaluations for each method's own settings and scale; None tunes nothing.
+        against: Folders of finished searches of the same models and data.
+        progress: Told of long work.
+        stop: Asked before every row and every point that is tuned.
+
+    Raises:
+        UserError: As of a search; or the folder, or one of ``against``, holds something else.
+        RunFailed: The base itself cannot be judged.
+        RunInterrupted: ``stop`` gave a reason.
+    """
+    settings = absolute_references(board_search(config), root)
+    applicable(settings, methods, labelled=True)  # a method's name that is wrong is told before anything is opened
+    found = [_finished(path) for path in against]
+    claimed = _claim(folder, settings.model_copy(update={"output": str(folder)}))
+    with claimed.locked():
+        problem = open_problem(settings, progress=progress)
+        manifest, stored = make_manifest(problem), claimed.read_json("manifest.json")
+        if stored is None:
+            claimed.write_json("manifest.json", manifest)
+        else:
+            check_manifest(stored, manifest, folder)
+        fit_labels = all(data.splits["fit"].has_labels for data in problem.calibration.tasks.values())
+        known, left_out = applicable(settings, methods, labelled=fit_labels)
+        with Maker(problem, folder / "delta", progress) as maker:
+            measuring = _Measuring(claimed, problem, maker, progress, stop)
+            rows = measuring.baselines(without_average=any(m.method_name() == AVERAGE for m in known))
+            rows += measuring.searches(found, manifest)
+            rows += measuring.methods(known, tune)
+        return make_board(
+            rows,
+            folder=folder,
+            metric=measuring.metric,
+            seed=settings.seed,
+            left_out=left_out,
+            objective=[term.name for term in settings.objective.terms],
+            notes=[TRANSDUCTIVE] if settings.splits.transductive else [],
+        )
+
+
+def _claim(path: Path, settings: SearchConfig) -> RunFolder:
+    """The folder of an earlier leaderboard of the same, or a new one.
+
+    Raises:
+        RunError: It holds something else, or the disk refuses.
+    """
+    file = path / FILE
+    if not file.exists():
+        RunFolder.require_free(path)
+        atomic_write(file, dump_config(settings))
+    elif file.read_text(encoding="utf-8") != dump_config(settings):
+        raise RunError(
+            f"{path} holds another leaderboard: its models, data, objective, splits or other settings are not those of "
+            "this search file. Delete it, or give this leaderboard a folder of its own with --output."
+        )
+    return RunFolder(path)
+
+
+def _finished(path: Path) -> tuple[Path, RunFolder, Mapping[str, Any]]:
+    """A finished search: its folder and its result.
+
+    Raises:
+        RunError: There is none.
+    """
+    folder = RunFolder.open(path)
+    result = folder.read_json("result.json")
+    if result is None or result.get("status") != "finished":
+        raise RunError(
+            f"--against {path}: that search is not finished, so there is no best recipe to compare with. Go on with "
+            f"`optmerge resume {path}`."
+        )
+    return path, folder, result
+
+
+class _Measuring:
+    """Measures rows and keeps them; the base is judged first, as the objective may be relative to it."""
+
+    def __init__(self, folder: RunFolder, problem: Problem, maker: Maker, progress: Progress, stop: Stop) -> None:
+        self._folder = folder
+        self._problem = problem
+        self._maker = maker
+        self._progress = progress
+        self._stop = stop
+        self._rows = RowStore(folder)
+        self._teachers = Teachers.make(problem, progress)
+        self.metric = main_metric(all(problem.labelled(task) for task in problem.config.tasks))
+        base = np.zeros((problem.space.num_rows, len(problem.directions)))
+        found = self._measured(problem, base, "select")
+        if isinstance(found, Evaluation):
+            raise RunFailed(f"The base model itself cannot be judged on select: {found.error}.")
+        problem.objective.on("select").set_normalisers("select", found.means)
+
+    def baselines(self, *, without_average: bool) -> list[Scored]:
+        """Base, experts, and uniform task arithmetic; the average where no method is it."""
+        wanted = [b for b in make_baselines(self._problem) if not (without_average and b.name == AVERAGE)]
+        kinds: dict[str, Kind] = {"base": "base", "expert": "expert", "uniform": "uniform"}
+        rows = []
+        for done, baseline in enumerate(wanted):
+            row = BoardRow(baseline.name, kinds[baseline.family])
+            table = baseline.table
+            rows.append(self._kept(row, [table.tolist()], partial(self._scored, row, self._problem, table)))
+            self._progress("baselines", done + 1, len(wanted))
+        return rows
+
+    def methods(self, methods: Sequence[MethodSettings], tune: int | None) -> list[Scored]:
+        """Every method as published, and tuned where that is wanted."""
+        rows = []
+        for done, config in enumerate(methods):
+            facts, name = config.facts, config.method_name()
+            row = BoardRow(
+                name,
+                "uniform" if name == AVERAGE else "method",
+                settings=_settings(config),
+                scale=facts.scale,
+                needs=method_row(type(config)).needs,
+            )
+            rows.append(self._kept(row, ["published"], partial(self._method, row, config)))
+            if tune is not None:
+                tuned = replace(row, name=f"{name} (tuned)", kind="tuned", evaluations=tune, settings={}, scale=None)
+                identity = [tune, self._problem.config.seed, dict(row.settings), row.scale]
+                rows.append(self._kept(tuned, identity, partial(self._tuned, tuned, config, tune)))
+            self._progress("methods", done + 1, len(methods))
+        return rows
+
+    def searches(
+        self, found: Sequence[tuple[Path, RunFolder, Mapping[str, Any]]], manifest: Mapping[str, Any]
+    ) -> list[Scored]:
+        """The best recipes of finished searches, judged anew.
+
+        Raises:
+            RunError: A search had other models, data or splits.
+        """
+        rows = []
+        for path, folder, result in found:
+            _check_same(path, folder, manifest)
+            recipe = Recipe.load(path / "recipe.yaml")
+            driver = next((row["name"] for row in result["rows"] if row["kind"] == "search"), "search")
+            names = [path.resolve().name for path, _, _ in found]
+            told = path.resolve() if names.count(path.resolve().name) > 1 else path.resolve().name
+            row = BoardRow(
+                f"{driver} ({told})",
+                "search",
+                needs=_needs(folder.config()),
+                seconds=float(result["seconds"]),
+                evaluations=int(result["evaluations"]),
+            )
+            rows.append(self._kept(row, [recipe.to_yaml()], partial(self._recipe, row, recipe)))
+        return rows
+
+    def _kept(self, row: BoardRow, identity: Sequence[Any], measure: Callable[[], Scored]) -> Scored:
+        """A row from the folder, or measured and put there; what goes wrong becomes its error."""
+        identity = [row.kind, dict(row.settings), row.scale, *identity]
+        found = self._rows.get(row.name, identity)
+        if found is not None:
+            return found
+        why = self._stop()
+        if why:
+            raise RunInterrupted(why)
+        try:
+            made, scores = measure()
+        except (RunInterrupted, RunError):
+            raise
+        except Exception as error:  # a decomposition that does not converge, memory that runs out: the rest goes on
+            log.debug("%s failed", row.name, exc_info=True)
+            told = " ".join(str(error).split()) or "no message"
+            made, scores = replace(row, error=f"{type(error).__name__}: {told[:300]}"), {}
+        if made.error is None:
+            self._rows.put(row.name, identity, made, scores)
+        else:
+            log.warning("%s failed: %s", row.name, made.error)
+        return made, scores
+
+    def _method(self, row: BoardRow, config: MethodSettings) -> Scored:
+        made = self._maker.make(config)
+        cost = made.cost
+        row = replace(row, seconds=cost.seconds, statistics=cost.statistics, peak=cost.peak)
+        return self._scored(row, made.problem, self._uniform(made.problem, config.facts.scale))
+
+    def _tuned(self, row: BoardRow, config: MethodSettings, evaluations: int) -> Scored:
+        """Tune on select, then score what was chosen on report, once."""
+        seed = self._problem.config.seed
+        folder = self._folder.path / "tuned" / f"{config.method_name()}-{evaluations}-{seed}"
+        tuned = Tuning(config, self._maker, self._judged).run(
+            folder, evaluations=evaluations, seed=seed, stop=self._stop
+        )
+        made = self._maker.make(tuned.config)
+        row = replace(
+            row,
+            settings=_settings(tuned.config),
+            scale=tuned.scale,
+            seconds=tuned.seconds,
+            statistics=made.cost.statistics,
+            peak=made.cost.peak,
+        )
+        return self._scored(row, made.problem, self._uniform(made.problem, tuned.scale))
+
+    def _recipe(self, row: BoardRow, recipe: Recipe) -> Scored:
+        return self._scored(row, *self._maker.along_recipe(recipe), cached=False)
+
+    def _scored(self, row: BoardRow, problem: Problem, table: Table, *, cached: bool = True) -> Scored:
+        """A merge's objective on select, and its report scores."""
+        problem.engine.forget()  # another one may have written into the resident model
+        select = self._measured(problem, table, "select", cached=cached)
+        if not isinstance(select, Evaluation):
+            select = Evaluator(problem, self._teachers).judge(select, "select")
+        if select.error:
+            return replace(row, error=select.error), {}
+        report = self._measured(problem, table, "report", cached=cached)
+        if isinstance(report, Evaluation):
+            return replace(row, error=report.error), {}
+        means = {task: dict(values) for task, values in report.means.items()}
+        return replace(row, select=float(select.value), report=means), report.per_example
+
+    def _judged(self, problem: Problem, scale: float) -> Evaluation:
+        """The objective of a method's delta on select."""
+        problem.engine.forget()
+        found = self._measured(problem, self._uniform(problem, scale), "select")
+        return found if isinstance(found, Evaluation) else Evaluator(problem, self._teachers).judge(found, "select")
+
+    def _measured(
+        self, problem: Problem, table: Table, split: SplitName, *, cached: bool = True
+    ) -> Measurement | Evaluation:
+        """What a split says of coefficients; where memory runs out, again in smaller steps."""
+        evaluator = Evaluator(problem, self._teachers)
+        judged = split != "report"
+        if cached:
+            kept = CachedMeasurements(evaluator)
+
+            def measure() -> Measurement | Evaluation:
+                return kept.measure(table, split, objective=judged, metrics=True)
+        else:
+
+            def measure() -> Measurement | Evaluation:
+                return evaluator.attempt(
+                    lambda: evaluator.measure(table, split, objective=judged, metrics=True, per_example=not judged),
+                    split,
+                )
+
+        found = measure()
+        while isinstance(found, Evaluation) and found.batch_tokens is not None:
+            found = measure()
+        return found
+
+    @staticmethod
+    def _uniform(problem: Problem, scale: float) -> Table:
+        return np.full((problem.space.num_rows, len(problem.directions)), scale)
+
+
+def _settings(config: MethodSettings) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"name"})
+
+
+def _needs(config: SearchConfig) -> tuple[str, ...]:
+    """What a search needs beside weights."""
+    terms = [term for stage in range(len(config.stages)) for term in config.at_stage(stage).objective.terms]
+    labels = any(term.labelled for term in terms)
+    return ("weights", "inputs", *(["labels"] if labels else []))
+
+
+def _check_same(path: Path, folder: RunFolder, manifest: Mapping[str, Any]) -> None:
+    """Refuse a search whose recipe cannot stand beside the others.
+
+    Raises:
+        RunError: Its models differ, or its report examples, so that some of these may have been its fit examples.
+    """
+    theirs = folder.read_json("manifest.json") or {}
+    apart = [
+        f"the model {name}"
+        for name, entry in manifest["models"].items()
+        if theirs.get("models", {}).get(name, {}).get("sha256") != entry["sha256"]
+    ]
+    apart += [f"the model {name}" for name in theirs.get("models", {}) if name not in manifest["models"]]
+    for key, what in (("data", "the data"), ("report_examples", "the report examples")):
+        apart += [
+            f"{what} of the task {task}"
+            for task, digest in manifest[key].items()
+            if theirs.get(key, {}).get(task) != digest
+        ]
+    if theirs.get("heads") != manifest["heads"]:
+        apart.append(f"heads ({theirs.get('heads')} there, {manifest['heads']} here)")
+    if apart:
+        raise RunError(
+            f"--against {path}: it was another search; what differs: {', '.join(apart)}. Name searches of the models, "
+            "data and splits that this search file has."
+        )
