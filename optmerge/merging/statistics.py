@@ -46,8 +46,8 @@ def collect_grams(
         Per pass, parameter -> fp32[d_in, d_in] on the CPU.
     """
     layers = linear_layers(model, parameters)
-    for names in _passes({name: _inputs(layer) for name, layer in layers.items()}, budget):
-        grams = {name: _Gram(_inputs(layers[name]), parameters[name].device) for name in names}
+    for names in passes({name: 4 * _inputs(layer) ** 2 for name, layer in layers.items()}, budget):
+        grams = {name: GramSum(_inputs(layers[name]), parameters[name].device) for name in names}
         yield _one_pass({name: layers[name] for name in names}, grams, batches(), forward)
 
 
@@ -66,33 +66,43 @@ def linear_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> d
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's, [in, out]
+    return isinstance(module, nn.Linear) or is_input_first(module)
+
+
+def is_input_first(layer: nn.Module) -> bool:
+    """Whether a linear layer is GPT-2's, whose weight is [in, out]."""
+    return type(layer).__name__ == "Conv1D"
 
 
 def _inputs(layer: nn.Module) -> int:
     """d_in."""
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
-    return weight.shape[1] if isinstance(layer, nn.Linear) else weight.shape[0]
+    return weight.shape[0 if is_input_first(layer) else 1]
 
 
-def _passes(sizes: Mapping[str, int], budget: int) -> Iterator[list[str]]:
-    """The layers of each pass, in their order."""
+def passes(sizes: Mapping[str, int], budget: int) -> Iterator[list[str]]:
+    """What is gathered in each pass, in its order: as many as fit into the budget, and one at least.
+
+    Args:
+        sizes: Name -> bytes.
+        budget: Bytes of a pass.
+    """
     names: list[str] = []
     taken = 0
     for name, size in sizes.items():
-        if names and taken + 4 * size**2 > budget:
+        if names and taken + size > budget:
             yield names
             names, taken = [], 0
         names.append(name)
-        taken += 4 * size**2
+        taken += size
     if names:
         yield names
 
 
 def _one_pass(
     layers: Mapping[str, nn.Module],
-    grams: Mapping[str, _Gram],
+    grams: Mapping[str, GramSum],
     batches: Iterable[Inputs],
     forward: Callable[[Inputs], object],
 ) -> dict[str, torch.Tensor]:
@@ -100,19 +110,24 @@ def _one_pass(
     try:
         with torch.no_grad():
             for inputs in batches:
-                told_apart = _told_apart(inputs)
-                masks = (told_apart.get(name) for name in _MASKS)
-                hidden = {mask.numel(): mask.reshape(-1, 1) == 0 for mask in masks if mask is not None}
+                apart = told_apart(inputs)
+                hidden = padding(apart)
                 for gram in grams.values():
                     gram.hidden = hidden
-                forward(told_apart)
+                forward(apart)
     finally:
         for hook in hooks:
             hook.remove()
     return {name: mean for name, gram in grams.items() if (mean := gram.mean()) is not None}
 
 
-def _told_apart(inputs: Inputs) -> Inputs:
+def padding(inputs: Inputs) -> dict[int, torch.Tensor]:
+    """Number of rows -> bool[rows, 1], which of them are padding, by the masks of a batch that is `told_apart`."""
+    masks = (inputs.get(name) for name in _MASKS)
+    return {mask.numel(): mask.reshape(-1, 1) == 0 for mask in masks if mask is not None}
+
+
+def told_apart(inputs: Inputs) -> Inputs:
     """The inputs, with one more place of padding for a decoder that has as many as its encoder."""
     widths = [inputs[name].shape[1] for name in _MASKS if name in inputs]
     if len(widths) < len(_MASKS) or widths[0] != widths[1]:
@@ -121,11 +136,11 @@ def _told_apart(inputs: Inputs) -> Inputs:
     return {name: nn.functional.pad(value, (0, 1)) if name in wider else value for name, value in inputs.items()}
 
 
-class _Gram:
-    """The running sum of one layer; nothing is read back from the device before `mean`.
+class GramSum:
+    """The running sum of one layer's X^T X; nothing is read back from the device before `mean`.
 
     Attributes:
-        hidden: Number of rows -> bool[rows, 1], which of them are padding; empty where the batch has no mask.
+        hidden: What of the batch is `padding`.
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
@@ -135,14 +150,25 @@ class _Gram:
         self._rows = 0
 
     def hook(self, layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        """Add X^T X of the layer's input [..., d_in]."""
-        rows = arguments[0].reshape(-1, self._sum.shape[0]).float()
+        """A forward pre-hook that counts and adds the layer's input."""
+        self.count(arguments[0])
+        self.add(arguments[0])
+
+    def count(self, values: torch.Tensor) -> None:
+        """Count the rows of [..., d], padding apart."""
+        rows = values.numel() // self._sum.shape[0]
+        hidden = self.hidden.get(rows)
+        if hidden is not None:
+            self._hidden_rows += hidden.sum()
+        self._rows += rows
+
+    def add(self, values: torch.Tensor) -> None:
+        """Add X^T X of rows X [..., d] that are counted once, whatever is added of them."""
+        rows = values.reshape(-1, self._sum.shape[0]).float()
         # A layer that sees one row per example (a pooler) or per image patch sees no padding.
         hidden = self.hidden.get(len(rows))
         if hidden is not None:
             rows = rows.masked_fill(hidden, 0.0)
-            self._hidden_rows += hidden.sum()
-        self._rows += len(rows)
         self._sum.addmm_(rows.mT, rows)
 
     def mean(self) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from optmerge.config.methods import Need
 from optmerge.merging.methods.base import Method, Models, working_dtype
 from optmerge.merging.methods.reduce import Reducer, WeightedSum
 from optmerge.merging.methods.vectors import Chunk, RawVectors, TaskVectors
@@ -25,6 +26,7 @@ class Elementwise(Method):
         transforms: Applied to each task vector, in this order.
         reducer: Combines the experts; the weighted sum, which makes the method linear, if None.
         by_rows: A transform needs whole rows.
+        needs: The statistics that the transforms take.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class Elementwise(Method):
         transforms: tuple[Transform, ...] = (),
         reducer: Reducer | None = None,
         by_rows: bool = False,
+        needs: tuple[Need, ...] = (),
     ) -> None:
         super().__init__(weights)
         self.transforms = transforms
         self.reducer = reducer or WeightedSum(weights)
         self.linear = reducer is None
         self.by_rows = by_rows
+        self.needs = frozenset(needs)
         self._bound: tuple[Models, TaskVectors] | None = None
 
     def prepare(self, models: Models, progress: Progress | None = None) -> None:

@@ -41,12 +41,18 @@ def gram_mean(
     summed = torch.zeros_like(grams[0], dtype=torch.float64)
     target = torch.zeros_like(mean.mT)
     for delta, gram, weight in zip(deltas, grams, weights, strict=True):
-        shrunk = gram.double() * (weight * shrink)
-        shrunk.diagonal().copy_(gram.diagonal().double() * weight)
+        shrunk = shrunken(gram, shrink).mul_(weight)
         summed += shrunk
         target += shrunk @ (delta - mean).mT
     solved = _solve(summed, target, ridge)
     return (mean + solved.mT).to(deltas[0].dtype)
+
+
+def shrunken(gram: torch.Tensor, shrink: float) -> torch.Tensor:
+    """A matrix [d, d] with its off-diagonal entries times ``shrink``, as a copy in fp64."""
+    shrunk = gram.double() * shrink
+    shrunk.diagonal().copy_(gram.diagonal())
+    return shrunk
 
 
 def _solve(gram: torch.Tensor, target: torch.Tensor, ridge: float) -> torch.Tensor:
