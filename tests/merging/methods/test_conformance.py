@@ -25,6 +25,11 @@ SETTINGS: list[tuple[str, dict[str, object]]] = [
     ("ties-split", {"scope": "row", "density": 0.6}),
     ("iso-c", {"embeddings": "sum", "others": "base"}),
     ("tsv-m", {"embeddings": "mean", "others": "sum"}),
+    ("tsv-m", {"ranks": 1.6}),
+    ("star", {"share": 0.9, "embeddings": "mean", "others": "sum"}),
+    ("iso-cts", {"common": 0.3, "embeddings": "sum", "others": "base"}),
+    ("drm", {"direction": "vertical", "drop": 0.3, "embeddings": "matrix", "others": "mean"}),
+    ("opcm", {"share": 0.2, "embeddings": "matrix", "others": "mean"}),
     ("regmean", {"others": "base"}),
     ("slerp", {"compat": "mergekit"}),
     ("nuslerp", {"scope": "row", "origin": "zero"}),
@@ -38,7 +43,7 @@ SETTINGS: list[tuple[str, dict[str, object]]] = [
     ("passthrough", {"take": {"mlp.*": "base", "norm": "expert-0"}}),
 ]
 WEIGHTED = [(name, settings) for name, settings in SETTINGS if "weights" in METHOD_CONFIGS[name].model_fields]
-LINEAR = {"average", "linear", "task_arithmetic", "dare", "ties-split", "tsv-m", "passthrough"}
+LINEAR = {"average", "linear", "task_arithmetic", "dare", "ties-split", "tsv-m", "passthrough", "star", "drm"}
 ANGLES = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock"}  # of whole tensors, or of their rows
 
 every_setting = pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=lambda value: str(value))
@@ -161,6 +166,8 @@ def test_the_order_of_experts_does_not_matter(name: str, settings: dict[str, obj
         settings = {"t": 0.5}
     if name == "passthrough":
         settings = {**settings, "expert": "expert-0"}  # by default it is the first
+    if name == "opcm":
+        settings = {**settings, "order": list(models.experts)}  # by default that in which they are listed
     base = {parameter: models.base(parameter) for parameter in models.names}
     experts = {
         expert: {parameter: models.expert(expert, parameter) for parameter in models.names}
@@ -185,6 +192,9 @@ def test_the_order_of_experts_does_not_matter(name: str, settings: dict[str, obj
         ("dare-ties", {"drop": 0.0, "density": 1.0}),
         ("ties-split", {"density": 1.0}),
         ("tsv-m", {}),
+        ("star", {"share": 1.0}),
+        ("drm", {"drop": 0.0, "tolerance": 0.0}),
+        ("opcm", {}),
         ("regmean", {}),
         ("multislerp", {}),
         ("karcher", {}),
