@@ -8,6 +8,7 @@ delta = methods.delta(direction, "encoder.layer.0.attention.self.query.weight") 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from optmerge.config.methods import Need
+from optmerge.config.methods.own import content_of
 from optmerge.config.spectral import DirectionConfig
 from optmerge.errors import RecipeError
 from optmerge.merging.methods import build_method
@@ -90,7 +92,7 @@ class MethodDeltas:
             identity = [
                 self._family.fingerprint(),
                 direction.kind,
-                _config(direction).model_dump(),
+                content_of(_config(direction)),
                 direction.sha256,
                 list(self._family.experts),
                 self._family.heads,
@@ -121,7 +123,8 @@ class MethodDeltas:
             return self._stored[key].read(_entry(direction, self._position(direction, parameter), parameter))
         if self._last is None or self._last[:2] != (key, parameter):
             self._last = None  # freed before the next one is made
-            self._last = (key, parameter, self._tensors(direction, self._method(direction, None), parameter))
+            method = self._method(direction, None)
+            self._last = (key, parameter, self._tensors(direction, method, self._models, parameter))
         return self._last[2][self._position(direction, parameter)]
 
     def absent(self, direction: Direction, parameter: str) -> bool:
@@ -132,13 +135,15 @@ class MethodDeltas:
         assert isinstance(method, Bands), f"{direction.name} has a band"
         return not method.divides(self._models.kind(parameter))
 
-    def _tensors(self, direction: Direction, method: Method, parameter: str) -> list[torch.Tensor]:
+    def _tensors(
+        self, direction: Direction, method: Method, models: FamilyModels, parameter: str
+    ) -> list[torch.Tensor]:
         """All that have the direction's settings, as `_position` numbers them."""
         if isinstance(method, Bands):
-            return method.band_deltas(self._models, parameter)
+            return method.band_deltas(models, parameter)
         if direction.kind == "method":
-            return [method.delta(self._models, parameter)]
-        return method.expert_deltas(self._models, parameter)
+            return [method.delta(models, parameter)]
+        return method.expert_deltas(models, parameter)
 
     def _position(self, direction: Direction, parameter: str) -> int:
         """Where the direction's delta of a parameter stands among those of its settings."""
@@ -176,13 +181,34 @@ class MethodDeltas:
     def _computed(self, direction: Direction, progress: Progress | None) -> Iterator[dict[str, torch.Tensor]]:
         """A method's deltas, parameter by parameter."""
         method = self._method(direction, progress)
-        for done, parameter in enumerate(self._family.parameters):
-            yield {  # no name is left for it, so that it is gone while the next one is made
-                _entry(direction, position, parameter): tensor.contiguous()
-                for position, tensor in enumerate(self._tensors(direction, method, parameter))
-            }
+        made: Iterator[dict[str, torch.Tensor]]
+        if "merged-grams" in method.needs:
+            made = self._made_layer_by_layer(direction, method)
+        else:
+            made = (self._made(direction, method, self._models, name) for name in self._family.parameters)
+        for done in range(len(self._family.parameters)):
+            yield next(made)  # no name is left for it, so that it is gone while the next one is made
             if progress:
                 progress(_config(direction).name, done + 1, len(self._family.parameters))
+
+    def _made_layer_by_layer(self, direction: Direction, method: Method) -> Iterator[dict[str, torch.Tensor]]:
+        """The same of a method whose statistics depend on the merge so far, a layer at a time."""
+        assert self._statistics is not None, "a method that needs statistics was prepared without them"
+        merge = self._statistics.layer_by_layer()
+        models = FamilyModels(self._family, merge)
+        for parameter in itertools.chain.from_iterable(merge.stages()):
+            made = self._made(direction, method, models, parameter)
+            merge.settle(parameter, made[parameter])
+            yield made
+            del made  # before the next one is made
+
+    def _made(
+        self, direction: Direction, method: Method, models: FamilyModels, parameter: str
+    ) -> dict[str, torch.Tensor]:
+        return {
+            _entry(direction, position, parameter): tensor.contiguous()
+            for position, tensor in enumerate(self._tensors(direction, method, models, parameter))
+        }
 
     def _open_stored(self, direction: Direction) -> Parts:
         assert direction.stored is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -23,11 +23,27 @@ class Statistics(Protocol):
     def statistic(self, need: Need, expert: str, name: str) -> torch.Tensor | None:
         """See `optmerge.merging.methods.base.Models.statistic`."""
 
+    def layer_by_layer(self) -> LayerByLayer:
+        """A merge that begins with nothing merged."""
+
+
+class LayerByLayer(Protocol):
+    """A merge that goes on layer by layer in a model in memory, and statistics that depend on the merge so far."""
+
+    def stages(self) -> Iterator[tuple[str, ...]]:
+        """Parameters, some at a time, all in all each one once; all of them are settled before more are asked for."""
+
+    def statistic(self, need: Need, expert: str, name: str) -> torch.Tensor | None:
+        """See `optmerge.merging.methods.base.Models.statistic`; of the stage that came last."""
+
+    def settle(self, name: str, delta: torch.Tensor) -> None:
+        """Put a parameter of that stage, base and delta, into the model."""
+
 
 class FamilyModels:
     """Base, experts and statistics of a family."""
 
-    def __init__(self, family: Family, statistics: Statistics | None = None) -> None:
+    def __init__(self, family: Family, statistics: Statistics | LayerByLayer | None = None) -> None:
         self._family = family
         self._statistics = statistics
 

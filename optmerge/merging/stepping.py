@@ -137,9 +137,9 @@ class Walk:
         self.rewind()
         self._lost.zero_()
         for given in self._given:
-            for behind in range(position - 2):
-                if behind not in self._ends:
-                    given[behind] = tree_map(_gone, given[behind])
+            for number in range(position - 2):
+                if number not in self._ends:
+                    given[number] = tree_map(_gone, given[number])
         layers = self._layers
         behind, live = layers[: max(position - 1, 0)], layers[max(position - 1, 0) : position + 1]
         hooks = [layer.register_forward_pre_hook(self._inspect, with_kwargs=True) for layer in live]

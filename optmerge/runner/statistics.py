@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from optmerge.config.methods import Need
-from optmerge.errors import RunFailed
 from optmerge.merging.parts import Parts, write_parts
 from optmerge.merging.statistics import Inputs, collect_grams
 from optmerge.models.cache import cache_dir
-from optmerge.models.device import out_of_memory
 from optmerge.runner.forward import Forward
+from optmerge.runner.layerwise import MERGED_GRAMS, ExpertRun, LayerwiseMerge
 
 if TYPE_CHECKING:
     from optmerge.calibration.data import Calibration
@@ -60,6 +59,7 @@ class ExpertStatistics:
         self._device = device
         self._dtype = dtype
         self._parts: dict[tuple[Need, str], Parts] = {}
+        self._resident: ResidentModel | None = None
 
     def key(self, needs: Collection[Need]) -> str:
         """A hash of the data and of everything else that these statistics depend on."""
@@ -83,7 +83,8 @@ class ExpertStatistics:
             RunFailed: There is not enough memory.
             RunError: The disk refuses.
         """
-        wanted = [(need, expert) for need in sorted(needs) for expert in self._family.experts]
+        self._resident = resident
+        wanted = [(need, expert) for need in sorted(needs) if need != MERGED_GRAMS for expert in self._family.experts]
         for done, (need, expert) in enumerate(wanted):
             folder = self._folder(need, expert)
             if not folder.is_dir():
@@ -91,6 +92,12 @@ class ExpertStatistics:
             self._parts[need, expert] = Parts(folder)
             if progress:
                 progress("statistics", done + 1, len(wanted))
+
+    def layer_by_layer(self) -> LayerwiseMerge:
+        """A merge in the resident model, and what depends on it. `collect` comes first."""
+        assert self._resident is not None, "statistics are collected before a method is made"
+        runs = {expert: self._run(self._resident, expert) for expert in self._family.experts}
+        return LayerwiseMerge(self._family, self._resident, runs, device=self._device)
 
     def stream(self, resident: ResidentModel, expert: str) -> Iterator[dict[str, torch.Tensor]]:
         """One expert's Gram matrices, as many at a time as one pass gathers: from the cache, or measured and not kept.
@@ -115,21 +122,22 @@ class ExpertStatistics:
         with torch.no_grad():
             for name, parameter in resident.parameters.items():
                 parameter.copy_(self._family.read(expert, name))
+        run = self._run(resident, expert)
+        with run.enough_memory():
+            yield from collect_grams(run.model, resident.parameters, run.batches, run.forward)
+
+    def _run(self, resident: ResidentModel, expert: str) -> ExpertRun:
+        """How the resident model is run on an expert's data."""
         own = {name: data.expert for name, data in self._calibration.tasks.items() if data.expert == expert}
         forward = Forward(self._family, resident, own)
         model = forward.model(next(iter(own)))
-        try:
-            yield from collect_grams(
-                model, resident.parameters, lambda: self._inputs(expert), lambda x: model(**x, **forward.options)
-            )
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            raise RunFailed(
-                f"There is not enough memory to gather statistics of the expert {expert}: "
-                f"{' '.join(str(error).split())[:300]}. Set batch_tokens lower than "
-                f"{self._config.batch_tokens}, or use a device with more memory."
-            ) from None
+        return ExpertRun(
+            expert,
+            model,
+            forward=lambda inputs: model(**inputs, **forward.options),
+            batches=lambda: self._inputs(expert),
+            batch_tokens=self._config.batch_tokens,
+        )
 
     def _inputs(self, expert: str) -> Iterator[Inputs]:
         """The fit inputs of the tasks that name an expert, on the device."""

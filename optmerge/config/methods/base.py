@@ -22,7 +22,7 @@ Scope = Literal["model", "tensor", "row", "stacked"]
 Others = Literal["mean", "sum", "base"]
 Embeddings = Literal["matrix", "mean", "sum", "base"]
 Share = Annotated[FiniteFloat, Field(ge=0)]
-Need = Literal["grams", "output-grams", "fisher", "saliency", "base-saliency", "logit-distance"]
+Need = Literal["grams", "merged-grams", "output-grams", "fisher", "saliency", "base-saliency", "logit-distance"]
 """Statistics of the experts on calibration data, see `optmerge.merging.methods.base.Models.statistic`."""
 
 WEIGHTS = "expert's name -> weight of its task vector; null, or an expert left out = 1"

@@ -12,8 +12,9 @@ coefficient of the direction. It is put together from small stages, each with a 
     F  reduce      sum, mean, disjoint mean, linear solve     `reduce`, `linear`, `gram_solve`, `combination`, `sphere`, `stock`
     G  finish      flat spectrum                              `spectrum`
 
-The schedule is one-shot: a parameter's delta depends on the experts and on what `Method.prepare` gathered. A fold over
-experts or a pass layer by layer would be another caller of `Method.delta`, with `Models` that change between calls.
+The schedule is one-shot: a parameter's delta depends on the experts and on what `Method.prepare` gathered. A method that
+needs ``merged-grams`` goes layer by layer: the same `Method.delta`, with `Models` whose statistics are measured anew
+before each layer (`optmerge.merging.models_view.LayerByLayer`).
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class Models(Protocol):
         By ``need``, which the method must have among its `Method.needs`:
 
             grams           [d_in, d_in]    mean of x x^T over the inputs x of that linear layer
+            merged-grams    [d_in, d_in]    the same of inputs that came through the layers merged so far
             output-grams    [d_out, d_out]  mean of g g^T over the gradients g of the log-likelihood by its outputs
             fisher          like it         mean of the squared gradients of the log-likelihood, over the expert's own
                                             predictions: no labels
