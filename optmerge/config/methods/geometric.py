@@ -26,7 +26,7 @@ class NuSlerpConfig(MethodSettings):
         0.5,
         ge=0,
         le=1,
-        description="where between the two, 0-1: 0 = the first, 1 = the second; of mergekit's weights the second's share",
+        description="where between the two, 0-1: 0 = the first, 1 = the second (its share of mergekit's weights)",
         json_schema_extra=searched(0.0, 1.0),
     )
     origin: Origin = Field("base", description=ORIGIN)
