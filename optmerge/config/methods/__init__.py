@@ -36,6 +36,17 @@ from optmerge.config.methods.basic import (
     TiesSplitConfig,
     TsvMConfig,
 )
+from optmerge.config.methods.elementwise import (
+    BreadcrumbsConfig,
+    BreadcrumbsTiesConfig,
+    DellaConfig,
+    DellaLinearConfig,
+    ElementwiseConfig,
+    MetaGptConfig,
+    PcbConfig,
+    SceConfig,
+    VarmConfig,
+)
 from optmerge.config.methods.geometric import (
     Along,
     GeometricConfig,
@@ -54,9 +65,13 @@ __all__ = [
     "STATISTICS_METHODS",
     "Along",
     "AverageConfig",
+    "BreadcrumbsConfig",
+    "BreadcrumbsTiesConfig",
     "Compat",
     "DareConfig",
     "DareTiesConfig",
+    "DellaConfig",
+    "DellaLinearConfig",
     "DrmConfig",
     "Embeddings",
     "Facts",
@@ -64,6 +79,7 @@ __all__ = [
     "IsoCtsConfig",
     "KarcherConfig",
     "LinearConfig",
+    "MetaGptConfig",
     "MethodConfig",
     "MethodSettings",
     "ModelStockConfig",
@@ -74,7 +90,9 @@ __all__ = [
     "Origin",
     "Others",
     "PassthroughConfig",
+    "PcbConfig",
     "RegMeanConfig",
+    "SceConfig",
     "Scope",
     "Searched",
     "Share",
@@ -84,12 +102,17 @@ __all__ = [
     "TiesConfig",
     "TiesSplitConfig",
     "TsvMConfig",
+    "VarmConfig",
 ]
 
-MethodConfig = Annotated[BasicConfig | GeometricConfig | SingularConfig, Field(discriminator="name")]
+MethodConfig = Annotated[
+    BasicConfig | GeometricConfig | ElementwiseConfig | SingularConfig, Field(discriminator="name")
+]
 
 METHOD_CONFIGS: dict[str, type[MethodSettings]] = {
-    config.method_name(): config for kind in (BasicConfig, GeometricConfig, SingularConfig) for config in get_args(kind)
+    config.method_name(): config
+    for kind in (BasicConfig, GeometricConfig, ElementwiseConfig, SingularConfig)
+    for config in get_args(kind)
 }
 LINEAR_METHODS = tuple(name for name, config in METHOD_CONFIGS.items() if config.facts.linear)
 """Sums of one part per expert, so that each can be scaled."""

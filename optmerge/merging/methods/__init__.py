@@ -16,13 +16,14 @@ from optmerge.merging.methods.bands import Bands, Factors, components, flat_comp
 from optmerge.merging.methods.base import Method, Models, TensorKind
 from optmerge.merging.methods.basic import BASIC
 from optmerge.merging.methods.building import Builders
+from optmerge.merging.methods.entrywise import ELEMENTWISE
 from optmerge.merging.methods.frames import whitened_factors
 from optmerge.merging.methods.geometric import GEOMETRIC
 from optmerge.merging.methods.singular import SINGULAR
 
 __all__ = ["BUILDERS", "Method", "Models", "TensorKind", "build_method"]
 
-BUILDERS: Builders = {**BASIC, **GEOMETRIC, **SINGULAR}
+BUILDERS: Builders = {**BASIC, **GEOMETRIC, **ELEMENTWISE, **SINGULAR}
 """Class of settings -> what makes the method."""
 
 

@@ -7,17 +7,24 @@ from pydantic import ValidationError
 
 from optmerge.config.methods import (
     METHOD_CONFIGS,
+    BreadcrumbsConfig,
+    BreadcrumbsTiesConfig,
     DareConfig,
     DareTiesConfig,
+    DellaConfig,
+    DellaLinearConfig,
     IsoCConfig,
     LinearConfig,
+    MetaGptConfig,
     MethodConfig,
+    PcbConfig,
     RegMeanConfig,
     SlerpConfig,
     TaskArithmeticConfig,
     TiesConfig,
     TiesSplitConfig,
     TsvMConfig,
+    VarmConfig,
 )
 from optmerge.errors import ConfigError
 from optmerge.merging.methods import BUILDERS, build_method
@@ -43,6 +50,13 @@ def test_every_configuration_has_a_method() -> None:
         TiesSplitConfig(weights={"medicin": 1.0}),
         TsvMConfig(weights={"medicin": 1.0}),
         RegMeanConfig(weights={"medicin": 1.0}),
+        BreadcrumbsConfig(weights={"medicin": 1.0}),
+        BreadcrumbsTiesConfig(weights={"medicin": 1.0}),
+        DellaConfig(weights={"medicin": 1.0}),
+        DellaLinearConfig(weights={"medicin": 1.0}),
+        PcbConfig(weights={"medicin": 1.0}),
+        VarmConfig(weights={"medicin": 1.0}),
+        MetaGptConfig(weights={"medicin": 1.0}),
     ],
 )
 def test_a_weight_for_an_unknown_expert(config: MethodConfig) -> None:
@@ -59,6 +73,8 @@ def test_a_weight_for_an_unknown_expert(config: MethodConfig) -> None:
         TiesConfig(weights={"law": 0.0, "medicine": 0.0}),
         DareTiesConfig(weights={"law": 0.0, "medicine": 0.0}),
         RegMeanConfig(weights={"law": 0.0, "medicine": 0.0}),
+        BreadcrumbsTiesConfig(weights={"law": 0.0, "medicine": 0.0}),
+        DellaConfig(weights={"law": 0.0, "medicine": 0.0}),
     ],
 )
 def test_weights_that_cannot_be_divided_by(config: MethodConfig) -> None:
@@ -84,6 +100,14 @@ def test_weights_left_out_are_one() -> None:
         ("regmean", {"others": "sum"}),
         ("iso-c", {"others": "matrix"}),
         ("average", {"weights": {"law": 1.0}}),
+        ("breadcrumbs", {"outliers": 1.0}),
+        ("breadcrumbs-ties", {"weights": {"law": -1.0}}),
+        ("della", {"drop": 0.1, "epsilon": 0.2}),
+        ("della-linear", {"drop": 0.9, "epsilon": 0.1}),
+        ("pcb", {"density": 0.0}),
+        ("pcb", {"clip": 0.5}),
+        ("sce", {"selected": "nowhere"}),
+        ("sce", {"weights": {"law": 1.0}}),
     ],
 )
 def test_settings_outside_of_their_range(name: str, settings: dict[str, object]) -> None:

@@ -41,9 +41,21 @@ SETTINGS: list[tuple[str, dict[str, object]]] = [
     ("model_stock", {"scope": "row", "average": "angle"}),
     ("model_stock", {"scope": "row", "compat": "mergekit"}),
     ("passthrough", {"take": {"mlp.*": "base", "norm": "expert-0"}}),
+    ("breadcrumbs", {"compat": "mergekit", "density": 0.6, "outliers": 0.2}),
+    ("breadcrumbs", {"scope": "model", "density": 0.5, "outliers": 0.1}),
+    ("breadcrumbs-ties", {"scope": "stacked", "density": 0.5, "outliers": 0.1, "normalize": True}),
+    ("della", {"compat": "mergekit", "drop": 0.5, "epsilon": 0.2}),
+    ("della-linear", {"drop": 0.5, "epsilon": 0.45}),
+    ("pcb", {"balance": "raw", "density": 0.3, "clip": 0.1}),
+    ("pcb", {"density": 1.0, "clip": 0.0}),
+    ("sce", {"selected": "shares", "density": 0.3}),
+    ("sce", {"compat": "mergekit", "density": 0.5}),
+    ("sce", {"density": 1.0}),
 ]
 WEIGHTED = [(name, settings) for name, settings in SETTINGS if "weights" in METHOD_CONFIGS[name].model_fields]
 LINEAR = {"average", "linear", "task_arithmetic", "dare", "ties-split", "tsv-m", "passthrough", "star", "drm"}
+LINEAR |= {"breadcrumbs", "della-linear", "pcb", "varm", "metagpt"}
+ENERGIES = {"sce", "varm", "metagpt", "pcb"}  # sums of squares; pcb: tanh, whose last bit depends on the vector unit
 ANGLES = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock"}  # of whole tensors, or of their rows
 
 every_setting = pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=lambda value: str(value))
@@ -147,7 +159,7 @@ def test_chunks_do_not_matter(name: str, settings: dict[str, object], monkeypatc
     monkeypatch.setattr("optmerge.merging.methods.combination.CHUNK", 7)
     for parameter, delta in deltas(name, settings, models).items():
         # Sums over a tensor (a norm, an angle) are rounded chunk by chunk; everything else is bitwise the same.
-        exact = name not in ANGLES and settings.get("compat") != "mergekit"
+        exact = name not in ANGLES | ENERGIES and settings.get("compat") != "mergekit"
         torch.testing.assert_close(delta, expected[parameter], rtol=0 if exact else 1e-6, atol=0 if exact else 1e-7)
 
 
@@ -195,6 +207,12 @@ def test_the_order_of_experts_does_not_matter(name: str, settings: dict[str, obj
         ("star", {"share": 1.0}),
         ("drm", {"drop": 0.0, "tolerance": 0.0}),
         ("opcm", {}),
+        ("breadcrumbs", {"density": 1.0, "outliers": 0.0}),
+        ("breadcrumbs-ties", {"density": 1.0, "compat": "mergekit"}),
+        ("della", {"drop": 0.0}),
+        ("sce", {}),
+        ("varm", {}),
+        ("metagpt", {}),
         ("regmean", {}),
         ("multislerp", {}),
         ("karcher", {}),
@@ -207,7 +225,7 @@ def test_one_expert_is_the_merge(name: str, settings: dict[str, object]) -> None
         torch.testing.assert_close(delta, models.task_vector("expert-0", parameter), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["average", "linear", "regmean", "passthrough", *sorted(ANGLES)])
+@pytest.mark.parametrize("name", ["average", "linear", "regmean", "passthrough", *sorted(ANGLES | ENERGIES - {"pcb"})])
 def test_identical_experts_are_the_merge(name: str) -> None:
     models = every_kind(2)
     first = {parameter: models.task_vector("expert-0", parameter) for parameter in models.names}
