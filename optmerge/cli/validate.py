@@ -15,9 +15,10 @@ def validate(file: SearchFile, sets: Sets = None, json: Json = False) -> None:
     from optmerge.errors import ConfigError
     from optmerge.merging.alternatives import searched_directions
     from optmerge.merging.directions import known_directions
+    from optmerge.runner.own_methods import absolute_methods
     from optmerge.runner.terms import absolute_terms, check_terms
 
-    config: SearchConfig = load_config(file, overrides=sets or [])
+    config: SearchConfig = absolute_methods(load_config(file, overrides=sets or []), file.parent)
     missing = [
         f"  tasks.{task}.data: there is no file {file.parent / spec.data}."
         for task, spec in config.tasks.items()

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from optmerge.config.alternatives import custom_grids
 from optmerge.config.messages import explain, shown
 from optmerge.config.overrides import apply_override, parse_override
 from optmerge.config.reading import read_yaml
@@ -72,6 +73,10 @@ def build_config(
                 problems.append(str(error))
                 content.pop(kind)
                 resolver.broken.add(kind)
+    try:
+        content = custom_grids(content, root)
+    except ConfigError as error:
+        problems.append(str(error))
     try:
         config = SearchConfig.model_validate(content)
     except ValidationError as error:

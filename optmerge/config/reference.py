@@ -18,8 +18,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from optmerge.config.alarms import AlarmsConfig
+from optmerge.config.alternatives import OneOfConfig
 from optmerge.config.drivers import DRIVER_CONFIGS
 from optmerge.config.methods import METHOD_CONFIGS
+from optmerge.config.methods.own import CustomMethodConfig
 from optmerge.config.objectives import AGGREGATE_CONFIGS, TERM_CONFIGS, CustomConfig, ObjectiveConfig
 from optmerge.config.sampling import SAMPLING_CONFIGS
 from optmerge.config.schema import (
@@ -80,8 +82,8 @@ REGISTRIES: tuple[tuple[str, Mapping[str, type[BaseModel]]], ...] = (
     ("objective.terms", {**TERM_CONFIGS, "custom": CustomConfig}),
     ("objective.aggregate", AGGREGATE_CONFIGS),
     ("driver", DRIVER_CONFIGS),
-    ("method, directions", METHOD_CONFIGS),
-    ("directions", DIRECTION_CONFIGS),
+    ("method, directions", {**METHOD_CONFIGS, "custom": CustomMethodConfig}),
+    ("directions", {**DIRECTION_CONFIGS, "one-of": OneOfConfig}),
 )
 
 

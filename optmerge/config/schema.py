@@ -8,11 +8,20 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
 
 from optmerge.config.alarms import AlarmsConfig
-from optmerge.config.alternatives import Alternative, alternative_problems, read_alternatives
+from optmerge.config.alternatives import (
+    IN_PARTS,
+    Alternative,
+    Entries,
+    OneOfConfig,
+    alternative_problems,
+    choice_of_parts,
+    one_of,
+    read_alternatives,
+)
 from optmerge.config.amounts import amount_bytes
 from optmerge.config.base import Strict, named
 from optmerge.config.drivers import AdamConfig, DriverConfig
-from optmerge.config.methods import LINEAR_METHODS, STATISTICS_METHODS, MethodConfig, TaskArithmeticConfig
+from optmerge.config.methods import STATISTICS_METHODS, MethodConfig, TaskArithmeticConfig
 from optmerge.config.objectives import ObjectiveConfig
 from optmerge.config.sampling import RandomConfig, SamplingConfig
 from optmerge.config.spaces import SpaceConfig
@@ -187,7 +196,8 @@ class TrackingConfig(Strict):
     tags: list[str] = Field(default_factory=list, description="W&B tags beside driver, space and objective")
 
 
-Direction = Literal["experts"] | Annotated[DirectionConfig, BeforeValidator(named)]
+_Searched = Annotated[DirectionConfig | OneOfConfig, Field(discriminator="name")]
+Direction = Literal["experts"] | Annotated[_Searched, BeforeValidator(named)]
 
 
 def _task_vectors() -> list[Direction]:
@@ -202,10 +212,10 @@ def _auto_or_amount(text: str) -> str:
 
 def _sum_of_parts(method: MethodConfig) -> MethodConfig:
     """Refuse what cannot be searched by scaling each expert's part of it."""
-    if method.name not in LINEAR_METHODS:
+    if method.name not in IN_PARTS:
         raise ValueError(
             f"{method.name} is not a sum of one part per expert, so there is nothing for coefficients to scale; "
-            f"expected one of {', '.join(LINEAR_METHODS)}. Search along the whole method instead, with "
+            f"expected one of {', '.join(IN_PARTS)}. Search along the whole method instead, with "
             f"`directions: [experts, {method.name}]`."
         )
     if getattr(method, "weights", None) is not None:
@@ -214,11 +224,6 @@ def _sum_of_parts(method: MethodConfig) -> MethodConfig:
             f"`directions: [experts, {{name: {method.name}, weights: ...}}]`."
         )
     return method
-
-
-def _choosable(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    read_alternatives(entries)
-    return entries
 
 
 class SearchConfig(Strict):
@@ -233,12 +238,10 @@ class SearchConfig(Strict):
         description="what 'experts' among the directions stands for: task_arithmetic = the task vectors; dare, "
         "ties-split or tsv-m = what that method makes of each",
     )
-    methods: Annotated[list[Annotated[dict[str, Any], BeforeValidator(named)]], AfterValidator(_choosable)] | None = (
-        Field(
-            None,
-            description="instead of `method`, several among which the driver chooses, each a name or a mapping; of a "
-            "setting that has a list (`density: [0.1, 0.2, 0.4]`) it also chooses the value",
-        )
+    methods: Annotated[Entries, AfterValidator(choice_of_parts)] | None = Field(
+        None,
+        description="instead of `method`, several among which the driver chooses, each a name or a mapping; of a "
+        "setting that has a list (`density: [0.1, 0.2, 0.4]`) or the word `searched` it also chooses the value",
     )
     directions: list[Direction] = Field(
         default_factory=_task_vectors, min_length=1, description="what gets coefficients"
@@ -308,7 +311,10 @@ class SearchConfig(Strict):
 
     @property
     def alternatives(self) -> tuple[Alternative, ...]:
-        """What ``methods`` lists; none where nothing is chosen."""
+        """What ``methods`` lists, or ``one-of`` among the directions; none where nothing is chosen."""
+        wholes = next((entry for entry in self.directions if isinstance(entry, OneOfConfig)), None)
+        if wholes is not None:
+            return read_alternatives(wholes.methods, whole=True)
         return () if self.methods is None else read_alternatives(self.methods)
 
     @property
@@ -394,6 +400,8 @@ def _method_problems(data: Mapping[str, Any], experts: list[str]) -> list[str]:
         )
     for where, entries in (
         ("directions", data.get("directions")),
+        ("directions: one-of", _mapping(one_of(data)).get("methods")),
+        ("methods", data.get("methods")),
         ("baselines.methods", _mapping(data.get("baselines")).get("methods")),
     ):
         if not isinstance(entries, list):

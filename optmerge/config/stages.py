@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from optmerge.config.alternatives import one_of
 from optmerge.config.base import Strict, named
 from optmerge.config.drivers import GRADIENT_DRIVERS, NO_GRADIENT_DRIVERS, DriverConfig
 from optmerge.config.objectives import TERM_CONFIGS, ObjectiveConfig, no_gradient
@@ -113,10 +114,11 @@ def _one_stage(prefix: str, stage: Mapping[str, Any], data: Mapping[str, Any]) -
     unseen = not_of_a_task(driver, [str(term) for term in terms])
     if unseen is not None:
         problems.append(prefix + unseen)
-    if name in GRADIENT_DRIVERS and data.get("methods"):
+    if name in GRADIENT_DRIVERS and (data.get("methods") or one_of(data)):
+        instead = "give one method instead of methods" if data.get("methods") else "make one method the direction"
         problems.append(
-            f"{prefix}driver is {name}, which follows a gradient, and a choice among methods has none. Use cma, optuna "
-            "or natural-niches, or give one method instead of methods."
+            f"{prefix}driver is {name}, which follows a gradient, and a choice among methods has none. Use "
+            f"{', '.join(NO_GRADIENT_DRIVERS[:-1])} or {NO_GRADIENT_DRIVERS[-1]}, or {instead}."
         )
     budget = _mapping(data.get("budget")).get("evaluations")
     share, which = (stage["evaluations"], f"{prefix}evaluations") if stage.get("evaluations") else (budget, "")

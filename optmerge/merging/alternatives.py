@@ -1,4 +1,4 @@
-"""The directions of a search that chooses among methods: every expert's part of each method with each of its values.
+"""The directions of a search that chooses among methods, with each of their values: as wholes, or each expert's parts.
 
 chosen = expand_alternatives(read_alternatives(config.methods), plain, ["sentiment", "topics"])
 chosen.columns[3]          # where the directions of the fourth setting stand among chosen.directions
@@ -9,18 +9,21 @@ deltas whose coefficients are not zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from optmerge.config.alternatives import Alternative
+from optmerge.config.alternatives import CHOICE, Alternative, OneOfConfig
 from optmerge.config.methods import MethodConfig
 from optmerge.config.spectral import DirectionConfig
 from optmerge.errors import ConfigError
 from optmerge.merging.directions import expand_directions
 from optmerge.merging.recipe import Direction
+
+Known = TypeVar("Known")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +42,30 @@ class Alternatives:
     directions: tuple[Direction, ...]
     columns: npt.NDArray[np.int64]
 
+    @property
+    def whole(self) -> bool:
+        """Whether whole methods are chosen among, which have one coefficient for all experts."""
+        return self.methods[0].whole
+
+
+def with_choice(
+    known: Mapping[str, Known], alternatives: Alternatives | None, combine: Callable[[list[Known]], Known]
+) -> dict[str, Known]:
+    """What is known of directions, by name, with the place of a choice among whole methods beside them.
+
+    Args:
+        known: Of every direction that may be chosen, and of others.
+        alternatives: None where nothing is chosen.
+        combine: What holds of the place, from what is known of each method that may stand there.
+    """
+    if alternatives is None or not alternatives.whole:
+        return dict(known)
+    labels = [method.label(at) for method in alternatives.methods for at in method.configs]
+    return {**known, CHOICE: combine([known[label] for label in labels])}
+
 
 def searched_directions(
-    directions: Sequence[str | DirectionConfig],
+    directions: Sequence[str | DirectionConfig | OneOfConfig],
     experts: Sequence[str],
     method: MethodConfig | None,
     methods: Sequence[Alternative],
@@ -49,9 +73,9 @@ def searched_directions(
     """The directions that variables are made for, and what is chosen among, if anything is.
 
     Args:
-        directions: "experts", whole methods, and bands.
+        directions: "experts", whole methods, bands, and a choice among whole methods.
         experts: Their names.
-        method: What "experts" stands for where nothing is chosen.
+        method: What "experts" stands for where no parts are chosen among.
         methods: What is chosen among; empty for nothing.
 
     Raises:
@@ -59,7 +83,7 @@ def searched_directions(
     """
     if not methods:
         return expand_directions(directions, experts, method), None
-    plain = expand_directions(directions, experts)
+    plain = expand_directions(directions, experts, method if methods[0].whole else None)
     return plain, expand_alternatives(methods, plain, experts)
 
 
@@ -70,13 +94,15 @@ def expand_alternatives(
 
     Args:
         methods: What is chosen among.
-        plain: The directions of a search over task vectors, whose places the parts of methods take.
+        plain: The directions that are searched. Parts of methods take the places of task vectors among them, and whole
+            methods the place of the one that is called `optmerge.config.alternatives.CHOICE`.
         experts: Their names.
 
     Raises:
         ConfigError: No task vectors are among ``plain``, or an expert is called like a method.
     """
-    if all(direction.kind != "expert" for direction in plain):
+    whole = any(method.whole for method in methods)
+    if not whole and all(direction.kind != "expert" for direction in plain):
         raise ConfigError(
             "methods says what 'experts' among the directions may stand for, and directions has no 'experts'. Add it."
         )
@@ -86,21 +112,29 @@ def expand_alternatives(
             f"experts.{clash}: an expert is called like the method {clash}, which is among methods. Give the expert "
             "another name."
         )
+    taken = next((method.name for method in methods if whole and method.name in {d.whole for d in plain}), None)
+    if taken is not None:
+        raise ConfigError(
+            f"directions: {taken} stands among the directions, and in {CHOICE} too. Take it out of one of them."
+        )
     settings = tuple((number, at) for number, method in enumerate(methods) for at in method.configs)
     found: list[Direction] = []
     columns = np.zeros((len(settings), len(plain)), dtype=np.int64)
     for row, (number, positions) in enumerate(settings):
         method = methods[number]
         for column, direction in enumerate(plain):
-            own = _part(method.label(positions), method.configs[positions], direction)
+            own = _own(method, positions, direction)
             if own not in found:
                 found.append(own)
             columns[row, column] = found.index(own)
     return Alternatives(tuple(methods), settings, tuple(found), columns)
 
 
-def _part(label: str, config: MethodConfig, direction: Direction) -> Direction:
-    """What a direction is with a method: an expert's part of it, its task vector, or what it is anyhow."""
+def _own(method: Alternative, positions: tuple[int, ...], direction: Direction) -> Direction:
+    """What a direction is with a method: the method, an expert's part of it, its task vector, or what it is anyhow."""
+    label, config = method.label(positions), method.configs[positions]
+    if method.whole:
+        return Direction(label, "method", config) if direction == Direction(CHOICE, "method") else direction
     if direction.kind != "expert" or config.name == "task_arithmetic":
         return direction
     return Direction(f"{label}:{direction.name}", "part", config, direction.name)

@@ -17,6 +17,7 @@ import torch
 from optmerge.errors import RecipeError, did_you_mean
 from optmerge.merging.coefficients import Table
 from optmerge.merging.deltas import Deltas
+from optmerge.merging.directions import require_usable, with_hash
 from optmerge.merging.recipe import EVERYTHING, ModelEntry, Recipe
 from optmerge.merging.sliced import write_sliced
 from optmerge.merging.slices import Cut
@@ -111,6 +112,7 @@ def completed(recipe: Recipe, family: Family) -> Recipe:
         recipe,
         base=_hashed(recipe.base, family.base),
         experts={name: _hashed(entry, family.experts[name]) for name, entry in recipe.experts.items()},
+        directions=tuple(map(with_hash, recipe.directions)),
         groups=tuple(groups),
         heads=family.heads,
         dtype=str(pick_dtype("auto", family)).removeprefix("torch.") if recipe.dtype == "auto" else recipe.dtype,
@@ -128,6 +130,7 @@ class Merge:
 
     Raises:
         RecipeError: The recipe does not fit the family.
+        ConfigError: A user's method cannot be used, or is not what the recipe was made with.
     """
 
     def __init__(self, recipe: Recipe, family: Family) -> None:
@@ -136,7 +139,9 @@ class Merge:
         table = recipe.coefficient_fn()
         used = [column for column in range(len(recipe.directions)) if table[:, column].any()]
         self._table = table[:, used]
-        self._deltas = Deltas(family, [recipe.directions[column] for column in used], cache=None)
+        directions = [recipe.directions[column] for column in used]
+        require_usable(directions, list(family.experts))
+        self._deltas = Deltas(family, directions, cache=None)
         wide = any(parameter.dtype == torch.float64 for parameter in family.parameters.values())
         self._workspace = Workspace(torch.device("cpu"), torch.float64 if wide else torch.float32)
 

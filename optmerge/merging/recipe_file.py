@@ -26,7 +26,9 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from optmerge.config.methods import LINEAR_METHODS, METHOD_CONFIGS
+from optmerge.config.alternatives import IN_PARTS
+from optmerge.config.methods import METHOD_CONFIGS, CustomMethodConfig
+from optmerge.config.methods.own import title
 from optmerge.config.spectral import DIRECTION_CONFIGS, DirectionConfig, SpectralConfig
 from optmerge.errors import RecipeError, did_you_mean
 from optmerge.merging.coefficients import Static, Table
@@ -49,7 +51,7 @@ KEYS = (
     *("created", "slices", "groups", "coefficients"),
 )
 _METHOD: TypeAdapter[DirectionConfig] = TypeAdapter(DirectionConfig)
-_CONFIGS = METHOD_CONFIGS | DIRECTION_CONFIGS
+_CONFIGS = METHOD_CONFIGS | DIRECTION_CONFIGS | {"custom": CustomMethodConfig}
 
 
 def parse(body: object, path: Path | str) -> Recipe:
@@ -174,7 +176,7 @@ class _Reader:
 
     def own_method(self, value: object) -> str:
         """What a search made of its experts: a record, since each direction has the method that makes it."""
-        if value not in LINEAR_METHODS:
+        if value not in IN_PARTS:
             meant = value if isinstance(value, str) and value in METHOD_CONFIGS else "ties"
             raise self.fail(
                 f"method is {_shown(value)}; expected task_arithmetic, or nothing. A whole method is a direction, with "
@@ -231,16 +233,18 @@ class _Reader:
                 )
             return Direction(expert, "expert")
         config = self.method(self.mapping(entry["method"], f"{where}.method"), f"{where}.method")
+        if isinstance(config, CustomMethodConfig) and isinstance(self.path, Path):
+            config = config.beside(self.path.parent)
         if isinstance(config, SpectralConfig):
             return self.band(entry, config, expert, where)
         if "band" in entry:
             raise self.fail(f"{where} has a band, and its method is {config.name}; only spectral has bands.")
-        if expert and config.name not in LINEAR_METHODS:
+        if expert and config.name not in IN_PARTS:
             raise self.fail(
                 f"{where} is the part that {expert} has in {config.name}, and that method is not a sum of parts; "
-                f"those that are: {', '.join(LINEAR_METHODS)}."
+                f"those that are: {', '.join(IN_PARTS)}."
             )
-        usual = f"{config.name}:{expert}" if expert else config.name
+        usual = f"{title(config)}:{expert}" if expert else title(config)
         stored = self.text(entry["stored"], f"{where}.stored") if "stored" in entry else None
         if stored is not None and isinstance(self.path, Path):
             stored = str(self.path.parent.absolute() / stored)

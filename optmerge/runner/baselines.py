@@ -27,6 +27,7 @@ from optmerge.runner.terms import term_hashes
 
 if TYPE_CHECKING:
     from optmerge.runner.problem import Problem
+    from optmerge.space.space import SearchSpace
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def make_baselines(problem: Problem) -> list[Baseline]:
     for value in problem.config.baselines.grid:
         baselines.append(Baseline(f"uniform:{value:g}", "uniform", constant(experts, value)))
     for direction in problem.directions:
-        if direction.kind == "method":
+        if direction.kind == "method" and is_baseline(direction, problem.space):
             for scale in problem.config.baselines.method_grid:
                 table = constant([problem.column(direction.name)], scale)
                 baselines.append(Baseline(f"method:{direction.name}:{scale:g}", direction.name, table))
@@ -80,6 +81,11 @@ def make_baselines(problem: Problem) -> list[Baseline]:
             for scale in problem.config.baselines.method_grid:
                 baselines.append(Baseline(f"method:{name}:{scale:g}", name, constant(columns, scale)))
     return baselines
+
+
+def is_baseline(direction: Direction, space: SearchSpace) -> bool:
+    """Whether a whole method is scored before the search: of what is chosen among, the usual values only."""
+    return direction.name not in space.directions or direction.name in space.usual
 
 
 def parts_by_whole(directions: Sequence[Direction]) -> dict[str, list[Direction]]:

@@ -20,6 +20,7 @@ import torch
 
 from optmerge.errors import RunError
 from optmerge.merging import kernels
+from optmerge.runner.own_methods import method_hashes
 from optmerge.runner.terms import term_hashes
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def make_manifest(problem: Problem) -> dict[str, Any]:
         },
         "data": {name: data.sha256 for name, data in problem.calibration.tasks.items()},
         "terms": {k: v for s in problem.stages for k, v in term_hashes(s.config.objective, s.objective).items()},
+        "methods": method_hashes(problem.directions),
         "labelled_terms": list(dict.fromkeys(name for s in problem.stages for name in s.objective.answered)),
         "splits": {
             name: {split: data.splits[split].size for split in data.splits}
@@ -102,8 +104,8 @@ def check_manifest(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
     """Refuse to resume what would not be the same run.
 
     Raises:
-        RunError: A model, a data file, a term's file, the machine, the thread count or torch differs; all differences
-            are named.
+        RunError: A model, a data file, a term's or a method's file, the machine, the thread count or torch differs; all
+            differences are named.
     """
     problems = _changed(stored, now)
     for key, value in stored["hardware"].items():
@@ -136,7 +138,7 @@ def check_content(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
 
 
 def _changed(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Which models, data and terms are not those of a stored manifest."""
+    """Which models, data, terms and users' methods are not those of a stored manifest."""
     problems: list[str] = []
     for name, entry in stored["models"].items():
         found = now["models"].get(name, {}).get("sha256")
@@ -145,9 +147,10 @@ def _changed(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for name, digest in stored["data"].items():
         if now["data"].get(name) != digest:
             problems.append(f"the data of task {name} has changed")
-    for name, digest in stored["terms"].items():
-        if now["terms"].get(name) != digest:
-            problems.append(f"the {name} has changed")
+    for kind in ("terms", "methods"):
+        for name, digest in stored.get(kind, {}).items():
+            if now[kind].get(name) != digest:
+                problems.append(f"the {name} has changed")
     return problems
 
 

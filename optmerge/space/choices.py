@@ -61,13 +61,13 @@ class ChoosingSpace(SearchSpace):
         chosen = dict(zip(self.names[self.plain.dimension :], vector[self.plain.dimension :], strict=True))
         number = int(np.rint(chosen.get(METHOD, 0.0)))
         method = own.methods[number]
-        at = tuple(int(np.rint(chosen[f"{method.name}.{varied.key}"])) for varied in method.varied)
+        at = tuple(int(np.rint(chosen[method.variable(varied)])) for varied in method.varied)
         return own.settings.index((number, at))
 
-    def method_at(self, vector: Vector) -> str:
-        """The name of the method that a vector chooses; the directions of its columns have the values."""
+    def method_at(self, vector: Vector) -> str | None:
+        """The method whose parts a vector chooses; the directions of its columns have the values. None for wholes."""
         number, _ = self.alternatives.settings[self.setting(vector)]
-        return self.alternatives.methods[number].name
+        return None if self.alternatives.whole else self.alternatives.methods[number].method
 
     def columns_at(self, vector: Vector) -> list[int]:
         """The directions of the setting that a vector chooses, by column."""
@@ -87,7 +87,7 @@ class ChoosingSpace(SearchSpace):
         row = int(sizes[own.columns].sum(axis=1).argmax())
         number, at = own.settings[row]
         method = own.methods[number]
-        chosen = {f"{method.name}.{varied.key}": float(i) for varied, i in zip(method.varied, at, strict=True)}
+        chosen = {method.variable(varied): float(i) for varied, i in zip(method.varied, at, strict=True)}
         chosen[METHOD] = float(number)
         choice = [chosen.get(name, float(usual)) for name, _, _, usual in _variables(own)]
         return np.concatenate([self.plain.encode(table[:, own.columns[row]]), choice])
@@ -152,5 +152,5 @@ def _variables(alternatives: Alternatives) -> list[tuple[str, tuple[str, ...], b
     for method in methods:
         for varied in method.varied:
             labels = tuple(str(value) for value in varied.values)
-            found.append((f"{method.name}.{varied.key}", labels, varied.ordered, varied.usual))
+            found.append((method.variable(varied), labels, varied.ordered, varied.usual))
     return found

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import overload
 
-from optmerge.config.methods import LINEAR_METHODS
+from optmerge.config.alternatives import CHOOSABLE
 
 METHOD = "method"  # the choice of a method; choices of its settings are called by method and setting
 
@@ -83,8 +83,8 @@ def slices_name(group: str, count: int) -> str:
 def is_choice(name: str) -> bool:
     """Whether a variable is a choice, and no coefficient.
 
-    >>> [is_choice(name) for name in ("method", "ties-split.density", "model/a", "model", "ties-split.mlp/a")]
-    [True, True, False, False, False]
+    >>> [is_choice(name) for name in ("method", "ties.density", "custom.Shrunk.share", "model/a", "ties.mlp/a")]
+    [True, True, True, False, False]
     """
     method, dot, _ = name.partition(".")
-    return "/" not in name and (name == METHOD or (bool(dot) and method in LINEAR_METHODS))
+    return "/" not in name and (name == METHOD or (bool(dot) and method in CHOOSABLE))

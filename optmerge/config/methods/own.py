@@ -71,9 +71,7 @@ def told_settings(config: BaseModel) -> dict[str, Any]:
     0.5
     """
     told = config.model_dump(exclude={"name"})
-    if isinstance(config, CustomMethodConfig):
-        return told.pop("settings") | told
-    return told
+    return {**told.pop("settings"), **told} if isinstance(config, CustomMethodConfig) else told
 
 
 def content_of(config: BaseModel) -> dict[str, Any]:

@@ -6,8 +6,8 @@
         def parts(self, vectors, kind):
             return [2 * vector for vector in vectors]
 
-A `PartsMethod` says what each expert contributes, so that every expert can have coefficients of its own; a `WholeMethod`
-says what all of them give together. docs/own-method.md shows one whole.
+A `PartsMethod` says what each expert contributes, so that every expert can have coefficients of its own; a
+`WholeMethod` says what all of them give together. docs/own-method.md shows one whole.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Sees = Literal["entries", "tensor", "matrix"]
 Made = list[torch.Tensor]
 
 
-class OwnMethod(ABC):
+class OwnMethod:
     """What a `PartsMethod` and a `WholeMethod` say of themselves.
 
     The constructor's keyword arguments are the method's settings.
@@ -50,7 +50,7 @@ class OwnMethod(ABC):
     tuned: ClassVar[Mapping[str, Searched]] = {}
 
 
-class PartsMethod(OwnMethod):
+class PartsMethod(OwnMethod, ABC):
     """A method that is a sum of one part per expert."""
 
     @abstractmethod
@@ -58,8 +58,8 @@ class PartsMethod(OwnMethod):
         """What each expert contributes to a parameter, or to a piece of it.
 
         Args:
-            vectors: Task vectors (expert - base) in the order of the search file, fp32, and fp64 where the base is. They
-                may be changed in place.
+            vectors: Task vectors (expert - base) in the order of the search file, fp32, and fp64 where the base is.
+                They may be changed in place.
             kind: What the whole parameter is for, how it is stored, and its shape.
 
         Returns:
@@ -67,7 +67,7 @@ class PartsMethod(OwnMethod):
         """
 
 
-class WholeMethod(OwnMethod):
+class WholeMethod(OwnMethod, ABC):
     """A method whose delta is no sum of parts: it has one coefficient for all experts together."""
 
     @abstractmethod
@@ -153,7 +153,7 @@ class Own(Method):
         kind = models.kind(name)
         if self.own.sees == "entries":
             return self._by_pieces(models, name, kind)
-        rule = "matrix"
+        rule: Embeddings = "matrix"
         if self.own.sees == "matrix":
             rule = routed(kind, others=self.others, embeddings=self.embeddings)
         vectors = self._task_vectors.expert_deltas(models, name)
