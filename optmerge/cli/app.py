@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from optmerge.cli import (
+    baseline,
     clean,
     compare,
     demo,
@@ -46,6 +47,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "validate": validate.validate,
     "plan": plan.plan,
     "pool": pool.pool,
+    "baseline": baseline.baseline,
     "search": search.search,
     "resume": resume.resume,
     "status": status.status,
