@@ -26,7 +26,7 @@ from optmerge.models.device import pick_device, pick_dtype
 from optmerge.models.family import Family, open_family
 from optmerge.objective.objective import Objective
 from optmerge.records import SplitName
-from optmerge.runner.baselines import parts_by_whole
+from optmerge.runner.baselines import is_baseline, parts_by_whole
 from optmerge.runner.closed_form import form_count
 from optmerge.runner.geometry import check_regularisers
 from optmerge.runner.knowledge import require_cells
@@ -155,7 +155,11 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         for g in space.groups
     )
     known = known_directions(directions, config.baselines.methods, list(family.experts))
-    methods = [build_method(d.config, list(family.experts)) for d in known if d.kind == "method" and d.config]
+    methods = [
+        build_method(d.config, list(family.experts))
+        for d in known
+        if d.kind == "method" and d.config and is_baseline(d, space)
+    ]
     wholes = [parts[0].expert for parts in parts_by_whole(directions).values() if parts[0].name in space.usual]
     by_expert = sum(map(bool, wholes))
     baselines = 2 + len(config.experts) + (1 + by_expert) * len(config.baselines.grid)

@@ -24,10 +24,10 @@ from optmerge.calibration.sources import is_local
 from optmerge.config.schema import SearchConfig
 from optmerge.drivers import check_driver
 from optmerge.errors import ConfigError
-from optmerge.merging.alternatives import searched_directions
+from optmerge.merging.alternatives import searched_directions, with_choice
 from optmerge.merging.coefficients import Static, Table
 from optmerge.merging.deltas import Deltas
-from optmerge.merging.directions import known_directions
+from optmerge.merging.directions import known_directions, with_hash
 from optmerge.merging.engine import Engine, Form
 from optmerge.merging.placement import Placement
 from optmerge.merging.recipe import Direction, Group, ModelEntry, Recipe
@@ -50,6 +50,7 @@ from optmerge.runner.geometry import check_regularisers
 from optmerge.runner.heads import zero_shot_heads
 from optmerge.runner.knowledge import require_cells
 from optmerge.runner.memory import plan_memory, worst_plan
+from optmerge.runner.own_methods import absolute_methods
 from optmerge.runner.stages import Stage, prolonged
 from optmerge.runner.statistics import ExpertStatistics
 from optmerge.runner.terms import absolute_terms, open_terms
@@ -159,7 +160,7 @@ class Problem:
         return Recipe(
             base=entry("base"),
             experts={name: entry(name) for name in family.experts},
-            directions=tuple(self.directions[self.columns[column]] for column in chosen),
+            directions=tuple(with_hash(self.directions[self.columns[column]]) for column in chosen),
             groups=groups,
             coefficient_fn=Static(self.space.decode(vector)[:, chosen]),
             method=self.space.method_at(vector) or self.config.method.name,
@@ -208,7 +209,7 @@ def absolute_references(config: SearchConfig, root: Path) -> SearchConfig:
     def data(text: str) -> str:
         return str((root / Path(text).expanduser()).resolve()) if is_local(text, relative_to=root) else text
 
-    return config.model_copy(
+    return absolute_methods(config, root).model_copy(
         update={
             "base": model(config.base),
             "text_model": config.text_model if config.text_model == "base" else model(config.text_model),
@@ -276,6 +277,7 @@ def open_problem(
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     statistics = ExpertStatistics(config, family, calibration, device=device, dtype=dtype)
     deltas = Deltas(family, directions, cache=cache_dir() / "directions", statistics=statistics)
+    untouched = with_choice(deltas.untouched(), alternatives, lambda found: frozenset.intersection(*found))
     opened: list[Stage] = []
     for settings, stage, share in zip(config.stages, stages, config.shares, strict=True):
         before = opened[-1] if opened else None
@@ -292,9 +294,11 @@ def open_problem(
                 stage.space,
                 roles,
                 [direction.name for direction in wanted],
-                untouched=deltas.untouched(),
+                untouched=untouched,
                 shapes=family.parameters,
-                magnitudes=deltas.magnitudes() if stage.space.granularity == "chunk-wise" else None,
+                magnitudes=with_choice(deltas.magnitudes(), alternatives, lambda found: found[0])
+                if stage.space.granularity == "chunk-wise"
+                else None,
                 profile=fisher_profile(stage, progress) if stage.space.by_fisher else None,
                 lanes={direction.name: direction.lane for direction in wanted},
             )

@@ -57,6 +57,7 @@ from optmerge.config.methods.geometric import (
     Origin,
     PassthroughConfig,
 )
+from optmerge.config.methods.own import CustomMethodConfig
 from optmerge.config.methods.singular import DrmConfig, IsoCtsConfig, OpcmConfig, SingularConfig, StarConfig
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "BreadcrumbsConfig",
     "BreadcrumbsTiesConfig",
     "Compat",
+    "CustomMethodConfig",
     "DareConfig",
     "DareTiesConfig",
     "DellaConfig",
@@ -106,7 +108,7 @@ __all__ = [
 ]
 
 MethodConfig = Annotated[
-    BasicConfig | GeometricConfig | ElementwiseConfig | SingularConfig, Field(discriminator="name")
+    BasicConfig | GeometricConfig | ElementwiseConfig | SingularConfig | CustomMethodConfig, Field(discriminator="name")
 ]
 
 METHOD_CONFIGS: dict[str, type[MethodSettings]] = {
@@ -114,6 +116,7 @@ METHOD_CONFIGS: dict[str, type[MethodSettings]] = {
     for kind in (BasicConfig, GeometricConfig, ElementwiseConfig, SingularConfig)
     for config in get_args(kind)
 }
+"""Of the methods that come with optmerge; a user's own is `CustomMethodConfig`."""
 LINEAR_METHODS = tuple(name for name, config in METHOD_CONFIGS.items() if config.facts.linear)
 """Sums of one part per expert, so that each can be scaled."""
 STATISTICS_METHODS = tuple(name for name, config in METHOD_CONFIGS.items() if config.facts.needs)
