@@ -57,6 +57,7 @@ from optmerge.config.methods.geometric import (
     Origin,
     PassthroughConfig,
 )
+from optmerge.config.methods.optimised import DogeConfig, OptimisedConfig, WidenConfig, WudiConfig
 from optmerge.config.methods.own import CustomMethodConfig
 from optmerge.config.methods.singular import DrmConfig, IsoCtsConfig, OpcmConfig, SingularConfig, StarConfig
 
@@ -74,6 +75,7 @@ __all__ = [
     "DareTiesConfig",
     "DellaConfig",
     "DellaLinearConfig",
+    "DogeConfig",
     "DrmConfig",
     "Embeddings",
     "Facts",
@@ -105,15 +107,18 @@ __all__ = [
     "TiesSplitConfig",
     "TsvMConfig",
     "VarmConfig",
+    "WidenConfig",
+    "WudiConfig",
 ]
 
 MethodConfig = Annotated[
-    BasicConfig | GeometricConfig | ElementwiseConfig | SingularConfig | CustomMethodConfig, Field(discriminator="name")
+    BasicConfig | GeometricConfig | ElementwiseConfig | SingularConfig | OptimisedConfig | CustomMethodConfig,
+    Field(discriminator="name"),
 ]
 
 METHOD_CONFIGS: dict[str, type[MethodSettings]] = {
     config.method_name(): config
-    for kind in (BasicConfig, GeometricConfig, ElementwiseConfig, SingularConfig)
+    for kind in (BasicConfig, GeometricConfig, ElementwiseConfig, SingularConfig, OptimisedConfig)
     for config in get_args(kind)
 }
 """Of the methods that come with optmerge; a user's own is `CustomMethodConfig`."""

@@ -19,12 +19,13 @@ from optmerge.merging.methods.building import Builders
 from optmerge.merging.methods.entrywise import ELEMENTWISE
 from optmerge.merging.methods.frames import whitened_factors
 from optmerge.merging.methods.geometric import GEOMETRIC
+from optmerge.merging.methods.optimised import OPTIMISED
 from optmerge.merging.methods.own import OWN_METHOD
 from optmerge.merging.methods.singular import SINGULAR
 
 __all__ = ["BUILDERS", "Method", "Models", "TensorKind", "build_method"]
 
-BUILDERS: Builders = {**BASIC, **GEOMETRIC, **ELEMENTWISE, **SINGULAR, **OWN_METHOD}
+BUILDERS: Builders = {**BASIC, **GEOMETRIC, **ELEMENTWISE, **SINGULAR, **OPTIMISED, **OWN_METHOD}
 """Class of settings -> what makes the method."""
 
 

@@ -13,6 +13,7 @@ from optmerge.config.methods import (
     DareTiesConfig,
     DellaConfig,
     DellaLinearConfig,
+    DogeConfig,
     IsoCConfig,
     LinearConfig,
     MetaGptConfig,
@@ -25,6 +26,8 @@ from optmerge.config.methods import (
     TiesSplitConfig,
     TsvMConfig,
     VarmConfig,
+    WidenConfig,
+    WudiConfig,
 )
 from optmerge.errors import ConfigError
 from optmerge.merging.methods import BUILDERS, build_method
@@ -57,6 +60,9 @@ def test_every_configuration_has_a_method() -> None:
         PcbConfig(weights={"medicin": 1.0}),
         VarmConfig(weights={"medicin": 1.0}),
         MetaGptConfig(weights={"medicin": 1.0}),
+        WidenConfig(weights={"medicin": 1.0}),
+        DogeConfig(weights={"medicin": 1.0}),
+        WudiConfig(weights={"medicin": 1.0}),
     ],
 )
 def test_a_weight_for_an_unknown_expert(config: MethodConfig) -> None:

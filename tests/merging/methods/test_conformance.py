@@ -51,11 +51,17 @@ SETTINGS: list[tuple[str, dict[str, object]]] = [
     ("sce", {"selected": "shares", "density": 0.3}),
     ("sce", {"compat": "mergekit", "density": 0.5}),
     ("sce", {"density": 1.0}),
+    ("widen", {"ratio": 0.5, "embeddings": "sum", "others": "mean"}),
+    ("doge", {"scope": "row", "project": "update", "steps": 20, "embeddings": "matrix", "others": "mean"}),
+    ("doge", {"density": 1.0, "steps": 5}),
+    ("wudi", {"steps": 20, "embeddings": "matrix", "others": "base"}),
+    ("wudi", {"solver": "exact", "embeddings": "matrix", "others": "sum"}),
 ]
 WEIGHTED = [(name, settings) for name, settings in SETTINGS if "weights" in METHOD_CONFIGS[name].model_fields]
 LINEAR = {"average", "linear", "task_arithmetic", "dare", "ties-split", "tsv-m", "passthrough", "star", "drm"}
 LINEAR |= {"breadcrumbs", "della-linear", "pcb", "varm", "metagpt"}
 ENERGIES = {"sce", "varm", "metagpt", "pcb"}  # sums of squares; pcb: tanh, whose last bit depends on the vector unit
+LINEAR |= {"widen"}
 ANGLES = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock"}  # of whole tensors, or of their rows
 
 every_setting = pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=lambda value: str(value))
@@ -204,6 +210,9 @@ def test_the_order_of_experts_does_not_matter(name: str, settings: dict[str, obj
         ("dare-ties", {"drop": 0.0, "density": 1.0}),
         ("ties-split", {"density": 1.0}),
         ("tsv-m", {}),
+        ("widen", {}),
+        ("wudi", {}),
+        ("wudi", {"solver": "exact", "embeddings": "matrix"}),
         ("star", {"share": 1.0}),
         ("drm", {"drop": 0.0, "tolerance": 0.0}),
         ("opcm", {}),
