@@ -6,7 +6,7 @@ Where the two differ on purpose, it is said beside the test.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,8 @@ from tests.peers.conftest import Peer
 from tests.peers.test_methods import ours
 
 pytestmark = pytest.mark.peers
+
+Theirs = Callable[[str, Mapping[str, object]], dict[str, torch.Tensor]]
 
 ENVIRONMENT = "OPTMERGE_FUSIONBENCH"
 EXPERTS = ("expert-0", "expert-1", "expert-2", "expert-3")
@@ -111,7 +113,7 @@ def models() -> ToyModels:
 
 
 ALPHA = [1.0, 0.5, 2.0, 1.5]
-JOBS: list[tuple[str, dict[str, object]]] = [
+JOBS: list[tuple[str, Mapping[str, object]]] = [
     ("iso-c", {}),
     *(("iso-cts", {"common": common}) for common in (0.8, 0.5, 0.0, 1.0)),
     ("tsv-m", {"alpha": [1.0] * 4}),
@@ -122,9 +124,7 @@ JOBS: list[tuple[str, dict[str, object]]] = [
 
 
 @pytest.fixture(scope="module")
-def theirs(
-    run_in: Callable[[str], Peer], models: ToyModels, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, dict[str, object]], dict[str, torch.Tensor]]:
+def theirs(run_in: Callable[[str], Peer], models: ToyModels, tmp_path_factory: pytest.TempPathFactory) -> Theirs:
     """What FusionBench makes of each job; its start is what takes time."""
     folder: Path = tmp_path_factory.mktemp("fusionbench")
     save_file({name: models.base(name) for name in models.names}, folder / "base.safetensors")
@@ -133,9 +133,6 @@ def theirs(
     run_in(ENVIRONMENT)("python", "-c", THEIRS, str(folder), json.dumps(EXPERTS), json.dumps(JOBS))
     results = [load_file(folder / f"theirs-{number}.safetensors") for number in range(len(JOBS))]
     return lambda name, options: results[JOBS.index((name, options))]
-
-
-Theirs = Callable[[str, dict[str, object]], dict[str, torch.Tensor]]
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], *, but: tuple[str, ...] = ()) -> None:

@@ -91,7 +91,8 @@ class ProjectedFold(Method):
 
 def _square(values: torch.Tensor) -> torch.Tensor:
     """Sum of squares, in fp64."""
-    return torch.linalg.vector_norm(values, dtype=torch.float64) ** 2
+    norm: torch.Tensor = torch.linalg.vector_norm(values, dtype=torch.float64)
+    return norm.square_()
 
 
 def fold(deltas: Sequence[torch.Tensor], *, order: Sequence[int], share: float, tolerance: float) -> torch.Tensor:

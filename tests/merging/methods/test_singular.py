@@ -38,7 +38,8 @@ def deltas(count: int, *shape: int, seed: int = 3) -> list[torch.Tensor]:
 
 
 def orthogonal(size: int, seed: int = 5) -> torch.Tensor:
-    return torch.linalg.qr(deltas(1, size, size, seed=seed)[0]).Q
+    basis: torch.Tensor = torch.linalg.qr(deltas(1, size, size, seed=seed)[0]).Q
+    return basis
 
 
 def low_rank(count: int, rank: int, rows: int, columns: int) -> list[torch.Tensor]:
@@ -132,7 +133,7 @@ def test_embeddings_and_heads_by_the_rule(merge: Merge) -> None:
         kind = TensorKind(role, False, (8, 5))
         torch.testing.assert_close(merge(matrices, kind, embeddings="matrix"), inside)
         plain = merge(matrices, kind, embeddings="mean")
-        assert relative(plain, torch.linalg.norm(plain) * sum(matrices) / torch.linalg.norm(sum(matrices))) < 1e-6  # type: ignore[arg-type]
+        assert relative(plain, torch.linalg.norm(plain) * sum(matrices) / torch.linalg.norm(sum(matrices))) < 1e-6
 
 
 @pytest.mark.parametrize("merge", [*ALL, partial(drm, direction="vertical")])
