@@ -50,7 +50,7 @@ class IsoCtsConfig(MethodSettings):
     Marczak et al. 2025, "No Task Left Behind", algorithm 2.
     """
 
-    facts = Facts(paper="Marczak et al. 2025", cost="K + 3 SVDs per matrix", scale=1.5)
+    facts = Facts(paper="Marczak et al. 2025", cost="K + 3 SVDs per matrix")
     name: Literal["iso-cts"] = "iso-cts"
     common: float = Field(
         0.8,
