@@ -43,9 +43,9 @@ def plainly(base: torch.Tensor, deltas: list[torch.Tensor], ratio: float, calibr
             rank[order] = torch.arange(len(change), dtype=change.dtype) / len(change)
             ranks[kind].append(rank)
     for index, delta in enumerate(deltas):
-        for kind in ranks:
-            score = torch.stack(kind).softmax(0)[index]
-            above = (kind[index] * len(score)).round() > ratio * (len(score) - 1) / 2
+        for rank in map(torch.stack, ranks):
+            score = rank.softmax(0)[index]
+            above = (rank[index] * len(score)).round() > ratio * (len(score) - 1) / 2
             total += delta * torch.where(above, calibration, score) / 2
     return total
 
