@@ -22,7 +22,8 @@ END = "<!-- end of what is made -->"
 
 NEED_WORDS = {
     "grams": "inputs",
-    "output-grams": "inputs",
+    "merged-grams": "inputs",
+    "output-grams": "gradients",
     "logit-distance": "inputs",
     "fisher": "gradients",
     "saliency": "gradients",
