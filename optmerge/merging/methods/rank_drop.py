@@ -44,7 +44,7 @@ class RankDropped(Dropped):
         for chunk in self.vectors.chunks(expert, name):
             rows = chunk.values.view(-1, chunk.values.shape[-1] if chunk.values.ndim else 1)
             if len(of_rank) != rows.shape[-1]:
-                of_rank = self._probabilities(rows.shape[-1])
+                of_rank = stay_probabilities(rows.shape[-1], self.drop, self.epsilon)
             stays = torch.empty(rows.shape, dtype=torch.float64)
             order = rows.abs().sort(dim=-1, stable=True).indices
             stays.scatter_(-1, order, of_rank.expand(rows.shape))
@@ -54,9 +54,10 @@ class RankDropped(Dropped):
                 rows.div_(stays)
             yield chunk._replace(values=chunk.values.mul_(scale)) if scale != 1 else chunk
 
-    def _probabilities(self, size: int) -> torch.Tensor:
-        """[size] fp64: that an entry stays, from the smallest of a row to the largest."""
-        if size == 1:
-            return torch.tensor([1 - self.drop], dtype=torch.float64)
-        ranks = torch.arange(size, dtype=torch.float64) / (size - 1)
-        return 1 - self.drop + self.epsilon * (2 * ranks - 1)
+
+def stay_probabilities(size: int, drop: float, epsilon: float) -> torch.Tensor:
+    """[size] fp64: the probability that an entry of a row stays, from the smallest entry to the largest."""
+    if size == 1:
+        return torch.tensor([1 - drop], dtype=torch.float64)
+    ranks = torch.arange(size, dtype=torch.float64) / (size - 1)
+    return 1 - drop + epsilon * (2 * ranks - 1)
