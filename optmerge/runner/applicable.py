@@ -14,14 +14,14 @@ from optmerge.errors import ConfigError, did_you_mean
 
 
 def applicable(
-    config: SearchConfig, names: Sequence[str] | None, *, labelled: bool
+    config: SearchConfig, names: Sequence[str] | None, *, no_labels: str | None = None
 ) -> tuple[list[MethodSettings], dict[str, str]]:
     """The methods that fit, at their default settings, and why each of the others does not.
 
     Args:
         config: Whose experts and tasks count.
         names: Only these methods are looked at; None is all.
-        labelled: Whether every task's fit examples have labels that may be read.
+        no_labels: Why the labels of the tasks' fit examples cannot be read; None where they can.
 
     Returns:
         Settings of the methods that fit, and name -> reason of those that do not.
@@ -40,7 +40,7 @@ def applicable(
     for name, settings in METHOD_CONFIGS.items():
         if names is not None and name not in names:
             continue
-        reason = _obstacle(config, settings, labelled=labelled)
+        reason = _obstacle(config, settings, no_labels)
         if reason is None:
             fitting.append(settings())
         else:
@@ -48,7 +48,7 @@ def applicable(
     return fitting, left_out
 
 
-def _obstacle(config: SearchConfig, settings: type[MethodSettings], *, labelled: bool) -> str | None:
+def _obstacle(config: SearchConfig, settings: type[MethodSettings], no_labels: str | None) -> str | None:
     """Why a method cannot be used, or None."""
     facts, count = settings.facts, len(config.experts)
     least, most = facts.experts
@@ -59,6 +59,6 @@ def _obstacle(config: SearchConfig, settings: type[MethodSettings], *, labelled:
     idle = [expert for expert in config.experts if expert not in taught]
     if facts.needs and idle:
         return f"it needs inputs of every expert, and no task has the expert {' or '.join(idle)}"
-    if facts.labels and not labelled:
-        return "it reads labels, and the fit examples have none (unlabelled objectives do not load them)"
+    if facts.labels and no_labels is not None:
+        return f"it reads labels ({no_labels})"
     return None

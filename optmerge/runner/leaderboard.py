@@ -27,7 +27,7 @@ from optmerge.config.methods_page import method_row
 from optmerge.config.objectives import TermConfig
 from optmerge.config.schema import BaselinesConfig, SearchConfig
 from optmerge.config.spaces import SpaceConfig
-from optmerge.errors import RunError, RunFailed, RunInterrupted
+from optmerge.errors import DataError, RunError, RunFailed, RunInterrupted
 from optmerge.merging.coefficients import Table
 from optmerge.merging.recipe import Recipe
 from optmerge.records import Evaluation, Progress, SplitName
@@ -104,18 +104,21 @@ def measure_leaderboard(
         RunInterrupted: ``stop`` gave a reason.
     """
     settings = absolute_references(board_search(config), root)
-    applicable(settings, methods, labelled=True)  # a method's name that is wrong is told before anything is opened
+    known, left_out = applicable(settings, methods)  # a wrong name is told before anything is opened
     found = [_finished(path) for path in against]
     claimed = _claim(folder, settings.model_copy(update={"output": str(folder)}))
     with claimed.locked():
-        problem = open_problem(settings, progress=progress)
+        try:
+            readers = [config.method_name() for config in known if config.facts.labels]
+            problem = open_problem(settings, progress=progress, label_readers=readers)
+        except DataError as error:  # if it is for want of labels, the other methods do without
+            problem = open_problem(settings, progress=progress)
+            known, left_out = applicable(settings, methods, no_labels=str(error).rstrip("."))
         manifest, stored = make_manifest(problem), claimed.read_json("manifest.json")
         if stored is None:
             claimed.write_json("manifest.json", manifest)
         else:
             check_manifest(stored, manifest, folder)
-        fit_labels = all(data.splits["fit"].has_labels for data in problem.calibration.tasks.values())
-        known, left_out = applicable(settings, methods, labelled=fit_labels)
         with Maker(problem, folder / "delta", progress) as maker:
             measuring = _Measuring(claimed, problem, maker, progress, stop)
             rows = measuring.baselines(without_average=any(m.method_name() == AVERAGE for m in known))

@@ -52,7 +52,7 @@ from optmerge.runner.knowledge import require_cells
 from optmerge.runner.memory import plan_memory, worst_plan
 from optmerge.runner.own_methods import absolute_methods
 from optmerge.runner.stages import Stage, prolonged
-from optmerge.runner.statistics import ExpertStatistics
+from optmerge.runner.statistics import ExpertStatistics, methods_of_labels
 from optmerge.runner.terms import absolute_terms, open_terms
 from optmerge.runner.unseen import unseen_notes
 from optmerge.space.build import build_space
@@ -234,6 +234,7 @@ def open_problem(
     progress: Progress | None = None,
     form: Form | None = None,
     kept: Sequence[str] | None = None,
+    label_readers: Sequence[str] = (),
 ) -> Problem:
     """Open models and data, and allocate the resident model.
 
@@ -242,6 +243,7 @@ def open_problem(
         progress: Told of long work.
         form: How gradients are gathered, for a run that began so; None lets the memory plan choose.
         kept: What stays on an accelerator, likewise: a streamed tensor's gradient is summed up in another order.
+        label_readers: Methods that will be made of the same models later, and whose statistics are of labels.
 
     Raises:
         UserError: Anything about the models, the data or the combination of settings that cannot work.
@@ -265,17 +267,18 @@ def open_problem(
     reads = input_reader(config, family, dtype)
     heads = zero_shot_heads(config, family, device)
     embed = base_embedder(config, family, device, dtype, progress)
-    calibration = load_tasks(config, family, reads, labelled=labelled, embed=embed)
-    del embed  # with the model that it opened, before another one is
-    for note in calibration.notes:
-        log.info("%s", note)
-    num_labels = {name: data.num_labels for name, data in calibration.tasks.items()}
     experts = list(family.experts)
     wanted, alternatives = searched_directions(config.directions, experts, config.method, config.alternatives)
     searched = wanted if alternatives is None else alternatives.directions
     directions = known_directions(searched, config.baselines.methods, experts)
+    readers = (*methods_of_labels(directions, experts), *label_readers)
+    calibration = load_tasks(config, family, reads, labelled=labelled, embed=embed, label_readers=readers)
+    del embed  # with the model that it opened, before another one is
+    for note in calibration.notes:
+        log.info("%s", note)
+    num_labels = {name: data.num_labels for name, data in calibration.tasks.items()}
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
-    statistics = ExpertStatistics(config, family, calibration, device=device, dtype=dtype)
+    statistics = ExpertStatistics(config, family, calibration, device=device, dtype=dtype, heads=heads)
     deltas = Deltas(family, directions, cache=cache_dir() / "directions", statistics=statistics)
     untouched = with_choice(deltas.untouched(), alternatives, lambda found: frozenset.intersection(*found))
     opened: list[Stage] = []
@@ -368,10 +371,12 @@ def load_tasks(
     *,
     labelled: bool,
     embed: Embedder | None = None,
+    label_readers: Sequence[str] = (),
 ) -> Calibration:
     """The calibration data of a search; fit and select keep labels only when the objective is ``labelled``.
 
-    Without ``embed`` tasks with ``sampling: diverse`` get as many random examples.
+    Without ``embed`` tasks with ``sampling: diverse`` get as many random examples. ``label_readers`` are methods that
+    are given the fit split with labels, beside the one that is judged.
 
     Raises:
         ConfigError: The family is of a kind that no objective can judge.
@@ -387,6 +392,7 @@ def load_tasks(
         keep_labels=frozenset({"fit", "select", "report"} if labelled else {"report"}),
         limit=config.limit,
         embed=embed,
+        label_readers=label_readers,
     )
 
 
