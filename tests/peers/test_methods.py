@@ -3,74 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from optmerge.config.methods import METHOD_CONFIGS, MethodConfig
-from optmerge.merging.methods import build_method
-from tests.merging.methods.toy import ToyModels, every_kind
+from tests.merging.methods.toy import ToyModels
+from tests.peers.merges import WEIGHTS, Peer, ours, random_models, same, theirs
 
 pytestmark = pytest.mark.peers
-
-Peer = Callable[..., str]
-
-MERGE = """
-import json, sys
-import torch
-from mergekit.merge_methods import merge_state_dicts
-from safetensors.torch import load_file, save_file
-folder, method, models, base, jobs = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
-torch.manual_seed(0)
-dicts = {name: load_file(f"{folder}/{name}.safetensors") for name in models}
-for number, parameters in enumerate(jobs):
-    merged = merge_state_dicts(dicts, method, parameters=parameters, base=base)
-    save_file(merged, f"{folder}/theirs-{number}.safetensors")
-"""
-WEIGHTS = {"expert-0": 0.4, "expert-1": 1.5, "expert-2": 0.7}
 
 
 @pytest.fixture
 def models() -> ToyModels:
-    whole = every_kind(3, seed=11)
-    names = [name for name in whole.names if whole.base(name).numel()]
-    base = {name: whole.base(name) for name in names}
-    experts = {expert: {name: whole.expert(expert, name) for name in names} for expert in whole.experts}
-    return ToyModels(base, experts)
-
-
-def theirs(
-    peer: Peer,
-    folder: Path,
-    models: ToyModels,
-    method: str,
-    *jobs: dict[str, object],
-    listed: tuple[str, ...] = ("base", "expert-0", "expert-1", "expert-2"),
-    base: str | None = "base",
-) -> list[dict[str, torch.Tensor]]:
-    """What mergekit makes of each job's parameters; its start is what takes time."""
-    for name in listed:
-        read = models.base if name == "base" else lambda parameter, name=name: models.expert(name, parameter)
-        save_file({parameter: read(parameter).clone() for parameter in models.names}, folder / f"{name}.safetensors")
-    peer("python", "-c", MERGE, folder, method, json.dumps(listed), json.dumps(base), json.dumps(jobs))
-    return [load_file(folder / f"theirs-{number}.safetensors") for number in range(len(jobs))]
-
-
-def ours(models: ToyModels, name: str, **settings: object) -> dict[str, torch.Tensor]:
-    config: MethodConfig = METHOD_CONFIGS[name].model_validate(settings)  # type: ignore[assignment]
-    method = build_method(config, models.experts)
-    method.prepare(models)
-    return {parameter: models.base(parameter) + method.delta(models, parameter) for parameter in models.names}
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    assert set(left) == set(right)
-    for name, value in left.items():
-        torch.testing.assert_close(value, right[name], rtol=1e-6, atol=1e-6, msg=name)
+    return random_models()
 
 
 def test_task_arithmetic_to_the_bit(models: ToyModels, peer: Peer, tmp_path: Path) -> None:
