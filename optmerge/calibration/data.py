@@ -50,6 +50,8 @@ class TaskData:
         splits: fit, select and report.
         num_labels: Classes of the expert's head; None where the classes are a vocabulary.
         sha256: Hash of all that is kept: inputs, splits and labels.
+        labelled: The examples of fit with their labels, for methods whose statistics are of labels; None without one.
+            What is judged on fit does not see it.
     """
 
     name: str
@@ -58,6 +60,7 @@ class TaskData:
     splits: dict[SplitName, Split]
     num_labels: int | None
     sha256: str
+    labelled: Split | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def load_calibration(
     keep_labels: frozenset[SplitName] = frozenset(),
     limit: int | None = None,
     embed: Embedder | None = None,
+    label_readers: Sequence[str] = (),
 ) -> Calibration:
     """Read, split and encode the data of every task.
 
@@ -126,6 +130,7 @@ def load_calibration(
         limit: Keep only the first this many examples of each split.
         embed: What tells examples apart for tasks with ``sampling: diverse``. Without it they get as many random ones,
             which is enough to know how large everything is.
+        label_readers: Methods whose statistics are of the fit split's labels, see `TaskData.labelled`.
 
     Raises:
         DataError: Data is missing, damaged, empty, too small, or has unknown labels.
@@ -135,7 +140,7 @@ def load_calibration(
     notes: list[str] = []
     for name, spec in tasks.items():
         reader = READERS[kind](Task(name, spec, configs[name], tokenizer, relative_to))
-        loader = _TaskLoader(reader, kind, keep_labels, embed)
+        loader = _TaskLoader(reader, kind, keep_labels, embed, label_readers)
         loaded[name] = loader.load(splits, relative_to, limit)
         notes += loader.notes
     return Calibration(loaded, notes)
@@ -145,9 +150,15 @@ class _TaskLoader:
     """Loads one task of any kind, and notes what it leaves out."""
 
     def __init__(
-        self, reader: Reader[Any, Any], kind: Kind, keep_labels: frozenset[SplitName], embed: Embedder | None
+        self,
+        reader: Reader[Any, Any],
+        kind: Kind,
+        keep_labels: frozenset[SplitName],
+        embed: Embedder | None,
+        label_readers: Sequence[str],
     ) -> None:
         self.reader, self.kind, self.keep_labels, self.embed = reader, kind, keep_labels, embed
+        self.methods = " and ".join(label_readers)
         self.name, self.spec, self.where = reader.task.name, reader.task.spec, reader.where
         self.notes: list[str] = []
         self.unusable = 0
@@ -155,12 +166,12 @@ class _TaskLoader:
     def load(self, splits: SplitsConfig, relative_to: Path, limit: int | None) -> TaskData:
         """Read, encode, divide and label, in this order."""
         by_column = self.reader.truth_from == "label"
-        if by_column and self.spec.label is None and self.keep_labels - {"report"}:
+        if by_column and self.spec.label is None and (who := self._who_reads()):
             raise DataError(
-                f"{self.where}.label: missing; the objective reads labels. Name the column that holds them, or "
-                "use an objective without labels, such as expert-kl."
+                f"{self.where}.label: missing; {who} reads labels. Name the column that holds them, or "
+                f"{self._instead()}."
             )
-        may_label = by_column and self.spec.label is not None and bool(self.keep_labels)
+        may_label = by_column and self.spec.label is not None and bool(self.keep_labels or self.methods)
         wanted = {*self.reader.columns, self.spec.label} if may_label and self.spec.label else set(self.reader.columns)
         try:
             rows = read_rows(self.spec.data, wanted, relative_to=relative_to)
@@ -175,11 +186,24 @@ class _TaskLoader:
         if splits.transductive:
             parts["report"] = parts["select"] + parts["fit"]
         made: dict[SplitName, Split] = {
-            split: self._split(split, parts[split], rows, labelled) for split in ("fit", "select", "report")
+            split: self._split(split, parts[split], rows, labelled, keep=split in self.keep_labels)
+            for split in ("fit", "select", "report")
         }
         facts = [[split.name, split.keys, split.sha256, split.labels_sha256] for split in made.values()]
         sha256 = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-        return TaskData(self.name, self.spec.expert, self.kind, made, self.reader.classes, sha256)
+        own = self._split("fit", parts["fit"], rows, labelled, keep=True) if self.methods else None
+        return TaskData(self.name, self.spec.expert, self.kind, made, self.reader.classes, sha256, own)
+
+    def _who_reads(self) -> str:
+        """What cannot do without labels; empty if nothing."""
+        if self.keep_labels - {"report"}:
+            return "the objective"
+        return self.methods and f"the method {self.methods}"
+
+    def _instead(self) -> str:
+        if self.keep_labels - {"report"}:
+            return "use an objective without labels, such as expert-kl"
+        return "use methods without labels, such as fisher"
 
     def _check_columns(self, rows: Rows) -> None:
         if not rows.numbers:
@@ -193,7 +217,7 @@ class _TaskLoader:
                 )
 
     def _has_labels(self, rows: Rows) -> bool:
-        """Whether the label column is there; if not, a labelled objective cannot go on."""
+        """Whether the label column is there; if not, what is of labels cannot go on."""
         label = self.spec.label
         if label in rows.available:
             dropped = [split for split in ("fit", "select", "report") if split not in self.keep_labels]
@@ -202,12 +226,14 @@ class _TaskLoader:
                     f"{self.name}: the label column {label!r} is dropped from {' and '.join(dropped)}; no objective "
                     "that is searched can see it."
                 )
+            if self.methods:
+                self.notes.append(f"{self.name}: the labels of fit are read by the method {self.methods}.")
             return True
-        if self.keep_labels - {"report"}:
+        if who := self._who_reads():
             raise DataError(
-                f"{self.where}: the objective reads labels, and {rows.source} has no column {label!r}; its "
+                f"{self.where}: {who} reads labels, and {rows.source} has no column {label!r}; its "
                 f"columns are {', '.join(map(repr, rows.available))}.{did_you_mean(str(label), rows.available)} "
-                "Set `label` to a column that exists, or use an objective without labels, such as expert-kl."
+                f"Set `label` to a column that exists, or {self._instead()}."
             )
         self.notes.append(
             f"{self.name}: there is no label column {label!r}; the report shows agreement with the expert."
@@ -347,14 +373,15 @@ class _TaskLoader:
             f"usable ones{why}. {fix}, or give the task more data."
         )
 
-    def _split(self, name: SplitName, part: Sequence[_Example], rows: Rows, labelled: bool) -> Split:
+    def _split(self, name: SplitName, part: Sequence[_Example], rows: Rows, labelled: bool, *, keep: bool) -> Split:
+        """A split, with labels where they were read (``labelled``) and it may keep them."""
         labels = None
-        if labelled and name in self.keep_labels:
+        if labelled and keep:
             names = rows.class_names.get(self.spec.label or "", [])
             labels = [
                 self.reader.label(one.document.label, one.encoded, names, self._row(rows, one.document.number))
                 for one in part
             ]
-        has_labels = labels is not None or (self.reader.truth_from == "inputs" and name in self.keep_labels)
+        has_labels = labels is not None or (self.reader.truth_from == "inputs" and keep)
         examples = self.reader.examples([one.encoded for one in part], labels, labelled=has_labels)
         return Split(name, [one.key for one in part], examples, has_labels=has_labels)

@@ -103,5 +103,6 @@ def _gradients_taken(parameters: Mapping[str, nn.Parameter], sums: dict[str, Ten
     for name, parameter in parameters.items():
         stack.callback(parameter.requires_grad_, parameter.requires_grad)
         parameter.requires_grad_(True)
-        stack.callback(parameter.register_post_accumulate_grad_hook(take(name)).remove)
+        hook = parameter.register_post_accumulate_grad_hook(take(name))  # type: ignore[no-untyped-call]
+        stack.callback(hook.remove)
     return stack

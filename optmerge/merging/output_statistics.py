@@ -76,7 +76,7 @@ def _watch(total: GramSum) -> Callable[[nn.Module, object, Tensor], Tensor]:
         if not output.requires_grad:
             output = output.requires_grad_().clone()  # no leaf, so that it may be changed in place
         total.count(output)
-        output.register_hook(total.add)
+        output.register_hook(total.add)  # type: ignore[no-untyped-call]
         return output
 
     return hook

@@ -60,7 +60,7 @@ class Forward:
     def head_sha256(self, task: str) -> str | None:
         """The hash of a zero-shot head; None where the head is the expert's own, or merged."""
         head = self._heads.get(task)
-        return None if head is None else hashlib.sha256(head.cpu().numpy().tobytes()).hexdigest()
+        return None if head is None else tensor_sha256(head)
 
     def outputs(self, task: str, batch: Batch, layers: Sequence[int] = ()) -> Outputs:
         """What the task's model says about a batch.
@@ -80,3 +80,8 @@ class Forward:
             logits = batch.unpacked(model(**batch.inputs, **self.options).logits)
         states = {layer: batch.unpacked(value) for layer, value in hidden.items()}
         return Outputs(logits, states, decoder_layers(model, modules).intersection(layers))
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """The hash of a tensor's values."""
+    return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()

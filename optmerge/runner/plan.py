@@ -32,6 +32,7 @@ from optmerge.runner.geometry import check_regularisers
 from optmerge.runner.knowledge import require_cells
 from optmerge.runner.memory import MemoryPlan, plan_memory, recorded_bytes, worst_plan
 from optmerge.runner.problem import absolute_references, input_reader, load_tasks
+from optmerge.runner.statistics import methods_of_labels
 from optmerge.runner.terms import untimed_notes
 from optmerge.runner.unseen import unseen_notes
 from optmerge.space.build import build_space
@@ -138,7 +139,11 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         check_regularisers(objective, space)
         stages.append(_Stage(stage, space, objective))
     labelled = any(stage.objective.labelled for stage in stages)
-    calibration = load_tasks(config, family, input_reader(config, family, dtype), labelled=labelled)
+    known = known_directions(directions, config.baselines.methods, experts)
+    readers = methods_of_labels(known, experts)
+    calibration = load_tasks(
+        config, family, input_reader(config, family, dtype), labelled=labelled, label_readers=readers
+    )
     names: tuple[SplitName, ...] = ("fit", "select", "report")
     tokens = {
         split: sum(
@@ -154,7 +159,6 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         )
         for g in space.groups
     )
-    known = known_directions(directions, config.baselines.methods, list(family.experts))
     methods = [
         build_method(d.config, list(family.experts))
         for d in known

@@ -1,7 +1,8 @@
 """Statistics of the experts on their own calibration inputs, made once and cached by content.
 
 Each expert is put into the resident model, so that no second model is ever loaded, and is given the fit inputs of the
-tasks that name it. Nothing but inputs is used, so no label is ever seen.
+tasks that name it. No label is seen, but for the statistics of a loss on labels, which have a split of their own for
+that (`TaskData.labelled`).
 
     statistics = ExpertStatistics(config, family, calibration, device=device, dtype=dtype)
     statistics.collect({"grams"}, resident, progress)
@@ -12,21 +13,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from optmerge.config.methods import Need
+from optmerge.config.methods.base import LABELLED
+from optmerge.merging.methods import build_method
 from optmerge.merging.parts import Parts, write_parts
+from optmerge.merging.recipe import Direction
 from optmerge.merging.statistics import Inputs, collect_grams
 from optmerge.models.cache import cache_dir
-from optmerge.runner.forward import Forward
+from optmerge.runner.forward import Forward, tensor_sha256
+from optmerge.runner.gradients import ExpertGradients
 from optmerge.runner.layerwise import MERGED_GRAMS, ExpertRun, LayerwiseMerge
+from optmerge.runner.logit_distance import logit_distances
 
 if TYPE_CHECKING:
-    from optmerge.calibration.data import Calibration
+    from optmerge.calibration.data import Calibration, Split, TaskData
     from optmerge.config.schema import SearchConfig
     from optmerge.models.family import Family
     from optmerge.models.resident import ResidentModel
@@ -42,6 +48,7 @@ class ExpertStatistics:
         calibration: Has a task of every expert.
         device: Where the resident model is.
         dtype: Of the resident model.
+        heads: Task -> its zero-shot head, see `Forward`; Gram matrices need none.
     """
 
     def __init__(
@@ -52,12 +59,14 @@ class ExpertStatistics:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        heads: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self._config = config
         self._family = family
         self._calibration = calibration
         self._device = device
         self._dtype = dtype
+        self._heads = dict(heads or {})
         self._parts: dict[tuple[Need, str], Parts] = {}
         self._resident: ResidentModel | None = None
 
@@ -88,7 +97,7 @@ class ExpertStatistics:
         for done, (need, expert) in enumerate(wanted):
             folder = self._folder(need, expert)
             if not folder.is_dir():
-                write_parts(folder, self._grams(resident, expert))
+                write_parts(folder, self._measured(need, resident, expert))
             self._parts[need, expert] = Parts(folder)
             if progress:
                 progress("statistics", done + 1, len(wanted))
@@ -111,26 +120,62 @@ class ExpertStatistics:
         """
         folder = self._folder("grams", expert)
         if not folder.is_dir():
-            yield from self._grams(resident, expert)
+            yield from self._measured("grams", resident, expert)
             return
         parts = Parts(folder)
         for name in self._family.parameters:
             if name in parts:
                 yield {name: parts.read(name)}
 
-    def _grams(self, resident: ResidentModel, expert: str) -> Iterator[dict[str, torch.Tensor]]:
-        with torch.no_grad():
-            for name, parameter in resident.parameters.items():
-                parameter.copy_(self._family.read(expert, name))
+    def _measured(self, need: Need, resident: ResidentModel, expert: str) -> Iterator[dict[str, torch.Tensor]]:
+        """One expert's statistics of one kind, some at a time."""
         run = self._run(resident, expert)
         with run.enough_memory():
-            yield from collect_grams(run.model, resident.parameters, run.batches, run.forward)
+            if need == "logit-distance":
+                yield self._distances(resident, expert)
+                return
+            _put(self._family, resident, "base" if need == "base-saliency" else expert)
+            if need == "grams":
+                yield from collect_grams(run.model, resident.parameters, run.batches, run.forward)
+                return
+            gradients = ExpertGradients(
+                expert,
+                self._forward(resident, expert),
+                {task.name: _split(task, need) for task in self._tasks(expert)},
+                device=self._device,
+                batch_tokens=self._config.batch_tokens,
+                seed=self._config.seed,
+            )
+            yield from gradients.of(need, resident.parameters)
+
+    def _distances(self, resident: ResidentModel, expert: str) -> dict[str, torch.Tensor]:
+        forward = self._forward(resident, expert)
+        tokens = self._config.batch_tokens
+        return logit_distances(
+            expert,
+            [other for other in self._family.experts if other != expert],
+            load=lambda name: _put(self._family, resident, name),
+            judge=lambda task, batch: forward.outputs(task, batch).logits,
+            batches=(
+                (task.name, batch)
+                for task in self._tasks(expert)
+                for batch in task.splits["fit"].unpacked().batches(batch_tokens=tokens)
+            ),
+            device=self._device,
+        )
+
+    def _tasks(self, expert: str) -> list[TaskData]:
+        return [task for task in self._calibration.tasks.values() if task.expert == expert]
+
+    def _forward(self, resident: ResidentModel, expert: str) -> Forward:
+        own = {task.name: expert for task in self._tasks(expert)}
+        heads = {task: head for task, head in self._heads.items() if task in own}
+        return Forward(self._family, resident, own, heads)
 
     def _run(self, resident: ResidentModel, expert: str) -> ExpertRun:
         """How the resident model is run on an expert's data."""
-        own = {name: data.expert for name, data in self._calibration.tasks.items() if data.expert == expert}
-        forward = Forward(self._family, resident, own)
-        model = forward.model(next(iter(own)))
+        forward = self._forward(resident, expert)
+        model = forward.model(self._tasks(expert)[0].name)
         return ExpertRun(
             expert,
             model,
@@ -141,17 +186,16 @@ class ExpertStatistics:
 
     def _inputs(self, expert: str) -> Iterator[Inputs]:
         """The fit inputs of the tasks that name an expert, on the device."""
-        for task in self._calibration.tasks.values():
-            if task.expert == expert:
-                for batch in task.splits["fit"].unpacked().batches(batch_tokens=self._config.batch_tokens):
-                    yield batch.to(self._device).inputs
+        for task in self._tasks(expert):
+            for batch in task.splits["fit"].unpacked().batches(batch_tokens=self._config.batch_tokens):
+                yield batch.to(self._device).inputs
 
     def _folder(self, need: Need, expert: str) -> Path:
         return cache_dir() / "statistics" / self._key(need, expert)
 
     def _key(self, need: Need, expert: str) -> str:
-        tasks = [task for task in self._calibration.tasks.values() if task.expert == expert]
-        facts = [
+        tasks = self._tasks(expert)
+        facts: list[object] = [
             need,
             self._family.experts[expert].sha256(),
             self._family.base.sha256(),
@@ -163,4 +207,35 @@ class ExpertStatistics:
             torch.__version__,
             torch.get_num_threads(),
         ]
+        if need not in ("grams", MERGED_GRAMS):
+            facts.append(
+                [None if (head := self._heads.get(task.name)) is None else tensor_sha256(head) for task in tasks]
+            )
+        if need in ("fisher", "output-grams"):
+            facts.append(self._config.seed)
+        if need in LABELLED:
+            facts.append([_split(task, need).labels_sha256 for task in tasks])
+        if need == "logit-distance":
+            facts.append([[name, each.sha256()] for name, each in self._family.experts.items()])
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def methods_of_labels(directions: Sequence[Direction], experts: Sequence[str]) -> tuple[str, ...]:
+    """The methods among directions whose statistics are of labels, by name."""
+    configs = [direction.config for direction in directions if direction.config is not None]
+    return tuple(dict.fromkeys(each.name for each in configs if build_method(each, experts).needs & LABELLED))
+
+
+def _split(task: TaskData, need: Need) -> Split:
+    """The examples that a statistic is of: with labels where it is of a loss on them, and never otherwise."""
+    if need not in LABELLED:
+        return task.splits["fit"]
+    assert task.labelled is not None, "labels are read for the methods that need them"
+    return task.labelled
+
+
+def _put(family: Family, resident: ResidentModel, who: str) -> None:
+    """Put the base or an expert into the resident model."""
+    with torch.no_grad():
+        for name, parameter in resident.parameters.items():
+            parameter.copy_(family.read(who, name))

@@ -224,7 +224,7 @@ def test_statistics_are_cached_by_content_and_see_only_fit_inputs(gpt2: Path, mo
     assert opened(space={"granularity": "task-wise"}, seed=5) == 2
     assert opened(splits={"fit": 12, "select": 16, "report": 30}) == 4
     shutil.rmtree(cache_dir() / "directions")
-    monkeypatch.setattr(ExpertStatistics, "_grams", lambda *_: pytest.fail("they are in the cache"))
+    monkeypatch.setattr(ExpertStatistics, "_measured", lambda *_: pytest.fail("they are in the cache"))
     assert opened() == 4
     assert "regmean" in told
 

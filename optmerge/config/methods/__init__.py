@@ -60,6 +60,7 @@ from optmerge.config.methods.geometric import (
 from optmerge.config.methods.optimised import DogeConfig, OptimisedConfig, WidenConfig, WudiConfig
 from optmerge.config.methods.own import CustomMethodConfig
 from optmerge.config.methods.singular import DrmConfig, IsoCtsConfig, OpcmConfig, SingularConfig, StarConfig
+from optmerge.config.methods.statistical import FisherConfig, LedConfig, MatsConfig, SensConfig, StatisticalConfig
 
 __all__ = [
     "LINEAR_METHODS",
@@ -79,10 +80,13 @@ __all__ = [
     "DrmConfig",
     "Embeddings",
     "Facts",
+    "FisherConfig",
     "IsoCConfig",
     "IsoCtsConfig",
     "KarcherConfig",
+    "LedConfig",
     "LinearConfig",
+    "MatsConfig",
     "MetaGptConfig",
     "MethodConfig",
     "MethodSettings",
@@ -99,6 +103,7 @@ __all__ = [
     "SceConfig",
     "Scope",
     "Searched",
+    "SensConfig",
     "Share",
     "SlerpConfig",
     "StarConfig",
@@ -112,13 +117,19 @@ __all__ = [
 ]
 
 MethodConfig = Annotated[
-    BasicConfig | GeometricConfig | ElementwiseConfig | SingularConfig | OptimisedConfig | CustomMethodConfig,
+    BasicConfig
+    | GeometricConfig
+    | ElementwiseConfig
+    | SingularConfig
+    | OptimisedConfig
+    | StatisticalConfig
+    | CustomMethodConfig,
     Field(discriminator="name"),
 ]
 
 METHOD_CONFIGS: dict[str, type[MethodSettings]] = {
     config.method_name(): config
-    for kind in (BasicConfig, GeometricConfig, ElementwiseConfig, SingularConfig, OptimisedConfig)
+    for kind in (BasicConfig, GeometricConfig, ElementwiseConfig, SingularConfig, OptimisedConfig, StatisticalConfig)
     for config in get_args(kind)
 }
 """Of the methods that come with optmerge; a user's own is `CustomMethodConfig`."""

@@ -24,6 +24,8 @@ Embeddings = Literal["matrix", "mean", "sum", "base"]
 Share = Annotated[FiniteFloat, Field(ge=0)]
 Need = Literal["grams", "merged-grams", "output-grams", "fisher", "saliency", "base-saliency", "logit-distance"]
 """Statistics of the experts on calibration data, see `optmerge.merging.methods.base.Models.statistic`."""
+LABELLED: frozenset[Need] = frozenset({"saliency", "base-saliency"})
+"""Those that are of a loss on labels."""
 
 WEIGHTS = "expert's name -> weight of its task vector; null, or an expert left out = 1"
 SHARES = "expert's name -> weight, 0 or more; null, or an expert left out = 1"
@@ -57,6 +59,11 @@ class Facts:
     labels: bool = False
     mergekit: str | None = None
     experts: tuple[int, int | None] = (1, None)
+
+    def __post_init__(self) -> None:
+        """Statistics of labels are for methods that say so."""
+        if LABELLED.intersection(self.needs) and not self.labels:
+            raise ValueError(f"the statistics {', '.join(self.needs)} are of labels; declare labels=True")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,11 @@ from optmerge.merging.methods.geometric import GEOMETRIC
 from optmerge.merging.methods.optimised import OPTIMISED
 from optmerge.merging.methods.own import OWN_METHOD
 from optmerge.merging.methods.singular import SINGULAR
+from optmerge.merging.methods.statistical import STATISTICAL
 
 __all__ = ["BUILDERS", "Method", "Models", "TensorKind", "build_method"]
 
-BUILDERS: Builders = {**BASIC, **GEOMETRIC, **ELEMENTWISE, **SINGULAR, **OPTIMISED, **OWN_METHOD}
+BUILDERS: Builders = {**BASIC, **GEOMETRIC, **ELEMENTWISE, **SINGULAR, **OPTIMISED, **STATISTICAL, **OWN_METHOD}
 """Class of settings -> what makes the method."""
 
 

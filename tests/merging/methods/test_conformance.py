@@ -31,6 +31,11 @@ SETTINGS: list[tuple[str, dict[str, object]]] = [
     ("drm", {"direction": "vertical", "drop": 0.3, "embeddings": "matrix", "others": "mean"}),
     ("opcm", {"share": 0.2, "embeddings": "matrix", "others": "mean"}),
     ("regmean", {"others": "base"}),
+    ("fisher", {"normalize": False, "floor": 0.1}),
+    ("mats", {"objective": "grams", "shrink": 0.7}),
+    ("mats", {"iterations": 3, "start": 0.0, "others": "base"}),
+    ("led", {"density": 0.1, "densities": {"expert-0": 0.6}}),
+    ("sens", {"favour": "near", "temperature": 0.1}),
     ("slerp", {"compat": "mergekit"}),
     ("nuslerp", {"scope": "row", "origin": "zero"}),
     ("nuslerp", {"scope": "column"}),
@@ -61,7 +66,7 @@ WEIGHTED = [(name, settings) for name, settings in SETTINGS if "weights" in METH
 LINEAR = {"average", "linear", "task_arithmetic", "dare", "ties-split", "tsv-m", "passthrough", "star", "drm"}
 LINEAR |= {"breadcrumbs", "della-linear", "pcb", "varm", "metagpt"}
 ENERGIES = {"sce", "varm", "metagpt", "pcb"}  # sums of squares; pcb: tanh, whose last bit depends on the vector unit
-LINEAR |= {"widen"}
+LINEAR |= {"widen", "led", "sens"}
 ANGLES = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock"}  # of whole tensors, or of their rows
 
 every_setting = pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=lambda value: str(value))
@@ -223,6 +228,9 @@ def test_the_order_of_experts_does_not_matter(name: str, settings: dict[str, obj
         ("varm", {}),
         ("metagpt", {}),
         ("regmean", {}),
+        ("fisher", {}),
+        ("mats", {"tolerance": 1e-12, "iterations": 1000}),
+        ("sens", {}),
         ("multislerp", {}),
         ("karcher", {}),
         ("passthrough", {}),
