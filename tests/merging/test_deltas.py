@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +59,16 @@ class Grams:
         size = parameter.shape[0 if parameter.input_first else 1]
         inputs = torch.randn(40, size, generator=torch.Generator().manual_seed(seed))
         return inputs.mT @ inputs / 40
+
+    def layer_by_layer(self) -> Grams:
+        return self
+
+    def stages(self) -> Iterator[tuple[str, ...]]:
+        for name in self.family.parameters:
+            yield (name,)
+
+    def settle(self, name: str, delta: torch.Tensor) -> None:
+        assert delta.shape == self.family.parameters[name].shape
 
 
 @pytest.fixture(scope="module")

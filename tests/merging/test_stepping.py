@@ -71,7 +71,8 @@ def images(size: int) -> list[Inputs]:
 
 def fresh(model: type[Any], config: Any) -> nn.Module:
     """A model whose values are drawn from a generator of our own."""
-    made: nn.Module = model._from_config(config) if hasattr(model, "_from_config") else model(config)
+    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
+        made: nn.Module = model(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in made.parameters():

@@ -57,6 +57,7 @@ from optmerge.config.methods.geometric import (
     Origin,
     PassthroughConfig,
 )
+from optmerge.config.methods.layerwise import LayerwiseConfig, RegMeanPlusPlusConfig
 from optmerge.config.methods.optimised import DogeConfig, OptimisedConfig, WidenConfig, WudiConfig
 from optmerge.config.methods.own import CustomMethodConfig
 from optmerge.config.methods.singular import DrmConfig, IsoCtsConfig, OpcmConfig, SingularConfig, StarConfig
@@ -100,6 +101,7 @@ __all__ = [
     "PassthroughConfig",
     "PcbConfig",
     "RegMeanConfig",
+    "RegMeanPlusPlusConfig",
     "SceConfig",
     "Scope",
     "Searched",
@@ -123,14 +125,23 @@ MethodConfig = Annotated[
     | SingularConfig
     | OptimisedConfig
     | StatisticalConfig
+    | LayerwiseConfig
     | CustomMethodConfig,
     Field(discriminator="name"),
 ]
 
 METHOD_CONFIGS: dict[str, type[MethodSettings]] = {
     config.method_name(): config
-    for kind in (BasicConfig, GeometricConfig, ElementwiseConfig, SingularConfig, OptimisedConfig, StatisticalConfig)
-    for config in get_args(kind)
+    for kind in (
+        BasicConfig,
+        GeometricConfig,
+        ElementwiseConfig,
+        SingularConfig,
+        OptimisedConfig,
+        StatisticalConfig,
+        LayerwiseConfig,
+    )
+    for config in get_args(kind) or (kind,)
 }
 """Of the methods that come with optmerge; a user's own is `CustomMethodConfig`."""
 LINEAR_METHODS = tuple(name for name, config in METHOD_CONFIGS.items() if config.facts.linear)

@@ -19,6 +19,7 @@ from optmerge.merging.methods.building import Builders
 from optmerge.merging.methods.entrywise import ELEMENTWISE
 from optmerge.merging.methods.frames import whitened_factors
 from optmerge.merging.methods.geometric import GEOMETRIC
+from optmerge.merging.methods.layerwise import LAYERWISE
 from optmerge.merging.methods.optimised import OPTIMISED
 from optmerge.merging.methods.own import OWN_METHOD
 from optmerge.merging.methods.singular import SINGULAR
@@ -26,7 +27,16 @@ from optmerge.merging.methods.statistical import STATISTICAL
 
 __all__ = ["BUILDERS", "Method", "Models", "TensorKind", "build_method"]
 
-BUILDERS: Builders = {**BASIC, **GEOMETRIC, **ELEMENTWISE, **SINGULAR, **OPTIMISED, **STATISTICAL, **OWN_METHOD}
+BUILDERS: Builders = {
+    **BASIC,
+    **GEOMETRIC,
+    **ELEMENTWISE,
+    **SINGULAR,
+    **OPTIMISED,
+    **STATISTICAL,
+    **LAYERWISE,
+    **OWN_METHOD,
+}
 """Class of settings -> what makes the method."""
 
 

@@ -97,7 +97,7 @@ def every_kind(count: int, *, dtype: torch.dtype = torch.float32, seed: int = 0)
             ("mlp.conv1d.weight", 6, 10),
         ):
             rows = random(generator, 40, inputs)
-            statistics["grams", expert, name] = (rows.mT @ rows / 40).float()
+            statistics["grams", expert, name] = statistics["merged-grams", expert, name] = (rows.mT @ rows / 40).float()
             rows = random(generator, 40, outputs)
             statistics["output-grams", expert, name] = (rows.mT @ rows / 40).float()
         for name, value in base.items():
