@@ -12,6 +12,7 @@ from optmerge.cli.output import Output
 
 if TYPE_CHECKING:
     from optmerge.config.base import Strict
+    from optmerge.config.methods_page import MethodRow
     from optmerge.merging.alternatives import Alternatives
     from optmerge.merging.recipe import Direction
     from optmerge.models.family import Family
@@ -32,6 +33,10 @@ def ls(
     expert: Annotated[
         list[str] | None, typer.Option(metavar="MODEL", help="An expert fine-tuned from it; may be repeated.")
     ] = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE.py:CLASS", help="A method of your own, shown among the others; may be repeated."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """List spaces, objectives, schedules, drivers and methods."""
@@ -42,8 +47,9 @@ def ls(
             raise ConfigError(f"{kind!r} is not a kind; expected one of {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
         file, kind = Path(kind), None  # optmerge ls search.yaml
     wanted = (kind,) if kind else KINDS
-    models = _models(file, base, expert or [])
+    models = _models(file, base, expert or []) if "spaces" in wanted else None
     listing: dict[str, list[dict[str, Any]]] = {}
+    rows: list[MethodRow] = []
     for each in wanted:
         if each == "spaces":
             listing[each] = _spaces(models)
@@ -54,9 +60,10 @@ def ls(
         elif each == "drivers":
             listing[each] = _drivers()
         else:
-            listing[each] = _methods()
+            rows = _method_rows(file, own or [])
+            listing[each] = _methods(rows)
     output = Output(json)
-    output.facts(listing | ({"methods": _method_facts()} if "methods" in listing else {}))
+    output.facts(listing | ({"methods": [row.to_dict() for row in rows]} if "methods" in listing else {}))
     for position, (each, entries) in enumerate(listing.items()):
         if position:
             output.say()
@@ -178,10 +185,25 @@ def _settings(model: type[Strict]) -> str:
     return ", ".join(f"{name}={'null' if value is None else value}" for name, value in defaults.items())
 
 
-def _methods() -> list[dict[str, Any]]:
-    """For people; `--json` has every fact of a `MethodRow`."""
+def _method_rows(file: Path | None, own: list[str]) -> list[MethodRow]:
+    """Every method, and the user's own: those that are given, and those that a search file names."""
     from optmerge.config.methods_page import method_rows
 
+    rows = method_rows()
+    if file is not None:
+        from optmerge.config.load import load_config
+        from optmerge.runner.own_methods import absolute_methods, own_paths
+
+        own = [*own, *own_paths(absolute_methods(load_config(file), file.parent))]
+    if own:
+        from optmerge.merging.methods.own import own_row
+
+        rows += [own_row(path) for path in own]
+    return rows
+
+
+def _methods(rows: list[MethodRow]) -> list[dict[str, Any]]:
+    """For people; `--json` has every fact of a `MethodRow`."""
     return [
         {
             "name": row.name,
@@ -193,11 +215,5 @@ def _methods() -> list[dict[str, Any]]:
             "paper": row.paper,
             "mergekit": row.mergekit or "-",
         }
-        for row in method_rows()
+        for row in rows
     ]
-
-
-def _method_facts() -> list[dict[str, Any]]:
-    from optmerge.config.methods_page import method_rows
-
-    return [row.to_dict() for row in method_rows()]

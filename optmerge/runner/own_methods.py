@@ -46,6 +46,18 @@ def absolute_methods(config: SearchConfig, root: Path) -> SearchConfig:
     )
 
 
+def own_paths(config: SearchConfig) -> list[str]:
+    """``FILE.py:CLASS`` of every user's method that a search names, each once."""
+    listed: list[Any] = [config.method, *(config.methods or ()), *config.directions, *config.baselines.methods]
+    listed += [one for entry in config.directions if isinstance(entry, OneOfConfig) for one in entry.methods]
+    paths = [
+        entry.path if isinstance(entry, CustomMethodConfig) else str(entry["path"])
+        for entry in listed
+        if isinstance(entry, CustomMethodConfig) or (isinstance(entry, Mapping) and entry.get("name") == "custom")
+    ]
+    return list(dict.fromkeys(paths))
+
+
 def method_hashes(directions: Sequence[Direction]) -> dict[str, str]:
     """What the deltas of users' methods depend on beside models and settings: what it is called -> hash.
 

@@ -65,3 +65,63 @@ def test_validate_refuses_a_method_without_parts(run: Run, folder: Path) -> None
     result = run("validate", write(folder, method="slerp"))
     assert result.code == 2
     assert "method: slerp is not a sum of one part per expert" in result.err
+
+
+OWN = """
+from optmerge.config.methods import Searched
+from optmerge.merging.methods.own import PartsMethod, WholeMethod
+
+class Half(PartsMethod):
+    '''Half of every task vector.'''
+    tuned = {"share": Searched(0.0, 1.0)}
+
+    def __init__(self, share=0.5):
+        self.share = share
+
+    def parts(self, vectors, kind):
+        return [self.share * vector for vector in vectors]
+
+class Mean(WholeMethod):
+    def merged(self, vectors, kind):
+        return sum(vectors) / len(vectors)
+"""
+
+
+def test_ls_shows_methods_of_ones_own(run: Run, folder: Path) -> None:
+    mine = folder / "mine.py"
+    mine.write_text(OWN)
+    rows = json.loads(run("ls", "methods", "--own", f"{mine}:Half", "--own", f"{mine}:Mean", "--json").out)["methods"]
+    assert [row["name"] for row in rows] == [*METHOD_CONFIGS, "Half", "Mean"]
+    half, mean = rows[-2:]
+    assert (half["what"], half["settings"]) == ("Half of every task vector.", {"share": 0.5})
+    assert half["searched"]["share"]["high"] == 1.0
+    assert (half["searchable"], mean["searchable"]) == ("parts", "whole")
+    custom = {"name": "custom", "path": "mine.py:Half"}
+    path = write(folder, directions=["experts", {"name": "one-of", "methods": ["ties", custom]}], driver="cma")
+    shown = run("ls", "methods", path).out.splitlines()
+    assert shown[-1].startswith("Half ")
+    assert "share*=0.5" in shown[-1]
+
+
+def test_validate_makes_methods_of_ones_own(run: Run, folder: Path) -> None:
+    (folder / "mine.py").write_text(OWN)
+    custom = {"name": "custom", "path": "mine.py:Half", "settings": {"share": 0.2}}
+    path = write(folder, method=custom, directions=["experts", {**custom, "settings": {}}])
+    assert "space over Half:law, Half:code, Half," in run("validate", path).out
+    for wrong, words in [
+        ({**custom, "path": "mine.py:Hlf"}, "Did you mean 'Half'?"),
+        ({**custom, "path": "mine.py"}, "expected FILE.py:CLASS, such as my_methods.py:Shrunk"),
+        ({**custom, "settings": {"shre": 1}}, "unexpected keyword argument"),
+        ({"name": "custom", "path": "mine.py:Mean"}, "Mean is a WholeMethod, so it has no parts to scale"),
+    ]:
+        result = run("validate", write(folder, method=wrong))
+        assert result.code == 2
+        assert words in " ".join(result.err.split())
+
+
+def test_validate_names_drivers_that_can_choose(run: Run, folder: Path) -> None:
+    chosen = ["experts", {"name": "one-of", "methods": ["ties", "iso-c"]}]
+    result = run("validate", write(folder, directions=chosen, driver="adam"))
+    assert result.code == 2
+    assert "a choice among methods has none. Use cma, optuna or natural-niches" in " ".join(result.err.split())
+    assert "space over law, code, one-of," in run("validate", write(folder, directions=chosen, driver="cma")).out

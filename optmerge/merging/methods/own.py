@@ -21,6 +21,7 @@ import torch
 
 from optmerge.config.methods import METHOD_CONFIGS, Embeddings, Others, Searched
 from optmerge.config.methods.own import OWN, CustomMethodConfig, title
+from optmerge.config.methods_page import MethodRow
 from optmerge.errors import ConfigError, OptmergeError, did_you_mean
 from optmerge.merging.methods.base import Method, Models, TensorKind
 from optmerge.merging.methods.building import Builders
@@ -79,33 +80,43 @@ class WholeMethod(OwnMethod, ABC):
         """
 
 
-def load_method(config: CustomMethodConfig) -> OwnMethod:
-    """The object that a search file describes.
+def load_class(path: str) -> type[OwnMethod]:
+    """The class that ``FILE.py:CLASS`` names, looked at.
 
     Args:
-        config: With the path absolute, or relative to the working directory.
+        path: Absolute, or relative to the working directory.
 
     Raises:
-        ConfigError: The file or the class is missing, cannot be run, or says something of itself that cannot be; its
-            name is taken; or the recipe's file was another one.
+        ConfigError: The file or the class is missing, cannot be run, or says something of itself that cannot be; or its
+            name is taken.
     """
-    found = own_class(config.path, OWN, (PartsMethod, WholeMethod))
+    found: type[OwnMethod] = own_class(path, OWN, (PartsMethod, WholeMethod))
     kind = "PartsMethod" if issubclass(found, PartsMethod) else "WholeMethod"
-    require_attributes(found, config.path, kind, {"sees": str, "tuned": dict})
+    require_attributes(found, path, kind, {"sees": str, "tuned": dict})
     if found.sees not in get_args(Sees):
         raise ConfigError(
-            f"{config.path} has sees = {found.sees!r}; expected one of {', '.join(get_args(Sees))}."
+            f"{path} has sees = {found.sees!r}; expected one of {', '.join(get_args(Sees))}."
             f"{did_you_mean(found.sees, get_args(Sees))}"
         )
     settings = list(inspect.signature(found).parameters)
     for name, how in found.tuned.items():
         if name not in settings or not isinstance(how, Searched):
             raise ConfigError(
-                f"{config.path} has tuned[{name!r}] = {how!r}; expected Searched(LOW, HIGH) for a setting, which are "
+                f"{path} has tuned[{name!r}] = {how!r}; expected Searched(LOW, HIGH) for a setting, which are "
                 f"{', '.join(settings) or 'none'}.{did_you_mean(str(name), settings)}"
             )
-    if title(config) in (*METHOD_CONFIGS, "spectral", "experts", "base"):
-        raise ConfigError(f"{config.path} is called as something of optmerge is; give the class a name of its own.")
+    if path.rpartition(":")[2] in (*METHOD_CONFIGS, "spectral", "experts", "base"):
+        raise ConfigError(f"{path} is called as something of optmerge is; give the class a name of its own.")
+    return found
+
+
+def load_method(config: CustomMethodConfig) -> OwnMethod:
+    """The object that a search file describes.
+
+    Raises:
+        ConfigError: See `load_class`; its settings are wrong, or the recipe's file was another one.
+    """
+    found = load_class(config.path)
     if config.sha256 is not None and config.sha256 != (now := config.content):
         raise ConfigError(
             f"{config.path} is not the file that the recipe was made with: its hash is {now[:12]}..., the recipe says "
@@ -113,6 +124,31 @@ def load_method(config: CustomMethodConfig) -> OwnMethod:
         )
     loaded: OwnMethod = made(config.path, found, config.settings)
     return loaded
+
+
+def own_row(path: str) -> MethodRow:
+    """What a user's method says of itself, beside what those of optmerge do (`optmerge ls methods`).
+
+    Raises:
+        ConfigError: See `load_class`.
+    """
+    found = load_class(path)
+    return MethodRow(
+        name=path.rpartition(":")[2],
+        what=(found.__doc__ or "").partition("\n")[0],
+        needs=("weights",),
+        cost="computed once before a search",
+        settings={
+            name: None if one.default is inspect.Parameter.empty else one.default
+            for name, one in inspect.signature(found).parameters.items()
+        },
+        searched=dict(found.tuned),
+        searchable="parts" if issubclass(found, PartsMethod) else "whole",
+        scale=1.0,
+        experts=(1, None),
+        mergekit=None,
+        paper=str(getattr(found, "paper", CustomMethodConfig.facts.paper)),
+    )
 
 
 class Own(Method):
