@@ -172,14 +172,15 @@ def test_the_arc_bends_into_the_line_without_a_step() -> None:
 
 
 def unit(vector: torch.Tensor) -> torch.Tensor:
-    return vector / torch.linalg.vector_norm(vector)
+    return torch.nn.functional.normalize(vector, dim=0)
 
 
 def logarithm(point: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The tangent vector at a unit vector that leads to another one."""
     cosine = torch.dot(point, target).clamp(-1, 1)
     rest = target - cosine * point
-    return torch.mul(unit(rest), cosine.acos()) if torch.linalg.vector_norm(rest) > 1e-12 else rest
+    length = torch.linalg.vector_norm(rest).item()
+    return rest * (cosine.acos() / length) if length > 1e-12 else rest
 
 
 SHARES = {"e0": 0.5, "e1": 0.3, "e2": 0.2}
