@@ -62,7 +62,8 @@ def test_sce(models: ToyModels, peer: Peer, tmp_path: Path, factor: float) -> No
     """With short task vectors mergekit takes equal shares, unlike the paper; ``selected: shares`` it does not have."""
     models = scaled(models, factor)
     densities = (0.0, 0.1, 0.37, 0.9, 1.0)
-    results = theirs(peer, tmp_path, models, "sce", *({"select_topk": density} for density in densities))
+    jobs: list[dict[str, object]] = [{"select_topk": density} for density in densities]
+    results = theirs(peer, tmp_path, models, "sce", *jobs)
     for result, density in zip(results, densities, strict=True):
         same(ours(models, "sce", compat="mergekit", density=density), result)
     # Without compat it is the same merge where the shares are, and no two signs are tied.

@@ -22,7 +22,6 @@ What a pass over the model needs is one chunk of every expert: two passes find t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -66,19 +65,19 @@ class Pcb(TiesSplit):
         size = sum(models.base(name).numel() for name in models.names)
         if not size:
             return
-        tell = partial(progress, "quantiles") if progress else lambda done, total: None
         wide = any(models.base(name).dtype == torch.float64 for name in models.names)
         dtype = np.float64 if wide else np.float32
         clipped = min(rounded(self.clip, size), (size - 1) // 2)
         kept = min(rounded(self.density, size), size - 1)
         experts = len(models.experts)
-        tell(0, 2)
         found = values_at_ranks(lambda: self._magnitudes(models), [[size - clipped, clipped + 1]] * experts, dtype)
         self._clips = [Span(*pair) for pair in found]
-        tell(1, 2)
+        if progress:
+            progress("quantiles", 1, 2)
         found = values_at_ranks(lambda: self._all_scores(models), [[kept + 1, 1]] * experts, dtype)
         self._cuts = [Span(*pair) for pair in found]
-        tell(2, 2)
+        if progress:
+            progress("quantiles", 2, 2)
 
     def _chunks(self, models: Models) -> Iterator[list[torch.Tensor]]:
         """Of every parameter, chunk by chunk, all task vectors."""

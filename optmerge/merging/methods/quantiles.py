@@ -79,7 +79,8 @@ def _ordered(numbers: Values) -> NDArray[np.unsignedinteger]:
     unsigned = np.dtype(f"u{numbers.dtype.itemsize}")
     bits = (numbers + numbers.dtype.type(0)).view(unsigned)  # -0 + 0 is 0
     top = unsigned.type(1 << (unsigned.itemsize * 8 - 1))
-    return bits ^ np.where(bits & top, unsigned.type(~unsigned.type(0)), top)
+    ordered: NDArray[np.unsignedinteger] = bits ^ np.where(bits & top, unsigned.type(~unsigned.type(0)), top)
+    return ordered
 
 
 def _number(key: int, dtype: type[np.float32] | type[np.float64]) -> float:

@@ -68,8 +68,9 @@ def test_wider_scopes(scope: Scope, density: float, outliers: float, monkeypatch
             expected = torch.stack([kept(tau) for tau in values]).sum(0)
         else:
             whole = [torch.cat([taus[other][row].reshape(-1) for other in models.names]) for row in range(2)]
-            parts = [kept(tau).split([models.base(other).numel() for other in models.names]) for tau in whole]
-            expected = sum(part[models.names.index(name)] for part in parts).view(values[0].shape)
+            sizes = [models.base(other).numel() for other in models.names]
+            parts = [torch.split(kept(tau), sizes) for tau in whole]
+            expected = torch.stack([part[models.names.index(name)] for part in parts]).sum(0).view(values[0].shape)
         assert torch.equal(found[name], expected), name
 
 

@@ -42,7 +42,7 @@ def by_definition(taus: torch.Tensor, density: float, clip: float, *, raw: bool)
     if raw:
         agreement = torch.tanh(taus * taus.sum(0))
     else:
-        agreement = torch.stack([sum(torch.tanh(one * other) for other in signed) for one in signed])
+        agreement = torch.stack([torch.tanh(one * signed).sum(0) for one in signed])
     score = torch.exp(experts * share**2) * agreement
     descending = score.sort(dim=1, descending=True).values
     cut = descending[:, min(round(density * size), size - 1), None]
