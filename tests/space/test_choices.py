@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from optmerge.config.alternatives import read_alternatives
+from optmerge.config.alternatives import OneOfConfig, read_alternatives
 from optmerge.config.methods import IsoCConfig, MethodConfig
 from optmerge.config.spaces import SpaceConfig
 from optmerge.errors import ConfigError
-from optmerge.merging.alternatives import Alternatives, expand_alternatives
+from optmerge.merging.alternatives import Alternatives, expand_alternatives, with_choice
 from optmerge.merging.directions import expand_directions
 from optmerge.space.build import build_space
 from optmerge.space.choices import ChoosingSpace, choosing
@@ -171,3 +171,39 @@ def test_names_that_collide_are_refused() -> None:
     methods = read_alternatives([{"name": "dare", "drop": [0.1, 0.5]}])
     with pytest.raises(ConfigError, match=r"experts\.dare: an expert is called like the method dare"):
         expand_alternatives(methods, plain, ["a", "dare"])
+
+
+WHOLES = [{"name": "iso-c"}, {"name": "ties", "density": [0.1, 0.2, 0.5]}]
+
+
+def among_wholes() -> ChoosingSpace:
+    chosen = read_alternatives(WHOLES, whole=True)
+    plain = expand_directions(["experts", OneOfConfig(methods=WHOLES)], EXPERTS)
+    assert [direction.name for direction in plain] == ["a", "b", "one-of"]
+    names = [direction.name for direction in plain]
+    built = build_space(SpaceConfig(granularity="layer-wise", start=0.3), ROLES, names)  # type: ignore[arg-type]
+    return choosing(built, expand_alternatives(chosen, plain, EXPERTS))
+
+
+def test_a_whole_method_of_several_has_one_place_beside_the_experts() -> None:
+    own = among_wholes()
+    assert own.directions == ("a", "b", "iso-c", "ties[density=0.1]", "ties[density=0.2]", "ties[density=0.5]")
+    assert list(own.names)[2] == "layer.0/one-of"
+    assert list(own.names)[-2:] == ["method", "ties.density"]
+    assert own.usual == {"a", "b", "iso-c", "ties[density=0.2]"}
+    coefficients = np.linspace(0.1, 1.2, 12)
+    for choice, column in (([0, 1], 2), ([1, 0], 3), ([1, 2], 5)):
+        vector = np.concatenate([coefficients, choice])
+        table = own.decode(vector)
+        assert table[:, [0, 1, column]].tolist() == coefficients.reshape(4, 3).tolist()
+        assert not np.delete(table, [0, 1, column], axis=1).any()
+        assert own.encode(table).tolist() == vector.tolist()
+        assert own.method_at(vector) is None
+
+
+def test_what_is_known_of_what_may_stand_in_a_place_is_known_of_the_place() -> None:
+    own = among_wholes().alternatives
+    known = {"a": 9, "iso-c": 1, "ties[density=0.1]": 2, "ties[density=0.2]": 3, "ties[density=0.5]": 4}
+    assert with_choice(known, own, sum)["one-of"] == 10
+    assert with_choice(known, alternatives(), sum) == known
+    assert with_choice(known, None, sum) == known
