@@ -367,12 +367,11 @@ def _check_same(path: Path, folder: RunFolder, manifest: Mapping[str, Any]) -> N
         if theirs.get("models", {}).get(name, {}).get("sha256") != entry["sha256"]
     ]
     apart += [f"the model {name}" for name in theirs.get("models", {}) if name not in manifest["models"]]
-    for key, what in (("data", "the data"), ("report_examples", "the report examples")):
-        apart += [
-            f"{what} of the task {task}"
-            for task, digest in manifest[key].items()
-            if theirs.get(key, {}).get(task) != digest
-        ]
+    apart += [
+        f"the report examples of the task {task}"
+        for task, digest in manifest["report_examples"].items()
+        if theirs.get("report_examples", {}).get(task) != digest
+    ]
     if theirs.get("heads") != manifest["heads"]:
         apart.append(f"heads ({theirs.get('heads')} there, {manifest['heads']} here)")
     if apart:
