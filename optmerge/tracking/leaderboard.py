@@ -77,14 +77,20 @@ def legend(board: Leaderboard) -> list[str]:
     return [*told, *board.notes]
 
 
-def board_markdown(board: Leaderboard) -> str:
-    """The whole page."""
+def board_markdown(board: Leaderboard, *, title: str | None = None, picture: str = "leaderboard.png") -> str:
+    """The whole page.
+
+    Args:
+        board: What was measured.
+        title: Its heading; None names the folder.
+        picture: Where the bars lie, relative to the page.
+    """
     head, rows = board_table(board)
     parts = [
-        f"# Leaderboard: {board.folder.name}",
+        f"# {title or f'Leaderboard: {board.folder.name}'}",
         table(head, rows, left=(0, 1, 4, 9, 10)),
         "\n".join(f"- {sentence}" for sentence in legend(board)),
-        "![Difference to the best uniform merge](leaderboard.png)",
+        f"![Difference to the best uniform merge]({picture})",
     ]
     failed = [line.row for line in board.lines if line.row.error]
     if failed:
