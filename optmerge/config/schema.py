@@ -21,7 +21,7 @@ from optmerge.config.alternatives import (
 from optmerge.config.amounts import amount_bytes
 from optmerge.config.base import Strict, named
 from optmerge.config.drivers import AdamConfig, DriverConfig
-from optmerge.config.methods import STATISTICS_METHODS, MethodConfig, TaskArithmeticConfig
+from optmerge.config.methods import METHOD_CONFIGS, STATISTICS_METHODS, MethodConfig, TaskArithmeticConfig
 from optmerge.config.objectives import ObjectiveConfig
 from optmerge.config.sampling import RandomConfig, SamplingConfig
 from optmerge.config.spaces import SpaceConfig
@@ -399,6 +399,7 @@ def _method_problems(data: Mapping[str, Any], experts: list[str]) -> list[str]:
             "data: ...}), or start elsewhere and set baselines.closed_form to false."
         )
     for where, entries in (
+        ("method", [data.get("method")]),
         ("directions", data.get("directions")),
         ("directions: one-of", _mapping(one_of(data)).get("methods")),
         ("methods", data.get("methods")),
@@ -409,8 +410,9 @@ def _method_problems(data: Mapping[str, Any], experts: list[str]) -> list[str]:
         for entry in entries:
             name = entry if isinstance(entry, str) else _mapping(entry).get("name")
             if name in STATISTICS_METHODS and idle:
+                wanted = "labelled examples" if METHOD_CONFIGS[name].facts.labels else "inputs"
                 problems.append(
-                    f"{where}: {name} needs inputs of every expert, and no task has the expert {' or '.join(idle)}. "
+                    f"{where}: {name} needs {wanted} of every expert, and no task has the expert {' or '.join(idle)}. "
                     f"Add one (tasks.{idle[0]}: {{expert: {idle[0]}, data: ...}}), or take {name} out."
                 )
             for expert in _mapping(_mapping(entry).get("weights")):

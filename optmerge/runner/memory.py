@@ -22,19 +22,18 @@ from torch import nn
 
 from optmerge.config.amounts import amount_bytes
 from optmerge.config.drivers import CURVATURE_DRIVERS, GRADIENT_DRIVERS
-from optmerge.config.methods import STATISTICS_METHODS
 from optmerge.config.schema import SearchConfig
 from optmerge.config.spectral import SpectralConfig
 from optmerge.merging.engine import Form
 from optmerge.merging.parts import PART
 from optmerge.merging.recipe import Direction
-from optmerge.merging.statistics import BUDGET as GRAMS
 from optmerge.merging.writing import LOW_RANK_CHUNK, Workspace
 from optmerge.models.resident import ResidentModel
 from optmerge.objective.kept import Keep
 from optmerge.objective.objective import Objective
 from optmerge.runner.curvature import BLOCK
 from optmerge.runner.simulation import META, Passes
+from optmerge.runner.statistics_cost import needs_of, statistics_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -217,18 +216,15 @@ def _preparing_bytes(family: Family, directions: Sequence[Direction]) -> int:
     """What computing whole methods takes at most.
 
     A parameter of every expert in fp32, with all of its bands where it is divided, what is gathered for a file, and the
-    Gram matrices of a method that wants them.
+    statistics of a method that wants them.
     """
     methods = [direction.config for direction in directions if direction.config is not None]
     if not methods:
         return 0
     largest = max(parameter.numel for parameter in family.parameters.values())
-    grams = 0
-    if any(method.name in STATISTICS_METHODS for method in methods):
-        inputs = [p.shape[0 if p.input_first else -1] for p in family.parameters.values() if len(p.shape) == 2]
-        grams = min(sum(size * size * 4 for size in inputs), GRAMS)
+    gathered = statistics_bytes(needs_of(directions, list(family.experts)), family)
     held = max(2 + method.bands if isinstance(method, SpectralConfig) else 1 for method in methods)
-    return (held * len(family.experts) + 3) * largest * 4 + PART + grams
+    return (held * len(family.experts) + 3) * largest * 4 + PART + gathered
 
 
 def _buffer_bytes(family: Family, device: torch.device, dtype: torch.dtype) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from optmerge.calibration.data import Calibration
 from optmerge.config.drivers import CURVATURE_DRIVERS, GRADIENT_DRIVERS
 from optmerge.config.schema import SearchConfig
 from optmerge.drivers import check_driver
@@ -21,6 +22,7 @@ from optmerge.merging.alternatives import searched_directions
 from optmerge.merging.deltas import Deltas
 from optmerge.merging.directions import known_directions
 from optmerge.merging.methods import build_method
+from optmerge.merging.recipe import Direction
 from optmerge.models.architecture import GENERATIVE
 from optmerge.models.device import pick_device, pick_dtype
 from optmerge.models.family import Family, open_family
@@ -33,6 +35,7 @@ from optmerge.runner.knowledge import require_cells
 from optmerge.runner.memory import MemoryPlan, plan_memory, recorded_bytes, worst_plan
 from optmerge.runner.problem import absolute_references, input_reader, load_tasks
 from optmerge.runner.statistics import methods_of_labels
+from optmerge.runner.statistics_cost import needs_of, statistics_passes
 from optmerge.runner.terms import untimed_notes
 from optmerge.runner.unseen import unseen_notes
 from optmerge.space.build import build_space
@@ -203,7 +206,8 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         if config.budget.evaluations is None
         else sum(recorded_bytes(s.config, s.space) * (s.config.budget.evaluations or 0) for s in stages),
         arithmetic=_arithmetic(memory, device),
-        seconds=_seconds(config, stages, rows, forward, baselines),
+        seconds=_statistics_seconds(known, calibration, experts, forward)
+        | _seconds(config, stages, rows, forward, baselines),
         warnings=tuple(
             dict.fromkeys(
                 [
@@ -296,6 +300,14 @@ def _seconds(
     if all(row.evaluations is not None for row in rows):
         result["search"] = total
     return result
+
+
+def _statistics_seconds(
+    directions: Sequence[Direction], calibration: Calibration, experts: list[str], forward: Mapping[SplitName, float]
+) -> dict[str, float]:
+    """The seconds of statistics for methods, if there are any."""
+    needs = needs_of(directions, experts)
+    return {"statistics": forward["fit"] * statistics_passes(needs, calibration, experts=len(experts))} if needs else {}
 
 
 def _arithmetic(memory: MemoryPlan, device: torch.device) -> str:
