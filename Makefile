@@ -4,6 +4,7 @@
 #   make test         format, lint, types, layers, tests
 #   make test-peers   mergekit and FusionBench beside ours, in environments of their own
 #   make test-postgres  two processes on one Optuna study in PostgreSQL, one of them killed (Debian's package)
+#   make test-browser   the report of the quick demo in Chromium (Debian's package), checked by axe-core (npm)
 #   make test-triton  the kernels for CUDA devices, interpreted and compiled on the CPU, in an environment of its own
 #   make example-language   real language: LoRA experts of a small instruct model, trained here and merged
 #   make bench        every measurement of benchmarks/, beside the peers (34 GB of disk; --work DIR chooses which)
@@ -17,9 +18,9 @@ FUSIONBENCH := .venv-fusionbench
 TRITON := .venv-triton
 BIN := $(VENV)/bin
 
-BENCHES := startup apply gradient memory merge large lora directions closed-form objectives selection time-to-quality levenberg-marquardt
+BENCHES := startup apply gradient memory merge large lora directions closed-form objectives selection time-to-quality levenberg-marquardt leaderboard
 
-.PHONY: help demo example-language test lint test-peers test-triton test-postgres bench bench-env $(BENCHES:%=bench-%) clean-env
+.PHONY: help demo example-language test lint test-peers test-triton test-postgres test-browser bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
 
 help:
@@ -63,12 +64,24 @@ test-postgres: $(VENV)/.installed
 	  $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[postgres]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m postgres tests/runner/test_postgres.py
 
+# The page is that of the quick demo's first search; its pictures in docs/pictures are taken again.
+test-browser: $(VENV)/.installed
+	@command -v chromium >/dev/null || \
+	  { apt-get update && apt-get install -y --no-install-recommends chromium; } || \
+	  { echo "Chromium is not installed, and this user cannot: apt-get install chromium" >&2; exit 1; }
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || \
+	  $(BIN)/python -m pip install --disable-pip-version-check --quiet 'playwright>=1.50'
+	@test -f build/node_modules/axe-core/axe.min.js || npm install --silent --no-fund --no-audit --prefix build axe-core
+	$(BIN)/optmerge demo --quick --output build/browser
+	OPTMERGE_REPORT=build/browser/adam/report.html OPTMERGE_AXE=build/node_modules/axe-core/axe.min.js \
+	  $(BIN)/pytest -m browser tests/browser
+
 # Options for any of them: make bench-merge BENCH='--work /data/bench'
 bench: $(BENCHES:%=bench-%)
 
 bench-env: $(PEERS)/.installed $(FUSIONBENCH)/.installed
 
-bench-startup bench-apply bench-large bench-lora bench-directions bench-objectives bench-selection: bench-%: $(VENV)/.installed
+bench-startup bench-apply bench-large bench-lora bench-directions bench-objectives bench-selection bench-leaderboard: bench-%: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.$* $(BENCH)
 
 bench-closed-form: $(VENV)/.installed

@@ -93,7 +93,7 @@ def show_result(run: Run, output: Output) -> None:
     output.say("(oracle) best of its kind on the report split, which nobody could have known.\n")
     output.say(answer(view).replace("**", "").replace("`", ""))
     output.say(f"\nStopped: {run.result.get('reason', '')}")
-    output.say(f"Report:  {run.folder / 'report.md'}")
+    output.say(f"Report:  {run.folder / 'report.html'}")
     output.say(f"Recipe:  {run.folder / 'recipe.yaml'}")
     output.say(f"Next:    optmerge export {shlex.quote(str(run.folder))} --format checkpoint --to FOLDER")
 

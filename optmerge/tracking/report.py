@@ -1,4 +1,6 @@
-"""The report of a run: report.md with its two pictures. The answer first, then the evidence, then how to go on.
+"""The report of a run: report.md with its pictures, and report.html with all of it inside.
+
+The answer first, then the evidence, then how to go on.
 
     write_report(Path("runs/first"))
 
@@ -15,11 +17,12 @@ from optmerge.atomic import atomic_write
 from optmerge.config.objectives import LABELLED_TERMS
 from optmerge.records import Record
 from optmerge.runner.alarms import raised_alarms
+from optmerge.tracking import explain_page
 from optmerge.tracking.evidence_plots import results_figure, signals_figure
-from optmerge.tracking.explain_page import FOLDER, PAGE
 from optmerge.tracking.front import hypervolume_curve, open_front
 from optmerge.tracking.front_plots import front_figure, hypervolume_figure
 from optmerge.tracking.markdown import number, ranged, signed, table
+from optmerge.tracking.page import PAGE, render_page
 from optmerge.tracking.plots import heat_map_figure, save_figure, trajectory_figure
 from optmerge.tracking.signals import curves
 from optmerge.tracking.stages import stage_section
@@ -29,12 +32,12 @@ from optmerge.tracking.view import Row, RunView
 
 TRAJECTORY, COEFFICIENTS, RESULTS, SIGNALS = "trajectory.png", "coefficients.png", "results.png", "signals.png"
 FRONT, HYPERVOLUME = "front.png", "hypervolume.png"
-EXPLANATION = f"{FOLDER}/{PAGE}"
+EXPLANATION = f"{explain_page.FOLDER}/{explain_page.PAGE}"
 _MOST_ERRORS = 3
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.md and its pictures into the run folder, and give the path of report.md.
+    """Write report.md, its pictures and report.html into the run folder, and give the path of report.md.
 
     Raises:
         RunError: There is no run, one of its files is damaged, or the disk refuses.
@@ -61,7 +64,9 @@ def write_report(folder: Path) -> Path:
         save_figure(hypervolume_figure(curve), folder / HYPERVOLUME)
         pictures.append(HYPERVOLUME)
     path = folder / "report.md"
-    atomic_write(path, render_report(view, pictures=pictures))
+    text = render_report(view, pictures=pictures)
+    atomic_write(path, text)
+    atomic_write(folder / PAGE, render_page(text, title=view.name, folder=folder))
     return path
 
 
