@@ -74,6 +74,11 @@ class SpaceConfig(Strict):
         description="within each group, coefficients are the variables divided by their sum, or the softmax of them; "
         "bounds and start are then those of the variables, and frozen coefficients take no part",
     )
+    whole: bool = Field(
+        False,
+        description="coefficients are whole numbers within the bounds, such as the 0 and 1 of a mask; for drivers that "
+        "search whole numbers (cma, optuna, natural-niches)",
+    )
     shared: bool = Field(
         False,
         description="one coefficient for all experts in a group, instead of one for each; a whole method among the "
@@ -135,6 +140,24 @@ class SpaceConfig(Strict):
                 f"a rule with tie gives tensors one variable, and granularity {self.granularity} gives their slices "
                 "variables of their own; use tensor-wise"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_numbers(self) -> Self:
+        if not self.whole:
+            return self
+        if self.normalise != "none" or self.polynomial is not None:
+            given = "polynomial" if self.polynomial is not None else f"normalise: {self.normalise}"
+            raise ValueError(
+                f"whole asks for whole numbers, and {given} makes others of them. Leave one of the two out"
+            )
+        for bounds, start in [(self.bounds, self.start), *((rule.bounds, rule.start) for rule in self.rules)]:
+            numbers = [*(bounds or ()), *([start] if isinstance(start, float) else [])]
+            if not all(number.is_integer() for number in numbers):
+                raise ValueError(
+                    f"whole asks for whole numbers, and bounds or start are {', '.join(f'{n:g}' for n in numbers)}; "
+                    "give whole ones"
+                )
         return self
 
     @model_validator(mode="after")

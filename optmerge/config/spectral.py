@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from optmerge.config.base import Strict
 from optmerge.config.methods import MethodConfig
 
 
 class SpectralConfig(Strict):
-    """Bands of the singular components of every matrix, each a direction (AdaRank's masks, made continuous).
+    """Bands of the singular components of every matrix, each a direction (AdaRank's masks, by bands).
 
     Lee et al. 2026 ("AdaRank") learn which components of each task vector take part; here bands of components get
-    coefficients instead.
+    coefficients, which are 0 or 1 in the space `adarank` and any number elsewhere.
     """
 
     name: Literal["spectral"] = "spectral"
@@ -27,6 +27,9 @@ class SpectralConfig(Strict):
     bands: int = Field(4, ge=2, le=64, description="how many, from the largest singular values to the smallest")
     divide: Literal["energy", "count"] = Field(
         "energy", description="bands of equal energy (sum of squared singular values), or of equally many components"
+    )
+    scale: FiniteFloat = Field(
+        1.0, gt=0, description="the size of all bands: a coefficient of 1 adds this much of what is divided"
     )
     embeddings: Literal["whole", "matrix"] = Field(
         "whole",

@@ -142,4 +142,5 @@ def share_at_bound(
 ) -> float:
     """The share of variables [d] that stand at one of their bounds; those that are ``choices`` do not count."""
     at = (vector == lower) | (vector == upper)
-    return float((at if choices is None else at[~choices]).mean())
+    counted = at if choices is None else at[~choices]
+    return float(counted.mean()) if counted.size else 0.0

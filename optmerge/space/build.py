@@ -86,7 +86,7 @@ def build_space(
         for column, settled in searched:
             building.search(number, column, settled, _across(config, directions[column], lanes))
     require_used(config.rules, used, roles, directions)
-    space = building.done(normalise, config.polynomial)
+    space = building.done(normalise, config.polynomial, whole=config.whole)
     if not space.dimension and space.held.any():
         raise ConfigError(
             "space: no tensor gets a chunk, so there is nothing to search. A tensor's chunks follow from |coefficient| "
@@ -177,7 +177,7 @@ class _Building:
             )
         self._index[self._rows[group], column] = value.first + np.arange(own.count)
 
-    def done(self, normalise: Kind | None, degree: int | None) -> SearchSpace:
+    def done(self, normalise: Kind | None, degree: int | None, *, whole: bool) -> SearchSpace:
         values = list(self._values.values())
         variables, blocks = (values, None) if degree is None else _along_depth(values, degree)
         counts = [variable.slices for variable in variables]
@@ -185,7 +185,9 @@ class _Building:
         lower, upper, start = np.repeat(limits, counts, axis=0).T.copy()
         names = VariableNames([variable.name for variable in variables])
         arrays = self._index, self._frozen, self._held
-        return SearchSpace(self.groups, self.directions, names, lower, upper, start, *arrays, normalise, blocks)
+        if whole:
+            start = np.rint(start)  # one that a baseline will give is no whole number until then
+        return SearchSpace(self.groups, self.directions, names, lower, upper, start, *arrays, normalise, blocks, whole)
 
 
 def _along_depth(values: Sequence[_Value], degree: int) -> tuple[list[_Value], Blocks]:

@@ -36,8 +36,8 @@ class ChoosingSpace(SearchSpace):
 
     @property
     def integer(self) -> npt.NDArray[np.bool_]:
-        """bool[d]: the choices."""
-        return np.arange(self.dimension) >= self.plain.dimension
+        """bool[d]: the choices, and all others where coefficients are whole numbers."""
+        return (np.arange(self.dimension) >= self.plain.dimension) | self.plain.whole
 
     @property
     def choices(self) -> Mapping[str, tuple[str, ...]]:

@@ -45,6 +45,7 @@ class SearchSpace:
         held: bool[G, D]: which of these stay at the start, wherever it is (`started_at`).
         normalise: How a group's searched coefficients are made to sum to 1; None leaves them as the variables are.
         blocks: How values follow from variables; None where they are the variables.
+        whole: Whether coefficients are whole numbers; there are then neither ``normalise`` nor ``blocks``.
     """
 
     groups: tuple[TensorGroup, ...]
@@ -58,6 +59,7 @@ class SearchSpace:
     held: Mask
     normalise: Kind | None = None
     blocks: Blocks | None = None
+    whole: bool = False
 
     @property
     def dimension(self) -> int:
@@ -119,8 +121,8 @@ class SearchSpace:
 
     @property
     def integer(self) -> Mask | None:
-        """bool[d]: variables that take whole numbers only; None where there are none (`optmerge.space.choices`)."""
-        return None
+        """bool[d]: variables that take whole numbers only; None where there are none."""
+        return np.ones(self.dimension, dtype=np.bool_) if self.whole else None
 
     @property
     def choices(self) -> Mapping[str, Sequence[str]]:
@@ -152,7 +154,8 @@ class SearchSpace:
     def encode(self, table: Table) -> Vector:
         """The vector whose coefficients are nearest to ``table``, by least squares, then cut to the bounds.
 
-        A variable that alone sets some coefficients has their mean. `misfit` says what is lost.
+        A variable that alone sets some coefficients has their mean, the nearest whole number of it if ``whole``.
+        `misfit` says what is lost.
 
         With ``normalise``, where the coefficients of ``table`` do not sum to 1 within a group, those of the vector are
         proportional to them (``sum``, and ``softmax`` where they are above 0), up to the bounds.
@@ -164,7 +167,7 @@ class SearchSpace:
         vector = self._gather(table) / sizes
         if self.blocks is not None:
             vector = self.blocks.nearest(vector, sizes)
-        return np.clip(vector, self.lower, self.upper)
+        return np.clip(np.rint(vector) if self.whole else vector, self.lower, self.upper)
 
     def misfit(self, table: Table) -> float:
         """How far the searched coefficients of ``table`` are from those of `encode`'s vector, at most."""

@@ -60,6 +60,16 @@ def test_bands_add_up_to_what_is_divided(family: Family, of: str, divide: str, e
     assert divided > 4
 
 
+@pytest.mark.parametrize("of", list(WHOLES))
+def test_a_scale_is_that_of_every_band(family: Family, of: str) -> None:
+    models = FamilyModels(family)
+    plain, scaled = (bands(family, of=of, bands=3, scale=scale) for scale in (1.0, 0.25))
+    for name in family.parameters:
+        torch.testing.assert_close(scaled.delta(models, name), 0.25 * plain.delta(models, name))
+        for ours, whole in zip(scaled.band_deltas(models, name), plain.band_deltas(models, name), strict=True):
+            torch.testing.assert_close(ours, 0.25 * whole, rtol=1e-4, atol=1e-6)
+
+
 def test_bands_of_a_matrix_are_orthogonal_and_fall(family: Family) -> None:
     models = FamilyModels(family)
     made = bands(family, bands=4, divide="count")

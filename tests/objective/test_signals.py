@@ -115,3 +115,4 @@ def test_choices_at_an_end_of_their_list_are_not_at_a_bound() -> None:
     vector, lower, upper = np.array([0.5, 1.0, 0.0]), np.zeros(3), np.ones(3)
     assert share_at_bound(vector, lower, upper) == pytest.approx(2 / 3)
     assert share_at_bound(vector, lower, upper, choices=np.array([False, False, True])) == 0.5
+    assert share_at_bound(vector, lower, upper, choices=np.array([True, True, True])) == 0

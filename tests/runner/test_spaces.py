@@ -84,8 +84,26 @@ def checked(made: Run, evaluations: int = 4) -> None:
 
 @pytest.mark.parametrize("preset", preset_names("space"))
 def test_a_search_in_every_space(settings: Settings, tmp_path: Path, preset: str) -> None:
-    directions = [SPECTRAL] if preset == "spectral" else ["experts"]
-    checked(run(settings(space=preset, directions=directions, **QUICK), tmp_path))
+    directions = [SPECTRAL] if preset in ("spectral", "adarank") else ["experts"]
+    driver = DRIVERS[1 if preset == "adarank" else 0]  # whole numbers have no gradient
+    checked(run(settings(space=preset, directions=directions, driver=driver, **QUICK), tmp_path))
+
+
+@pytest.mark.parametrize("driver", DRIVERS[1:], ids=lambda driver: str(driver["name"]))
+def test_masks_of_components(settings: Settings, tmp_path: Path, driver: dict[str, Any]) -> None:
+    asked = settings(space="adarank", directions=[SPECTRAL | {"scale": 0.3}], driver=driver, **QUICK)
+    made = run(asked, tmp_path)
+    checked(made)
+    recipe = Recipe.load(made.folder / "recipe.yaml")
+    records = [record for record in Trajectory.read(made.folder).records if record.phase == "search"]
+    vectors = np.array([record.vector for record in records])
+    assert set(np.unique(vectors)) == {0.0, 1.0}
+    assert all(direction.config.scale == 0.3 for direction in recipe.directions if direction.config)  # type: ignore[union-attr]
+
+
+def test_a_gradient_has_no_masks(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(OptmergeError, match=r"takes whole numbers only, and the driver adam moves in small steps"):
+        run(settings(space="adarank", directions=[SPECTRAL], driver=DRIVERS[0], **QUICK), tmp_path)
 
 
 @pytest.mark.parametrize("preset", ["polynomial", "kind-wise"])

@@ -69,6 +69,7 @@ def _bands(config: SpectralConfig, experts: Sequence[str]) -> Bands:
         factors,
         bands=config.bands,
         divide=config.divide,
+        scale=config.scale,
         embeddings=config.embeddings,
         by_expert=config.by_expert,
     )

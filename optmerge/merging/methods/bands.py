@@ -1,6 +1,6 @@
 """Bands of singular components: a linear method's part per expert, or a whole method's delta, cut along its spectrum.
 
-    bands = Bands(build_method(TsvMConfig(), experts), factors, bands=4, divide="energy", embeddings="whole")
+    bands = Bands(build_method(TsvMConfig(), experts), factors, bands=4, divide="energy", ...)
     bands.band_deltas(models, name)         # of each expert its first band, its second, ...
 
 The last band is what the others leave of the whole, so that all of them add up to it, up to rounding; components that
@@ -34,6 +34,7 @@ class Bands(Method):
         factors: The method's parts of matrices as singular components: one `Svd` per expert, or one for all.
         bands: How many, at least 2.
         divide: See `band_edges`.
+        scale: What everything is multiplied by.
         embeddings: Whether embeddings and heads are divided (matrix) or not (whole).
         by_expert: Whether there is a part per expert; the method is then linear.
     """
@@ -45,6 +46,7 @@ class Bands(Method):
         *,
         bands: int,
         divide: Divide,
+        scale: float,
         embeddings: Literal["whole", "matrix"],
         by_expert: bool,
     ) -> None:
@@ -53,6 +55,7 @@ class Bands(Method):
         self.factors = factors
         self.bands = bands
         self.divide = divide
+        self.scale = scale
         self.embeddings = embeddings
         self.by_expert = by_expert
         self.linear = method.linear
@@ -65,11 +68,11 @@ class Bands(Method):
 
     def delta(self, models: Models, name: str) -> torch.Tensor:
         """See `Method.delta`: that of the method, which is the sum of all bands."""
-        return self.method.delta(models, name)
+        return self.method.delta(models, name).mul_(self.scale)
 
     def expert_deltas(self, models: Models, name: str) -> list[torch.Tensor]:
         """See `Method.expert_deltas`."""
-        return self.method.expert_deltas(models, name)
+        return [delta.mul_(self.scale) for delta in self.method.expert_deltas(models, name)]
 
     def divides(self, kind: TensorKind) -> bool:
         """Whether a parameter has more than its first band."""
@@ -91,7 +94,7 @@ class Bands(Method):
             rest = as_matrices(whole, kind).clone()
             numbers = band_numbers(part.sigma, self.bands, self.divide)
             for band in range(self.bands - 1):
-                product = (part.u * (part.sigma * (numbers == band)).unsqueeze(-2)) @ part.vh
+                product = (part.u * (self.scale * part.sigma * (numbers == band)).unsqueeze(-2)) @ part.vh
                 rest -= product
                 found.append(product.reshape(kind.shape))
             found.append(rest.reshape(kind.shape))
