@@ -111,6 +111,20 @@ CASES = {
         )
         for density in (0.2, 0.6)
     },
+    "breadcrumbs": Case(
+        ours("breadcrumbs", density=0.5, outliers=0.05, weights=WEIGHTS, **EXACT),
+        mergekit("breadcrumbs", density=0.5, gamma=0.05, normalize=False),
+        weights=WEIGHTS,
+    ),
+    "breadcrumbs-ties": Case(
+        ours("breadcrumbs-ties", density=0.5, outliers=0.05, weights=POSITIVE, **EXACT),
+        mergekit("breadcrumbs_ties", density=0.5, gamma=0.05, normalize=False),
+        weights=POSITIVE,
+    ),
+    **{
+        f"sce-{density}": Case(ours("sce", density=density, **EXACT), mergekit("sce", select_topk=density))
+        for density in (0.3, 1.0)
+    },
     "dare-ties-without-a-drop": Case(
         ours("dare-ties", drop=0.0, weights=POSITIVE, **EXACT), mergekit("dare_ties", density=1.0), weights=POSITIVE
     ),
@@ -206,6 +220,4 @@ def test_task_arithmetic_to_the_bit(kind: str, dtype: str, merges: Path, both: B
 def test_methods_within_a_millionth(name: str, both: Both) -> None:
     made, theirs = both(name)
     for tensor, value in made.items():
-        torch.testing.assert_close(
-            value, theirs[tensor], rtol=1e-6, atol=1e-6, msg=lambda text, at=tensor: f"{at}: {text}"
-        )
+        torch.testing.assert_close(value, theirs[tensor], rtol=1e-6, atol=1e-6, msg=f"{tensor} differs")
