@@ -77,7 +77,7 @@ class MatsConfig(MethodSettings):
     )
     weights: dict[str, Share] | None = Field(None, description=SHARES)
     others: Literal["mean", "base"] = Field(
-        "mean is left",
+        "mean",
         description="what lacks a matrix (norms, biases, embeddings, large heads) gets: mean, or base (as it is)",
     )
 
