@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 
 from optmerge.runner.board import BoardRow, Leaderboard, make_board
 from optmerge.runner.result import Scores
@@ -96,7 +97,7 @@ def test_everything_is_written(board: Leaderboard) -> None:
 
 def test_bars_are_the_differences_in_points(board: Leaderboard) -> None:
     (axes,) = board_figure(board).axes
-    bars = [patch.get_width() for patch in axes.patches]
+    bars = [patch.get_width() for patch in axes.patches if isinstance(patch, Rectangle)]
     assert bars == pytest.approx([4.0, 10.0, 0.0, -20.0])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["ties (tuned)", "regmean", "uniform:0.3", "base"]
     assert axes.patches[0].get_facecolor()[:3] == pytest.approx(
