@@ -33,7 +33,7 @@ from optmerge.objective.kept import Keep
 from optmerge.objective.objective import Objective
 from optmerge.runner.curvature import BLOCK
 from optmerge.runner.simulation import META, Passes
-from optmerge.runner.statistics_cost import needs_of, statistics_bytes
+from optmerge.runner.statistics_cost import layer_inputs_bytes, needs_of, statistics_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -119,6 +119,10 @@ def plan_memory(
         notes.append(f"The memory of a pass could not be found out ({told}); its activations are not in the estimate.")
     parts = {**common, "gradients and activations" if gradient else "activations": evaluation}
     before = _preparing_bytes(family, directions)  # methods are computed before anything is evaluated
+    if device.type == "cpu":
+        needs = needs_of(directions, list(family.experts))
+        widths = {name: _hidden_size(family.configs[name]) for name in family.experts}
+        before += layer_inputs_bytes(needs, calibration, widths, dtype.itemsize)
     if before > evaluation:
         parts["computing methods, beyond that"] = before - evaluation
     needed = sum(parts.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from pydantic import ValidationError
 
@@ -20,6 +22,7 @@ from optmerge.config.methods import (
     MethodConfig,
     PcbConfig,
     RegMeanConfig,
+    RegMeanPlusPlusConfig,
     SlerpConfig,
     TaskArithmeticConfig,
     TiesConfig,
@@ -53,6 +56,7 @@ def test_every_configuration_has_a_method() -> None:
         TiesSplitConfig(weights={"medicin": 1.0}),
         TsvMConfig(weights={"medicin": 1.0}),
         RegMeanConfig(weights={"medicin": 1.0}),
+        RegMeanPlusPlusConfig(weights={"medicin": 1.0}),
         BreadcrumbsConfig(weights={"medicin": 1.0}),
         BreadcrumbsTiesConfig(weights={"medicin": 1.0}),
         DellaConfig(weights={"medicin": 1.0}),
@@ -67,7 +71,7 @@ def test_every_configuration_has_a_method() -> None:
 )
 def test_a_weight_for_an_unknown_expert(config: MethodConfig) -> None:
     with pytest.raises(
-        ConfigError, match=rf"{config.name}\.weights\.medicin: .*law, medicine.*Did you mean 'medicine'"
+        ConfigError, match=rf"{re.escape(config.name)}\.weights\.medicin: .*law, medicine.*Did you mean 'medicine'"
     ):
         build_method(config, EXPERTS)
 
@@ -79,6 +83,7 @@ def test_a_weight_for_an_unknown_expert(config: MethodConfig) -> None:
         TiesConfig(weights={"law": 0.0, "medicine": 0.0}),
         DareTiesConfig(weights={"law": 0.0, "medicine": 0.0}),
         RegMeanConfig(weights={"law": 0.0, "medicine": 0.0}),
+        RegMeanPlusPlusConfig(weights={"law": 0.0, "medicine": 0.0}),
         BreadcrumbsTiesConfig(weights={"law": 0.0, "medicine": 0.0}),
         DellaConfig(weights={"law": 0.0, "medicine": 0.0}),
     ],
@@ -104,6 +109,8 @@ def test_weights_left_out_are_one() -> None:
         ("slerp", {"t": -0.1}),
         ("regmean", {"shrink": 2.0}),
         ("regmean", {"others": "sum"}),
+        ("regmean++", {"shrink": -0.1}),
+        ("regmean++", {"others": "sum"}),
         ("iso-c", {"others": "matrix"}),
         ("average", {"weights": {"law": 1.0}}),
         ("breadcrumbs", {"outliers": 1.0}),

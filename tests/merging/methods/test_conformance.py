@@ -31,6 +31,7 @@ SETTINGS: list[tuple[str, dict[str, object]]] = [
     ("drm", {"direction": "vertical", "drop": 0.3, "embeddings": "matrix", "others": "mean"}),
     ("opcm", {"share": 0.2, "embeddings": "matrix", "others": "mean"}),
     ("regmean", {"others": "base"}),
+    ("regmean++", {"others": "base", "shrink": 0.5}),
     ("fisher", {"normalize": False, "floor": 0.1}),
     ("mats", {"objective": "grams", "shrink": 0.7}),
     ("mats", {"iterations": 3, "start": 0.0, "others": "base"}),
@@ -228,6 +229,7 @@ def test_the_order_of_experts_does_not_matter(name: str, settings: dict[str, obj
         ("varm", {}),
         ("metagpt", {}),
         ("regmean", {}),
+        ("regmean++", {}),
         ("fisher", {}),
         ("mats", {"tolerance": 1e-12, "iterations": 1000}),
         ("sens", {}),
@@ -242,7 +244,9 @@ def test_one_expert_is_the_merge(name: str, settings: dict[str, object]) -> None
         torch.testing.assert_close(delta, models.task_vector("expert-0", parameter), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["average", "linear", "regmean", "passthrough", *sorted(ANGLES | ENERGIES - {"pcb"})])
+@pytest.mark.parametrize(
+    "name", ["average", "linear", "regmean", "regmean++", "passthrough", *sorted(ANGLES | ENERGIES - {"pcb"})]
+)
 def test_identical_experts_are_the_merge(name: str) -> None:
     models = every_kind(2)
     first = {parameter: models.task_vector("expert-0", parameter) for parameter in models.names}
