@@ -114,7 +114,7 @@ def with_hash(direction: Direction) -> Direction:
         ConfigError: The file is not there any more.
     """
     config = direction.config
-    if not isinstance(config, CustomMethodConfig):
+    if not isinstance(config, CustomMethodConfig) or config.sha256 is not None:
         return direction
     return replace(direction, config=config.model_copy(update={"sha256": config.content}))
 
