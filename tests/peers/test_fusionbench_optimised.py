@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from optmerge.merging.methods import TensorKind
 from tests.merging.methods.toy import ToyModels, random
 from tests.peers.conftest import Peer
-from tests.peers.test_methods import ours
+from tests.peers.merges import ours
 
 pytestmark = pytest.mark.peers
 
@@ -108,7 +108,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], *, but: 
     assert set(left) == set(right)
     for name, value in left.items():
         if name not in but:
-            torch.testing.assert_close(value, right[name], rtol=0, atol=1e-5, msg=lambda text, name=name: name + text)
+            torch.testing.assert_close(value, right[name], rtol=0, atol=1e-5, msg=name)
 
 
 def apart(left: torch.Tensor, right: torch.Tensor) -> float:
