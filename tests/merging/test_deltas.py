@@ -16,11 +16,13 @@ from transformers import PreTrainedModel
 from optmerge.config.methods import (
     METHOD_CONFIGS,
     DareConfig,
+    DrmConfig,
     IsoCConfig,
     LinearConfig,
     MethodConfig,
     Need,
     RegMeanConfig,
+    StarConfig,
     TiesConfig,
     TiesSplitConfig,
     TsvMConfig,
@@ -44,7 +46,14 @@ METHODS: list[MethodConfig] = [
     config.model_validate(SHORT.get(name, {}))  # type: ignore[misc]
     for name, config in METHOD_CONFIGS.items()
 ]
-PARTS: list[MethodConfig] = [DareConfig(drop=0.4, seed=3), TiesSplitConfig(density=0.4), TsvMConfig(), WidenConfig()]
+PARTS: list[MethodConfig] = [
+    DareConfig(drop=0.4, seed=3),
+    TiesSplitConfig(density=0.4),
+    TsvMConfig(),
+    WidenConfig(),
+    StarConfig(),
+    DrmConfig(),
+]
 
 
 class Grams:
