@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import numpy as np
+
 from optmerge.config.methods import Scope
-from optmerge.merging.methods.trim import Trimmed
+from optmerge.merging.methods.trim import Trimmed, largest_of_rows
 from optmerge.merging.methods.vectors import Chunk, TaskVectors
 from optmerge.records import Progress
 
@@ -80,7 +82,6 @@ class Crumbs(TaskVectors):
         for chunk in self.vectors.chunks(expert, name):
             rows = chunk.values.view(-1, chunk.values.shape[-1] if chunk.values.ndim else 1)
             removed, reached = self._ranks(rows.shape[-1])
-            order = rows.abs().sort(dim=-1, descending=True, stable=True).indices
-            rows.scatter_(-1, order[:, :removed], 0.0)
-            rows.scatter_(-1, order[:, reached:], 0.0)
+            outliers, crumbs = largest_of_rows(rows, removed, reached)
+            np.copyto(rows.numpy(), 0.0, where=outliers | ~crumbs)
             yield chunk

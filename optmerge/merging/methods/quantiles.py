@@ -71,7 +71,7 @@ def _refined(known: int, rank: int, counts: NDArray[np.int64]) -> tuple[int, int
 
 def _ordered(numbers: Values) -> NDArray[np.unsignedinteger]:
     """Whole numbers in the order of the floating ones: the sign bit flipped, of negative ones all bits."""
-    if np.isnan(numbers).any():
+    if np.isnan(numbers.max(initial=0)):
         raise ModelError(
             "A task vector holds NaN, so ranks among its entries are not defined. Look for damaged tensors in the base "
             "and the experts, and take other checkpoints."

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from optmerge.merging.methods.drop import Dropped, Rescale, Words
@@ -40,19 +41,32 @@ class RankDropped(Dropped):
 
     def _kept(self, expert: str, name: str, scale: float) -> Iterator[Chunk]:
         words = Words(self.seed, expert, name)
-        of_rank = torch.empty(0, dtype=torch.float64)
+        stays = torch.empty(0, dtype=torch.float64)
         for chunk in self.vectors.chunks(expert, name):
             rows = chunk.values.view(-1, chunk.values.shape[-1] if chunk.values.ndim else 1)
-            if len(of_rank) != rows.shape[-1]:
-                of_rank = stay_probabilities(rows.shape[-1], self.drop, self.epsilon)
-            stays = torch.empty(rows.shape, dtype=torch.float64)
-            order = rows.abs().sort(dim=-1, stable=True).indices
-            stays.scatter_(-1, order, of_rank.expand(rows.shape))
+            if len(stays) != rows.shape[-1]:
+                stays = stay_probabilities(rows.shape[-1], self.drop, self.epsilon)
+                below = ((1 - stays) * 2**32).round_()
+                factors = (1 / stays if self.rescale == "inverse" else torch.full_like(stays, scale)).to(rows.dtype)
+            order = rising_order(rows.abs())
             drawn = torch.from_numpy(words.slice(chunk.offset, rows.numel()).astype("f8")).view(rows.shape)
-            rows.mul_(drawn >= ((1 - stays) * 2**32).round_())
-            if self.rescale == "inverse":
-                rows.div_(stays)
-            yield chunk._replace(values=chunk.values.mul_(scale)) if scale != 1 else chunk
+            by_rank = factors * (drawn.gather(-1, order) >= below)
+            rows.mul_(torch.empty_like(rows).scatter_(-1, order, by_rank))
+            yield chunk
+
+
+def rising_order(magnitudes: torch.Tensor) -> torch.Tensor:
+    """int64[rows, n]: the order of each row's entries by size, equal ones as they stand.
+
+    Args:
+        magnitudes: [rows, n], none negative.
+    """
+    if magnitudes.dtype != torch.float32:
+        return magnitudes.sort(dim=-1, stable=True).indices
+    # Bits of fp32 and position in one whole number: sorted as they are, in a quarter of the time of a stable order.
+    keys = magnitudes.numpy().view("u4").astype("u8") << 32 | np.arange(magnitudes.shape[-1], dtype="u8")
+    keys.sort(axis=-1)
+    return torch.from_numpy((keys & 0xFFFFFFFF).astype("i8"))
 
 
 def stay_probabilities(size: int, drop: float, epsilon: float) -> torch.Tensor:

@@ -47,8 +47,16 @@ class Variances(TaskVectors):
         """See `TaskVectors.chunks`; ``expert`` is not looked at."""
         streams = [self.vectors.chunks(each, name) for each in self.models.experts]
         for chunks in zip(*streams, strict=True):
-            stacked = torch.stack([chunk.values for chunk in chunks])
-            yield chunks[0]._replace(values=stacked.var(dim=0, correction=0))
+            # Differences to the first expert, so that where all agree the variance is 0 exactly.
+            first, *rest = (chunk.values for chunk in chunks)
+            mean = torch.zeros_like(first)
+            for value in rest:
+                mean += value.sub_(first)
+            mean /= len(chunks)
+            variance = mean.square()
+            for value in rest:
+                variance += value.sub_(mean).square_()
+            yield chunks[0]._replace(values=variance.div_(len(chunks)))
 
 
 class Sce(Method):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from optmerge.config.methods import Scope
 from optmerge.merging.methods.base import Models
@@ -117,8 +118,37 @@ def keep_largest(rows: torch.Tensor, count: int) -> None:
         rows: [rows, n], held as a whole.
         count: At least 0.
     """
-    order = rows.abs().sort(dim=-1, descending=True, stable=True).indices
-    rows.scatter_(-1, order[:, count:], 0.0)
+    (mask,) = largest_of_rows(rows, count)
+    np.copyto(rows.numpy(), 0.0, where=~mask)
+
+
+def largest_of_rows(rows: torch.Tensor, *counts: int) -> list[NDArray[np.bool_]]:
+    """Per count, which entries are among that many largest magnitudes of their row; of equal ones the first are.
+
+    Args:
+        rows: [rows, n], held as a whole.
+        counts: Each at least 0.
+
+    Returns:
+        bool[rows, n] of each count.
+    """
+    magnitudes, size = np.abs(rows.numpy()), rows.shape[-1]
+    ordered = np.sort(magnitudes, axis=-1)  # a tenth of the time of torch's stable order
+    masks = []
+    for count in counts:
+        if not 0 < count < size:
+            masks.append(np.full(magnitudes.shape, count > 0))
+            continue
+        smallest = ordered[:, size - count, None]
+        mask = magnitudes >= smallest
+        surplus = np.count_nonzero(mask, axis=-1) - count
+        (over,) = np.nonzero(surplus)
+        if len(over):
+            tied = magnitudes[over] == smallest[over]
+            left = np.count_nonzero(tied, axis=-1) - surplus[over]
+            mask[over] &= ~tied | (np.cumsum(tied, axis=-1) <= left[:, None])
+        masks.append(mask)
+    return masks
 
 
 @dataclass(frozen=True, slots=True)
