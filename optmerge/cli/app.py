@@ -15,6 +15,7 @@ from optmerge.cli import (
     clean,
     compare,
     demo,
+    doctor,
     explain,
     export,
     front,
@@ -25,6 +26,7 @@ from optmerge.cli import (
     pool,
     report,
     resume,
+    schema,
     search,
     status,
     try_model,
@@ -59,6 +61,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "merge": merge.merge,
     "try": try_model.try_model,
     "demo": demo.demo,
+    "doctor": doctor.doctor,
+    "schema": schema.schema,
     "clean": clean.clean,
 }
 
