@@ -48,7 +48,7 @@ def iso_cts(deltas: Sequence[torch.Tensor], *, common: float, tolerance: float) 
         [..., out, in].
     """
     shared, own = ranks(min(deltas[0].shape[-2:]), len(deltas), common)
-    u, sigma, vh = cut_svd(torch.stack(list(deltas)).sum(dim=0), tolerance=tolerance)
+    u, sigma, vh = cut_svd(sum(deltas[1:], deltas[0]), tolerance=tolerance)
     u, sigma, vh = u[..., :shared], sigma[..., :shared], vh[..., :shared, :]
     lefts, sigmas, rights = [u], [sigma], [vh]
     for delta in deltas if own else ():

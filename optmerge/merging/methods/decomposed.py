@@ -121,11 +121,11 @@ def decomposed_parts(deltas: Sequence[torch.Tensor], *, drop: float, tolerance: 
     u, sigma, vh = u[:, :rank], sigma[:rank], vh[:rank]
     blocks = vh.unflatten(-1, (len(deltas), width))  # [r, K, n]
     if drop > 0:
-        lengths = torch.linalg.vector_norm(blocks, dim=-1, keepdim=True)
-        units = blocks / torch.where(lengths > 0, lengths, 1.0)  # a row that an expert has not is zero
-        stacked = units.transpose(0, 1).reshape(1, -1)  # equal magnitudes in the order of experts
-        keep_largest(stacked, rounded(1 - drop, stacked.numel()))
-        blocks = blocks * (stacked.view(len(deltas), rank, width).transpose(0, 1) != 0)
+        units = blocks.transpose(0, 1).contiguous()  # [K, r, n]: of equal magnitudes the first expert's are kept
+        lengths = torch.linalg.vector_norm(units, dim=-1, keepdim=True)
+        units /= torch.where(lengths > 0, lengths, 1.0)  # a row that an expert has not is zero
+        keep_largest(units.view(1, -1), rounded(1 - drop, units.numel()))
+        blocks = blocks * (units != 0).transpose(0, 1)
     coordinates = [sigma.unsqueeze(-1) * blocks[:, expert] for expert in range(len(deltas))]
     agreeing_shares(coordinates)
     return [u @ part for part in coordinates]
