@@ -88,7 +88,7 @@ class MemoryWatch:
         self._thread = threading.Thread(target=self._watch, name="memory watch", daemon=True)
 
     def __enter__(self) -> MemoryWatch:
-        gc.collect()
+        gc.collect(1)  # what the last delta left behind; the oldest generation takes seconds and is as it was
         _give_back()
         self._before = _anonymous_bytes()
         self._thread.start()
