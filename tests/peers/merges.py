@@ -29,7 +29,8 @@ torch.manual_seed(0)
 dicts = {name: load_file(f"{folder}/{name}.safetensors") for name in models}
 for number, parameters in enumerate(jobs):
     merged = merge_state_dicts(dicts, method, parameters=parameters, base=base)
-    save_file(merged, f"{folder}/theirs-{number}.safetensors")
+    whole = {name: tensor.contiguous() for name, tensor in merged.items()}
+    save_file(whole, f"{folder}/theirs-{number}.safetensors")
 """
 WEIGHTS = {"expert-0": 0.4, "expert-1": 1.5, "expert-2": 0.7}
 
