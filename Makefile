@@ -18,7 +18,7 @@ FUSIONBENCH := .venv-fusionbench
 TRITON := .venv-triton
 BIN := $(VENV)/bin
 
-BENCHES := startup apply gradient memory merge large lora directions closed-form objectives selection time-to-quality levenberg-marquardt leaderboard
+BENCHES := startup apply gradient memory merge large lora directions closed-form objectives selection time-to-quality levenberg-marquardt leaderboard static-methods
 
 .PHONY: help demo example-language test lint test-peers test-triton test-postgres test-browser bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
@@ -101,6 +101,9 @@ bench-memory: $(VENV)/.installed $(FUSIONBENCH)/.installed
 
 bench-merge: $(VENV)/.installed $(PEERS)/.installed
 	$(BIN)/python -m benchmarks.merge $(BENCH)
+
+bench-static-methods: $(VENV)/.installed $(PEERS)/.installed
+	$(BIN)/python -m benchmarks.static_methods $(BENCH)
 
 clean-env:
 	rm -rf $(VENV) $(PEERS) $(FUSIONBENCH) $(TRITON)

@@ -129,41 +129,83 @@ def at_threshold(base: torch.Tensor, experts: Sequence[torch.Tensor]) -> torch.T
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """What several sides took, in turns.
+
+    Attributes:
+        seconds: Side -> median over the runs.
+        peak: Side -> largest over the runs, in bytes.
+        first: Our first run, with an empty cache.
+    """
+
+    seconds: Mapping[str, float]
+    peak: Mapping[str, int]
+    first: Measured
+
+    def cells(self) -> list[str]:
+        """Of a table: seconds and their ratio, peaks and theirs; "-" where mergekit has no such method."""
+        cells = [f"{self.seconds['ours']:.1f} s", "-", "-", mebibytes(self.peak["ours"]), "-", "-"]
+        if "mergekit" in self.seconds:
+            cells[1:3] = [
+                f"{self.seconds['mergekit']:.1f} s",
+                f"{self.seconds['mergekit'] / self.seconds['ours']:.1f}x",
+            ]
+            cells[4:] = [mebibytes(self.peak["mergekit"]), f"{self.peak['mergekit'] / self.peak['ours']:.1f}x"]
+        return cells
+
+
+def take_turns(
+    method: str, mine: Mapping[str, Any], theirs: Mapping[str, Any] | None, work: Path, rounds: int
+) -> tuple[Turns, dict[str, Path]]:
+    """Write a merge by each side, one after the other, in a process of its own each time.
+
+    Args:
+        method: What the files are called after.
+        mine: Our recipe.
+        theirs: mergekit's config; None where it has no such method.
+        work: Folder for files.
+        rounds: Timed runs of each side.
+
+    Returns:
+        What they took, and side -> the checkpoint that it has written.
+    """
+    contents = {"ours": dict(mine)} | ({"mergekit": dict(theirs)} if theirs is not None else {})
+    files = {name: work / f"{method}-{name}.yaml" for name in contents}
+    for name, content in contents.items():
+        files[name].write_text(yaml.safe_dump(content, sort_keys=False))
+    out = {name: work / f"{method}-{name}" for name in files}
+
+    def run(name: str) -> Measured:
+        shutil.rmtree(out[name], ignore_errors=True)
+        if name == "ours":
+            command = [ours("optmerge"), "merge", str(files[name]), "--to", str(out[name])]
+        else:
+            command = [peer("mergekit", "mergekit-yaml"), str(files[name]), str(out[name]), "--quiet"]
+        return run_measured(command, variables=environment(), folder=work)
+
+    shutil.rmtree(work / "cache", ignore_errors=True)
+    first = {name: run(name) for name in contents}  # its modules are compiled and in the page cache then, as ours are
+    runs: dict[str, list[Measured]] = {name: [] for name in contents}
+    for _ in range(rounds):
+        for name, found in runs.items():
+            found.append(run(name))
+    return Turns(
+        {name: statistics.median(one.seconds for one in found) for name, found in runs.items()},
+        {name: max(one.peak for one in found) for name, found in runs.items()},
+        first["ours"],
+    ), out
+
+
 def measure(
     method: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], family: RandomFamily, work: Path, rounds: int
 ) -> list[str]:
     """One row of the table."""
-    files = {"ours": work / f"{method}-recipe.yaml", "mergekit": work / f"{method}-mergekit.yaml"}
-    files["ours"].write_text(yaml.safe_dump(dict(mine), sort_keys=False))
-    files["mergekit"].write_text(yaml.safe_dump(dict(theirs), sort_keys=False))
-    out = {name: work / f"{method}-{name}" for name in files}
-    commands = {
-        "ours": [ours("optmerge"), "merge", str(files["ours"]), "--to", str(out["ours"])],
-        "mergekit": [peer("mergekit", "mergekit-yaml"), str(files["mergekit"]), str(out["mergekit"]), "--quiet"],
-    }
-
-    def run(name: str) -> Measured:
-        shutil.rmtree(out[name], ignore_errors=True)
-        return run_measured(commands[name], variables=environment(), folder=work)
-
-    shutil.rmtree(work / "cache", ignore_errors=True)
-    first = run("ours")
-    run("mergekit")  # its modules are compiled and in the page cache then, as ours are
-    runs: dict[str, list[Measured]] = {name: [] for name in commands}
-    for _ in range(rounds):
-        for name in commands:
-            runs[name].append(run(name))
-    seconds = {name: statistics.median(one.seconds for one in found) for name, found in runs.items()}
-    peaks = {name: max(one.peak for one in found) for name, found in runs.items()}
+    turns, out = take_turns(method, mine, theirs, work, rounds)
     return [
         method,
-        f"{seconds['ours']:.1f} s",
-        f"{seconds['mergekit']:.1f} s",
-        f"{seconds['mergekit'] / seconds['ours']:.1f}x",
-        mebibytes(peaks["ours"]),
-        mebibytes(peaks["mergekit"]),
-        f"{peaks['mergekit'] / peaks['ours']:.1f}x",
-        f"{first.seconds:.1f} s",
+        *turns.cells(),
+        f"{turns.first.seconds:.1f} s",
         str(compare(out["ours"], out["mergekit"], family)),
     ]
 
