@@ -24,6 +24,8 @@ from optmerge.runner.result import Scores
 
 Kind = Literal["base", "expert", "uniform", "method", "tuned", "search"]
 
+TUNED = " (tuned)"  # behind a method's name
+
 
 @dataclass(frozen=True, slots=True)
 class BoardRow:

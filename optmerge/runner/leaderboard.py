@@ -10,7 +10,10 @@ a time.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +25,7 @@ import numpy as np
 from optmerge.atomic import atomic_write
 from optmerge.config.drivers import OptunaConfig
 from optmerge.config.load import dump_config
-from optmerge.config.methods import MethodSettings
+from optmerge.config.methods import MethodSettings, TaskArithmeticConfig
 from optmerge.config.methods_page import method_row
 from optmerge.config.objectives import TermConfig
 from optmerge.config.schema import BaselinesConfig, SearchConfig
@@ -33,7 +36,7 @@ from optmerge.merging.recipe import Recipe
 from optmerge.records import Evaluation, Progress, SplitName
 from optmerge.runner.applicable import applicable
 from optmerge.runner.baselines import CachedMeasurements, make_baselines
-from optmerge.runner.board import BoardRow, Kind, Leaderboard, RowStore, make_board
+from optmerge.runner.board import TUNED, BoardRow, Kind, Leaderboard, RowStore, make_board
 from optmerge.runner.evaluator import Evaluator, Measurement
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.making import Maker
@@ -67,6 +70,7 @@ def board_search(config: SearchConfig) -> SearchConfig:
         update={
             "objective": config.objective.model_copy(update={"terms": terms, "select": None}),
             "driver": OptunaConfig(),
+            "method": TaskArithmeticConfig(),
             "directions": ["experts"],
             "methods": None,
             "space": SpaceConfig(granularity="model-wise"),
@@ -213,7 +217,7 @@ class _Measuring:
             )
             rows.append(self._kept(row, ["published"], partial(self._method, row, config)))
             if tune is not None:
-                tuned = replace(row, name=f"{name} (tuned)", kind="tuned", evaluations=tune, settings={}, scale=None)
+                tuned = replace(row, name=f"{name}{TUNED}", kind="tuned", evaluations=tune, settings={}, scale=None)
                 identity = [tune, self._problem.config.seed, dict(row.settings), row.scale]
                 rows.append(self._kept(tuned, identity, partial(self._tuned, tuned, config, tune)))
             self._progress("methods", done + 1, len(methods))
@@ -275,11 +279,16 @@ class _Measuring:
 
     def _tuned(self, row: BoardRow, config: MethodSettings, evaluations: int) -> Scored:
         """Tune on select, then score what was chosen on report, once."""
-        seed = self._problem.config.seed
-        folder = self._folder.path / "tuned" / f"{config.method_name()}-{evaluations}-{seed}"
-        tuned = Tuning(config, self._maker, self._judged).run(
-            folder, evaluations=evaluations, seed=seed, stop=self._stop
+        tuning, seed = Tuning(config, self._maker, self._judged), self._problem.config.seed
+        identity = json.dumps([tuning.identity(), evaluations, seed])
+        folder = (
+            self._folder.path / "tuned" / f"{config.method_name()}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
         )
+        try:
+            tuned = tuning.run(folder, evaluations=evaluations, seed=seed, stop=self._stop)
+        except RunFailed:
+            shutil.rmtree(folder)  # the next time, it is tried again
+            raise
         made = self._maker.make(tuned.config)
         row = replace(
             row,

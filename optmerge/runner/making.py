@@ -32,6 +32,7 @@ import psutil
 from optmerge.config.methods import MethodSettings
 from optmerge.merging.coefficients import Table
 from optmerge.merging.deltas import Deltas
+from optmerge.merging.directions import require_usable
 from optmerge.merging.engine import Engine
 from optmerge.merging.merge import rows_of_parameters
 from optmerge.merging.recipe import Direction, Recipe
@@ -165,12 +166,14 @@ class Maker:
 
         Raises:
             RecipeError: The recipe does not fit the models.
+            ConfigError: A user's method cannot be used, or is not what the recipe was made with.
             RunError: The disk refuses.
         """
         self.release()
         problem, kept, table = self._problem, cache_dir() / "directions", recipe.coefficients
         used = np.flatnonzero(table.any(axis=0)).tolist()
         directions = [recipe.directions[column] for column in used]
+        require_usable(directions, list(problem.family.experts))
         found = along(problem, directions, cache=kept)
         keys = [found.deltas.key(d) for d in directions if d.kind != "expert" and d.stored is None]
         if not all((kept / key).is_dir() for key in keys):

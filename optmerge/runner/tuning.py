@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,6 +82,11 @@ class Tuning:
         high = [_inward(how, how.high) for how in self._searched.values()]
         start = [self._start(name, how) for name, how in self._searched.items()]
         self.variables = Variables(tuple(self._searched), np.array(low), np.array(high), np.array(start))
+
+    def identity(self) -> list[Any]:
+        """Plain data of what a vector means."""
+        ranges = [[name, how.low, how.high, how.log] for name, how in self._searched.items()]
+        return [type(self.published).method_name(), self.published.model_dump(mode="json"), ranges]
 
     def point(self, vector: Vector) -> tuple[MethodSettings, float]:
         """The settings and the scale that a vector stands for; the start is the published ones, exactly."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from optmerge.atomic import atomic_write
 from optmerge.config.methods import METHOD_CONFIGS
-from optmerge.runner.board import BoardRow, Leaderboard, Line
+from optmerge.runner.board import TUNED, BoardRow, Leaderboard, Line
 from optmerge.tracking.markdown import NONE, number, ranged, score, signed, table
 from optmerge.tracking.plots import save_figure
 from optmerge.tracking.terminal import duration
@@ -205,6 +205,6 @@ def _at(row: BoardRow) -> str:
         return ""
     told = [f"scale {row.scale:.3g}"]
     if row.kind == "tuned":
-        tuned = METHOD_CONFIGS[row.name.removesuffix(" (tuned)")].tuned()
+        tuned = METHOD_CONFIGS[row.name.removesuffix(TUNED)].tuned()
         told += [f"{key} {row.settings[key]:.3g}" for key in tuned if isinstance(row.settings.get(key), (int, float))]
     return ", ".join(told)

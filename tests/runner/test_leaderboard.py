@@ -135,7 +135,8 @@ def test_a_method_that_fails_is_a_row_and_tried_again(
     assert "LinAlgError: the algorithm did not converge" in (rows["iso-c"].error or "")
     assert board.lines[-1].row.error
     assert rows["regmean"].error is None
-    assert rows_of(measured(settings(), tmp_path))["iso-c"].error is None
+    again = rows_of(measured(settings(), tmp_path, tune=2))
+    assert again["iso-c"].error is again["iso-c (tuned)"].error is None
 
 
 def test_what_does_not_fit_is_left_out_with_its_reason(settings: Settings, tmp_path: Path) -> None:
@@ -198,3 +199,9 @@ def test_the_last_stage_s_terms_of_the_model_judge(settings: Settings) -> None:
     config = board_search(build_config(settings(objective=last), root=Path()))
     assert [term.name for term in config.objective.terms] == ["expert-kl"]
     assert config.objective.select is None
+
+
+def test_what_a_search_makes_of_its_experts_is_not_made_here(settings: Settings) -> None:
+    config = board_search(build_config(settings(method="dare", directions=["experts", "iso-c"]), root=Path()))
+    assert config.method.name == "task_arithmetic"
+    assert config.directions == ["experts"]
