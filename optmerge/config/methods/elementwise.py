@@ -45,7 +45,7 @@ class _Breadcrumbs(MethodSettings):
 class BreadcrumbsConfig(_Breadcrumbs):
     """Keep the middle: drop each task vector's largest and its small entries, and add up (Davari & Belilovsky 2024).
 
-    Section 3 of "Model Breadcrumbs", by the rule of its code: of a row of n entries the floor(gamma n) largest are
+    "Model Breadcrumbs", by the rule of its code: of a row of n entries the floor(gamma n) largest are
     removed, and of what is left the floor(beta n) largest are kept.
     """
 
@@ -116,7 +116,7 @@ class _Della(MethodSettings):
 class DellaConfig(_Della):
     """Drop small entries more often than large ones, rescale, elect a sign, average what agrees (Deep et al. 2024).
 
-    DELLA's MagPrune, section 3.1, then its election and fusion; the settings are those of its code's example.
+    DELLA's MagPrune, then its election and fusion; the settings are those of its code's example.
     """
 
     facts = Facts(
@@ -128,7 +128,7 @@ class DellaConfig(_Della):
 
 
 class DellaLinearConfig(_Della):
-    """DELLA without its election: drop by rank within a row, rescale, and add up (Deep et al. 2024, section 3.1)."""
+    """DELLA without its election: drop by rank within a row, rescale, and add up (Deep et al. 2024)."""
 
     facts = Facts(
         paper="Deep et al. 2024",
@@ -143,7 +143,7 @@ class DellaLinearConfig(_Della):
 class PcbConfig(MethodSettings):
     """Balance parameter competition: weigh every entry by its size and its agreement with the others (Du et al. 2024).
 
-    PCB-Merging, section 3, as its code for the search of coefficients computes it: exp and tanh, not normalised over
+    PCB-Merging, as its code for the search of coefficients computes it: exp and tanh, not normalised over
     the entries, where the paper writes a softmax. The defaults are that code's.
     """
 
@@ -172,7 +172,7 @@ class PcbConfig(MethodSettings):
 class SceConfig(MethodSettings):
     """Select entries that vary, calculate each expert's share by its squares, erase minority signs (Wan et al. 2024).
 
-    FuseChat's SCE, section 3.3: within every tensor, the entries whose variance over the experts is largest.
+    FuseChat's SCE: within every tensor, the entries whose variance over the experts is largest.
     """
 
     facts = Facts(paper="Wan et al. 2024", cost="five passes over the weights", mergekit="sce")
@@ -207,7 +207,7 @@ class VarmConfig(MethodSettings):
 class MetaGptConfig(MethodSettings):
     """Task arithmetic with coefficients in closed form: each expert's share of the squared norms (Zhou et al. 2024).
 
-    MetaGPT, section 3.3: lambda_i = |tau_i|^2 / sum_j |tau_j|^2, norms of whole task vectors.
+    MetaGPT: lambda_i = |tau_i|^2 / sum_j |tau_j|^2, norms of whole task vectors.
     """
 
     facts = Facts(paper="Zhou et al. 2024", cost="two passes over the weights", linear=True)

@@ -2,7 +2,7 @@
 
     vectors = EnergyShared(RawVectors(models), scope="model")
 
-lambda_i = |tau_i|^2 / sum_j |tau_j|^2, with the norms of whole task vectors (Zhou et al. 2024, "MetaGPT", section 3.3)
+lambda_i = |tau_i|^2 / sum_j |tau_j|^2, with the norms of whole task vectors (Zhou et al. 2024, "MetaGPT")
 or of one parameter at a time (Wan et al. 2024, "FuseChat", variation ratio merging). Squares are summed in fp64.
 """
 

@@ -4,7 +4,7 @@
     method.prepare(models)
     delta = method.delta(models, name)
 
-Du et al. 2024, "Parameter Competition Balancing for Model Merging", section 3, as the authors' code computes it. Per
+Du et al. 2024, "Parameter Competition Balancing for Model Merging", as the authors' code computes it. Per
 expert i, with all quantiles over its whole task vector:
 
     A = |tau_i| clipped to its quantiles clip and 1 - clip;     c_i = sgn(tau_i) A

@@ -2,7 +2,7 @@
 
     vectors = RankDropped(RawVectors(models, by_rows=True), drop=0.3, epsilon=0.07, rescale="inverse", seed=0)
 
-Deep et al. 2024, "DELLA-Merging", section 3.1 (MagPrune). An entry stays with the probability
+Deep et al. 2024, "DELLA-Merging" (MagPrune). An entry stays with the probability
 q = 1 - drop + epsilon * (2 r - 1), r in [0, 1] being its rank by magnitude within the row, so that the mean of q over a
 row is 1 - drop. The random numbers are those of `drop`: with epsilon 0 both drop the same entries.
 """

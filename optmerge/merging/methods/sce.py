@@ -3,7 +3,7 @@
     method = Sce(3, density=0.1)
     delta = method.delta(models, name)
 
-Wan et al. 2024, "FuseChat", section 3.3, within every parameter:
+Wan et al. 2024, "FuseChat", within every parameter:
 
     S  the entries whose variance over the experts is largest: floor(density * those where it is not 0)
     C  w_i = mean of tau_i^2 over the selected entries / the sum of these means
