@@ -74,10 +74,11 @@ class SpaceConfig(Strict):
         description="within each group, coefficients are the variables divided by their sum, or the softmax of them; "
         "bounds and start are then those of the variables, and frozen coefficients take no part",
     )
-    whole: bool = Field(
+    whole: bool | Literal["straight-through"] = Field(
         False,
-        description="coefficients are whole numbers within the bounds, such as the 0 and 1 of a mask; for drivers that "
-        "search whole numbers (cma, optuna, natural-niches)",
+        description="coefficients are whole numbers within the bounds, such as the 0 and 1 of a mask: true for drivers "
+        "that search whole numbers (cma, optuna, natural-niches); straight-through = they are the variables rounded, "
+        "and gradients pass the rounding as if it were not there (adam, adamw, sgd)",
     )
     shared: bool = Field(
         False,

@@ -24,6 +24,9 @@ from optmerge.space.space import SearchSpace
 if TYPE_CHECKING:
     from optmerge.runner.problem import Problem
 
+STEPPING = ("adam", "adamw", "sgd")
+"""Drivers that follow the gradient whatever the value does."""
+
 
 def make_variables(
     problem: Problem, start: Vector, ranked: Iterable[Table], *, curvature: Vector | None = None
@@ -60,8 +63,15 @@ def require_cells(driver: str, space: SearchSpace) -> npt.NDArray[np.int64] | No
     """`variable_cells` for a driver that needs them, None for any other.
 
     Raises:
-        ConfigError: A variable is not one direction's coefficient.
+        ConfigError: A variable is not one direction's coefficient, or coefficients are variables rounded and the driver
+            is none that steps along the gradient.
     """
+    if space.rounded and driver not in STEPPING:
+        raise ConfigError(
+            f"space.whole is straight-through: a loss of rounded variables has steps, and the driver {driver} compares "
+            f"its values between them. Use one of {', '.join(STEPPING)}, or whole: true with cma, optuna or "
+            "natural-niches."
+        )
     if driver != "frank-wolfe":
         return None
     cells = variable_cells(space)

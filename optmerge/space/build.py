@@ -177,7 +177,7 @@ class _Building:
             )
         self._index[self._rows[group], column] = value.first + np.arange(own.count)
 
-    def done(self, normalise: Kind | None, degree: int | None, *, whole: bool) -> SearchSpace:
+    def done(self, normalise: Kind | None, degree: int | None, *, whole: bool | str) -> SearchSpace:
         values = list(self._values.values())
         variables, blocks = (values, None) if degree is None else _along_depth(values, degree)
         counts = [variable.slices for variable in variables]
@@ -187,7 +187,19 @@ class _Building:
         arrays = self._index, self._frozen, self._held
         if whole:
             start = np.rint(start)  # one that a baseline will give is no whole number until then
-        return SearchSpace(self.groups, self.directions, names, lower, upper, start, *arrays, normalise, blocks, whole)
+        return SearchSpace(
+            self.groups,
+            self.directions,
+            names,
+            lower,
+            upper,
+            start,
+            *arrays,
+            normalise,
+            blocks,
+            whole=bool(whole),
+            rounded=whole == "straight-through",
+        )
 
 
 def _along_depth(values: Sequence[_Value], degree: int) -> tuple[list[_Value], Blocks]:

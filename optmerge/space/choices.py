@@ -37,7 +37,7 @@ class ChoosingSpace(SearchSpace):
     @property
     def integer(self) -> npt.NDArray[np.bool_]:
         """bool[d]: the choices, and all others where coefficients are whole numbers."""
-        return (np.arange(self.dimension) >= self.plain.dimension) | self.plain.whole
+        return (np.arange(self.dimension) >= self.plain.dimension) | (self.plain.whole and not self.plain.rounded)
 
     @property
     def choices(self) -> Mapping[str, tuple[str, ...]]:

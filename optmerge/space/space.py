@@ -46,6 +46,8 @@ class SearchSpace:
         normalise: How a group's searched coefficients are made to sum to 1; None leaves them as the variables are.
         blocks: How values follow from variables; None where they are the variables.
         whole: Whether coefficients are whole numbers; there are then neither ``normalise`` nor ``blocks``.
+        rounded: With ``whole``, that coefficients are the variables rounded, and not the variables whole numbers. The
+            rounding has a slope of 1, as in straight-through estimators (Bengio et al. 2013).
     """
 
     groups: tuple[TensorGroup, ...]
@@ -60,6 +62,7 @@ class SearchSpace:
     normalise: Kind | None = None
     blocks: Blocks | None = None
     whole: bool = False
+    rounded: bool = False
 
     @property
     def dimension(self) -> int:
@@ -122,7 +125,7 @@ class SearchSpace:
     @property
     def integer(self) -> Mask | None:
         """bool[d]: variables that take whole numbers only; None where there are none."""
-        return np.ones(self.dimension, dtype=np.bool_) if self.whole else None
+        return np.ones(self.dimension, dtype=np.bool_) if self.whole and not self.rounded else None
 
     @property
     def choices(self) -> Mapping[str, Sequence[str]]:
@@ -148,7 +151,7 @@ class SearchSpace:
         Raises:
             ZeroDivisionError: ``normalise`` is ``sum``, and a group's variables sum to zero.
         """
-        table = self.spread(vector)
+        table = self.spread(np.rint(vector) if self.rounded else vector)
         return table if self.normalise is None else normalised(self.normalise, table, self._searched, self._row_names)
 
     def encode(self, table: Table) -> Vector:

@@ -28,6 +28,7 @@ from tests.zoo import facts
 Settings = Callable[..., dict[str, Any]]
 
 SPECTRAL = {"name": "spectral", "bands": 3}
+MASKS = {"granularity": "tensor-wise", "bounds": [0, 1], "whole": True, "start": 1}
 QUICK: dict[str, Any] = {
     "budget": {"evaluations": 4},
     "limit": 8,
@@ -85,13 +86,12 @@ def checked(made: Run, evaluations: int = 4) -> None:
 @pytest.mark.parametrize("preset", preset_names("space"))
 def test_a_search_in_every_space(settings: Settings, tmp_path: Path, preset: str) -> None:
     directions = [SPECTRAL] if preset in ("spectral", "adarank") else ["experts"]
-    driver = DRIVERS[1 if preset == "adarank" else 0]  # whole numbers have no gradient
-    checked(run(settings(space=preset, directions=directions, driver=driver, **QUICK), tmp_path))
+    checked(run(settings(space=preset, directions=directions, **QUICK), tmp_path))
 
 
 @pytest.mark.parametrize("driver", DRIVERS[1:], ids=lambda driver: str(driver["name"]))
 def test_masks_of_components(settings: Settings, tmp_path: Path, driver: dict[str, Any]) -> None:
-    asked = settings(space="adarank", directions=[SPECTRAL | {"scale": 0.3}], driver=driver, **QUICK)
+    asked = settings(space=MASKS, directions=[SPECTRAL | {"scale": 0.3}], driver=driver, **QUICK)
     made = run(asked, tmp_path)
     checked(made)
     recipe = Recipe.load(made.folder / "recipe.yaml")
@@ -103,7 +103,28 @@ def test_masks_of_components(settings: Settings, tmp_path: Path, driver: dict[st
 
 def test_a_gradient_has_no_masks(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(OptmergeError, match=r"takes whole numbers only, and the driver adam moves in small steps"):
-        run(settings(space="adarank", directions=[SPECTRAL], driver=DRIVERS[0], **QUICK), tmp_path)
+        run(settings(space=MASKS, directions=[SPECTRAL], driver=DRIVERS[0], **QUICK), tmp_path)
+
+
+def test_masks_by_a_gradient_that_goes_straight_through(settings: Settings, tmp_path: Path) -> None:
+    quick = QUICK | {"budget": {"evaluations": 6}}
+    driver = {"name": "sgd", "lr": 0.5, "clip": 1.0}
+    asked = settings(space="adarank", directions=[SPECTRAL | {"scale": 0.3}], driver=driver, **quick)
+    made = run(asked, tmp_path)
+    checked(made, 6)
+    records = [record for record in Trajectory.read(made.folder).records if record.phase == "search"]
+    space = open_problem(RunFolder.open(made.folder).config()).space
+    tables = np.array([space.decode(record.vector) for record in records if record.vector is not None])
+    assert set(np.unique(tables)) == {0.0, 1.0}
+    assert (tables[0] != tables[-1]).any()
+    assert any(((record.vector != 0) & (record.vector != 1)).any() for record in records if record.vector is not None)
+
+
+@pytest.mark.parametrize("driver", ["cma", "lbfgs"])
+def test_rounded_variables_need_steps(settings: Settings, tmp_path: Path, driver: str) -> None:
+    config = build_config(settings(space="adarank", directions=[SPECTRAL], driver=driver, **QUICK), root=tmp_path)
+    with pytest.raises(OptmergeError, match=rf"straight-through.*the driver {driver} .*adam, adamw, sgd"):
+        make_plan(config, root=tmp_path)
 
 
 @pytest.mark.parametrize("preset", ["polynomial", "kind-wise"])

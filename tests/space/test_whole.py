@@ -46,6 +46,16 @@ def test_a_start_that_a_baseline_will_give_is_whole_until_then() -> None:
     assert space(start="best-baseline").start.tolist() == [0.0] * 6
 
 
+def test_rounded_variables_have_a_slope() -> None:
+    masks = space(whole="straight-through", rules=[{"match": "embedding", "freeze": 0.3}])
+    assert masks.integer is None
+    vector = np.array([0.49, 0.51, 1.0, 0.0])
+    assert masks.decode(vector).tolist() == [[0.3, 0.3], [0, 1], [1, 0]]
+    slope = np.arange(6.0).reshape(3, 2)
+    assert masks.pull_back(slope, vector).tolist() == [2, 3, 4, 5]
+    assert masks.encode(np.full((3, 2), 0.6)).tolist() == [1, 1, 1, 1]
+
+
 def test_rules_and_shared_coefficients() -> None:
     rules = [{"match": "embedding", "freeze": 0.3}, {"match": "layers.1.up", "bounds": [0, 2], "start": 2}]
     masks = space(rules=rules, shared=True)
