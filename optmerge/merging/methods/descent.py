@@ -1,11 +1,11 @@
-"""Adam without a loss: from gradients to steps, in buffers that are made once.
+"""Optimisers without a loss: from gradients to steps, in buffers that are made once.
 
     adam = Adam(torch.zeros(8, 4), lr=1e-4)
     for _ in range(100):
         gradient = ...          # may be one buffer, written over
         position += adam(gradient)
 
-torch.optim.Adam takes its steps itself, makes a new buffer in each, and loads a compiler before the first.
+Those of torch.optim take their steps themselves, make new buffers in each, and load a compiler before the first.
 """
 
 from __future__ import annotations
@@ -43,3 +43,24 @@ class Adam:
         self._step.div_(math.sqrt(1 - _SQUARE**self._steps)).add_(_EPSILON)
         torch.div(self._mean, self._step, out=self._step)
         return self._step.mul_(-self.lr / (1 - _MEAN**self._steps))
+
+
+class Momentum:
+    """Steps of gradient descent with momentum (Polyak 1964), undamped: v = momentum v + gradient, step = -lr v.
+
+    Args:
+        like: See `Adam`.
+        lr: Learning rate.
+        momentum: 0 up to 1.
+    """
+
+    def __init__(self, like: torch.Tensor, *, lr: float, momentum: float) -> None:
+        self.lr = lr
+        self.momentum = momentum
+        self._velocity = torch.zeros_like(like, memory_format=torch.contiguous_format)
+        self._step = torch.empty_like(self._velocity)
+
+    def __call__(self, gradient: torch.Tensor) -> torch.Tensor:
+        """See `Adam`."""
+        self._velocity.mul_(self.momentum).add_(gradient)
+        return torch.mul(self._velocity, -self.lr, out=self._step)

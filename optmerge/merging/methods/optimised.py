@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from optmerge.config.methods.optimised import DogeConfig, WidenConfig, WudiConfig
 from optmerge.merging.methods.base import Method
 from optmerge.merging.methods.building import Builders, weights_of
+from optmerge.merging.methods.descent import Adam
 from optmerge.merging.methods.doge import Doge
 from optmerge.merging.methods.widen import Widen
-from optmerge.merging.methods.wudi import Wudi
+from optmerge.merging.methods.wudi import Wudi, descend, interference, minimum
 
 
 def _widen(config: WidenConfig, experts: Sequence[str]) -> Method:
@@ -41,10 +43,10 @@ def _doge(config: DogeConfig, experts: Sequence[str]) -> Method:
 def _wudi(config: WudiConfig, experts: Sequence[str]) -> Method:
     return Wudi(
         weights_of(config.name, config.weights, experts),
-        solver=config.solver,
-        steps=config.steps,
-        lr=config.lr,
-        tolerance=config.tolerance,
+        pose=interference,
+        solve=partial(minimum, tolerance=config.tolerance)
+        if config.solver == "exact"
+        else partial(descend, steps=config.steps, optimiser=partial(Adam, lr=config.lr)),
         others=config.others,
         embeddings=config.embeddings,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -11,14 +12,24 @@ from hypothesis import strategies as st
 
 from optmerge.config.methods.optimised import WudiConfig
 from optmerge.merging.methods import TensorKind, build_method
+from optmerge.merging.methods.descent import Adam
 from optmerge.merging.methods.gram_solve import gram_mean
-from optmerge.merging.methods.wudi import descend, solve
+from optmerge.merging.methods.wudi import descend as descend_in
+from optmerge.merging.methods.wudi import interference, minimum
 from tests.merging.methods.toy import KINDS, every_kind, of_deltas, random
 
 
 def drawn(count: int, *shape: int, seed: int = 6, scale: float = 0.01) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [scale * random(generator, *shape) for _ in range(count)]
+
+
+def descend(task_vectors: list[torch.Tensor], *, steps: int, lr: float) -> torch.Tensor:
+    return descend_in(interference(task_vectors), steps=steps, optimiser=partial(Adam, lr=lr))
+
+
+def solve(task_vectors: list[torch.Tensor], *, tolerance: float) -> torch.Tensor:
+    return minimum(interference(task_vectors), tolerance=tolerance)
 
 
 def loss(merged: torch.Tensor, task_vectors: list[torch.Tensor]) -> torch.Tensor:
