@@ -91,11 +91,11 @@ def method_row(config: type[MethodSettings]) -> MethodRow:
     (('weights',), 'whole', 0.2)
     """
     facts = config.facts
-    words = [NEED_WORDS[need] for need in facts.needs] + ["labels"] * facts.labels
+    words = sorted({NEED_WORDS[need] for need in facts.needs}, reverse=True) + ["labels"] * facts.labels
     return MethodRow(
         name=config.method_name(),
         what=(config.__doc__ or "").partition("\n")[0],
-        needs=tuple(dict.fromkeys(["weights", *words])),
+        needs=("weights", *words),
         cost=facts.cost,
         settings={
             key: field.get_default(call_default_factory=True, validated_data={})

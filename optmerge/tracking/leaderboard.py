@@ -32,6 +32,8 @@ COLOURS = {
     "search": "#D55E00",
 }
 
+LEAST = 0.005  # seconds of gathering statistics that are worth telling
+
 _ROW = 0.24  # inches
 _TALLEST = 24.0
 
@@ -151,6 +153,7 @@ def board_figure(board: Leaderboard) -> Figure:
         )
     axes.set_title(f"mean {board.metric}, select", loc="right", fontsize=7)
     axes.set_xlabel(f"{board.metric} on report over {board.uniform}, in points", fontsize=8)
+    axes.tick_params(axis="x", labelsize=7)
     axes.grid(True, axis="x", color="#E6E6E6", linewidth=0.6)
     axes.set_axisbelow(True)
     kinds = dict.fromkeys(line.row.kind for line in lines)
@@ -192,7 +195,7 @@ def _found_in(row: BoardRow) -> str:
     if row.seconds is None:
         return NONE
     told = _seconds(row.seconds)
-    return f"{told} + {_seconds(row.statistics)}" if row.statistics else told
+    return f"{told} + {_seconds(row.statistics)}" if row.statistics >= LEAST else told
 
 
 def _seconds(seconds: float) -> str:
