@@ -116,7 +116,7 @@ def test_everything_wrong_is_told_at_once(data: Data) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("space=tensor-wis", "space is 'tensor-wis'; expected one of adamerging, chunk-wise"),
+        ("space=tensor-wis", "space is 'tensor-wis'; expected one of adamerging, adarank, chunk-wise"),
         ("space=tensor-wis", "Did you mean 'tensor-wise'"),
         ("objective=expert_kl", "Did you mean 'expert-kl' or 'expert-alignment'?"),
         ("space=other/space.yaml", "there is no file other/space.yaml"),
