@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 from optmerge.config.methods import PassthroughConfig
 from optmerge.errors import ConfigError
+from optmerge.export.api import merge
 from optmerge.merging.methods import build_method
+from tests.export.families import opened
 from tests.merging.methods.toy import every_kind
 
 
@@ -58,3 +63,28 @@ def test_a_pattern_that_matches_nothing() -> None:
     method = build_method(PassthroughConfig(take={"mpl": "base"}), models.experts)
     with pytest.raises(ConfigError, match=r"passthrough.take.mpl matches no parameter.*Did you mean 'mlp'"):
         method.prepare(models)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_recipe_takes_layers_of_different_experts(tmp_path: Path, dtype: str) -> None:
+    family = opened("llama", tmp_path, dtype=getattr(torch, dtype))
+    take = {"model.layers.1.*": "two", "head": "two", "norm": "base"}
+    recipe = {
+        "optmerge_recipe": 1,
+        "base": "base",
+        "experts": {name: name for name in family.experts},
+        "directions": [{"name": "stitched", "method": {"name": "passthrough", "expert": "one", "take": take}}],
+        "coefficients": {"stitched": 1.0},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    merged = merge(tmp_path / "recipe.yaml")
+    sources = set()
+    for name, parameter in family.parameters.items():
+        in_second = name.startswith("model.layers.1.") or parameter.role.kind == "head"
+        source = "base" if parameter.role.kind == "norm" else "two" if in_second else "one"
+        sources.add(source)
+        # Of fp32 the sum of base and difference may be the neighbour; differences of bf16 are exact in fp32.
+        torch.testing.assert_close(
+            merged[name], family.read(source, name), rtol=0 if dtype == "bfloat16" else 2e-7, atol=1e-8
+        )
+    assert sources == {"one", "two", "base"}
