@@ -47,7 +47,7 @@ GEMMA = {
 def text(count: int = 3) -> list[Inputs]:
     """Padded batches of token ids."""
     generator = torch.Generator().manual_seed(3)
-    made = []
+    made: list[Inputs] = []
     for _ in range(count):
         ids = torch.randint(6, 30, (2, 7), generator=generator)
         mask = torch.ones(2, 7, dtype=torch.long)
@@ -58,8 +58,11 @@ def text(count: int = 3) -> list[Inputs]:
 
 def pairs() -> list[Inputs]:
     return [
-        batch
-        | {"decoder_input_ids": batch["input_ids"][:, :5], "decoder_attention_mask": batch["attention_mask"][:, :5]}
+        {
+            **batch,
+            "decoder_input_ids": batch["input_ids"][:, :5],
+            "decoder_attention_mask": batch["attention_mask"][:, :5],
+        }
         for batch in text()
     ]
 
@@ -102,7 +105,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[Inputs]]]] = 
 }
 
 
-def run(model: nn.Module, inputs: Inputs) -> object:
+def run(model: nn.Module, inputs: Inputs) -> Any:
     options = {} if "pixel_values" in inputs else {"use_cache": False}
     return model(**inputs, **options) if type(model).__name__ != "BertForSequenceClassification" else model(**inputs)
 
@@ -233,7 +236,7 @@ class Stack(nn.Module):
         self.also, self.twice, self.odd = also, twice, odd
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        given = []
+        given: list[torch.Tensor] = []
         for number, layer in enumerate(self.layers):
             last = number == len(self.layers) - 1
             if last and self.odd and x.shape[0] == 1:

@@ -266,7 +266,7 @@ def test_it_is_searched_beside_task_vectors_and_kept_in_the_run(zoos: dict[str, 
     merged = api.merge(made.folder)
     for name in problem.family.parameters:
         (disk,) = problem.family.disk_names(name)
-        assert torch.equal(problem.resident.parameters[name].data, merged[disk])  # type: ignore[index]
+        assert torch.equal(problem.resident.parameters[name].data, merged[disk])
 
 
 def test_an_expert_without_a_task_is_refused(zoos: dict[str, Path], tmp_path: Path) -> None:
