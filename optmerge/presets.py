@@ -1,4 +1,4 @@
-"""Preset name -> file: the YAML files of ``search_spaces/``, ``objectives/`` and ``schedules/``.
+"""Preset name -> file: the YAML files of ``search_spaces/`` and its ``methods/``, ``objectives/`` and ``schedules/``.
 
     path = find_preset("space", "layer-wise")
     preset_names("objective")            # ['accuracy', 'cross-entropy', 'dam', ...]
@@ -13,8 +13,13 @@ from typing import Literal
 
 from optmerge.errors import ConfigError, did_you_mean
 
-PresetKind = Literal["space", "objective", "schedule"]
-FOLDERS: dict[PresetKind, str] = {"space": "search_spaces", "objective": "objectives", "schedule": "schedules"}
+PresetKind = Literal["space", "methods", "objective", "schedule"]
+FOLDERS: dict[PresetKind, str] = {
+    "space": "search_spaces",
+    "methods": "search_spaces/methods",
+    "objective": "objectives",
+    "schedule": "schedules",
+}
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -22,7 +27,7 @@ def preset_folder(kind: PresetKind, *, package: Path | None = None) -> Path:
     """The folder with the presets of a kind.
 
     Args:
-        kind: ``space``, ``objective`` or ``schedule``.
+        kind: ``space``, ``methods``, ``objective`` or ``schedule``.
         package: The package's folder; the one that this module is in by default.
 
     Raises:
@@ -48,7 +53,7 @@ def find_preset(kind: PresetKind, name: str, *, relative_to: Path | None = None)
     """The file that a name or a path stands for.
 
     Args:
-        kind: ``space``, ``objective`` or ``schedule``.
+        kind: ``space``, ``methods``, ``objective`` or ``schedule``.
         name: A preset's name, or a path ending in ``.yaml`` or ``.yml``.
         relative_to: Folder that a relative path starts from.
 
@@ -62,7 +67,7 @@ def find_preset(kind: PresetKind, name: str, *, relative_to: Path | None = None)
         raise ConfigError(f"{kind} is {name!r}, and there is no file {path}.")
     names = preset_names(kind)
     if name not in names:
-        form = "list" if kind == "schedule" else "mapping"
+        form = "list" if kind in ("schedule", "methods") else "mapping"
         raise ConfigError(
             f"{kind} is {name!r}; expected one of {', '.join(names)}, a path ending in .yaml, or a {form}."
             + did_you_mean(name, names)

@@ -72,6 +72,8 @@ def test_presets_are_valid_and_open_with_a_comment(kind: PresetKind) -> None:
         content = read_mapping(path)
         if kind == "schedule":
             assert [StageConfig.model_validate(stage) for stage in content["schedule"]]
+        elif kind == "methods":
+            assert set(content) <= {"method", "methods", "directions"}
         else:
             (SpaceConfig if kind == "space" else ObjectiveConfig).model_validate(content)
 

@@ -92,28 +92,24 @@ class Alternative:
         return f"{owner}.{varied.key}"
 
 
-def grid_of(how: Searched, *, whole_numbers: bool = False, most: int | None = None) -> list[float]:
+def grid_of(how: Searched, *, whole_numbers: bool = False) -> list[float]:
     """The values that ``searched`` stands for: the paper's grid, or `POINTS` over the declared range.
 
     Args:
         how: What the method declares.
         whole_numbers: Whether the setting takes no others.
-        most: No more than so many, spread over the list.
 
     >>> grid_of(Searched(0.1, 1.0))
     [0.1, 0.325, 0.55, 0.775, 1.0]
-    >>> grid_of(Searched(1.0, 10000.0, log=True), whole_numbers=True, most=3)
-    [1, 100, 10000]
+    >>> grid_of(Searched(1.0, 10000.0, log=True), whole_numbers=True)
+    [1, 10, 100, 1000, 10000]
     """
     values = list(how.grid)
     if not values:
         low, high = (math.log(how.low), math.log(how.high)) if how.log else (how.low, how.high)
         steps = [low + (high - low) * step / (POINTS - 1) for step in range(POINTS)]
         values = [float(f"{math.exp(step) if how.log else step:.6g}") for step in steps]
-    found = sorted({round(value) if whole_numbers else value for value in values})
-    if most is None or most >= len(found):
-        return found
-    return [found[round(at * (len(found) - 1) / (most - 1))] for at in range(most)] if most > 1 else found[:1]
+    return sorted({round(value) if whole_numbers else value for value in values})
 
 
 def read_alternative(entry: Mapping[str, Any], *, whole: bool = False) -> Alternative:
@@ -326,7 +322,7 @@ def _validated(model: type[MethodSettings], settings: Mapping[str, Any]) -> Meth
 def _with_grids(entry: Mapping[str, Any], model: type[MethodSettings]) -> dict[str, Any]:
     tuned = model.tuned()
     return {
-        key: _grid(f"{model.method_name()}.{key}", tuned, key, whole_numbers=_is_whole(model, key))
+        key: _grid(f"{model.method_name()}.{key}", tuned, key, whole_numbers=takes_whole_numbers(model, key))
         if value == SEARCHED
         else value
         for key, value in entry.items()
@@ -342,7 +338,8 @@ def _grid(where: str, tuned: Mapping[str, Searched], key: str, *, whole_numbers:
     return grid_of(tuned[key], whole_numbers=whole_numbers)
 
 
-def _is_whole(model: type[MethodSettings], key: str) -> bool:
+def takes_whole_numbers(model: type[MethodSettings], key: str) -> bool:
+    """Whether a setting of a method is a whole number."""
     annotation = model.model_fields[key].annotation
     return annotation in (int, int | None)
 

@@ -17,7 +17,12 @@ Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string"}
 _PRESET: Schema = {"type": "object", "properties": {"preset": _TEXT}, "required": ["preset"]}
-_PRESETS: Mapping[str, list[Schema]] = {"space": [_TEXT, _PRESET], "objective": [_TEXT, _PRESET], "schedule": [_TEXT]}
+_PRESETS: Mapping[str, list[Schema]] = {
+    "space": [_TEXT, _PRESET],
+    "objective": [_TEXT, _PRESET],
+    "schedule": [_TEXT],
+    "methods": [_TEXT],
+}
 """Keys of a search file, or of a stage, that presets can fill."""
 
 

@@ -4,7 +4,8 @@
     text = dump_config(config)           # the resolved file; loading it gives the same config
 
 ``space`` and ``objective`` may be a preset's name, a path relative to the search file, a mapping, or a mapping with
-``preset: NAME`` whose other keys change that preset. ``schedule`` may be a name, a path, or the list of its stages.
+``preset: NAME`` whose other keys change that preset. ``schedule`` may be a name, a path, or the list of its stages, and
+``methods`` the name of a method, or a path to a file that says ``method``, ``methods`` or ``directions``.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def build_config(
                 content.pop(kind)
                 resolver.broken.add(kind)
     try:
-        content = custom_grids(content, root)
+        content = custom_grids(resolver.methods(content), root)
     except ConfigError as error:
         problems.append(str(error))
     try:
@@ -165,6 +166,24 @@ class _Presets:
             changes = {key: each for key, each in value.items() if key != "preset"}
             return read_mapping(find_preset(kind, name, relative_to=self.root)) | changes
         return value
+
+    def methods(self, content: dict[str, Any]) -> dict[str, Any]:
+        """The search with what ``methods: NAME`` stands for: a method's parts or delta, and a choice of its settings.
+
+        Raises:
+            ConfigError: There is no such preset, or the file says itself what the preset says.
+        """
+        name = content.get("methods")
+        if not isinstance(name, str):
+            return content
+        found = read_mapping(find_preset("methods", name, relative_to=self.root))
+        taken = [key for key in found if key in content and key != "methods"]
+        if taken:
+            raise ConfigError(
+                f"methods is {name}, which says what {taken[0]} is, and the file says it too. Take {taken[0]} out "
+                f"(--set takes no key out), or write what you want in its place: {taken[0]}: {shown(found[taken[0]])}."
+            )
+        return {key: value for key, value in content.items() if key != "methods"} | found
 
     def _schedule(self, value: Any) -> Any:
         """The list of stages that a schedule's name or path stands for, their objectives resolved."""

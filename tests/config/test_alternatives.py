@@ -75,9 +75,6 @@ def test_the_file_that_is_kept_has_lists(tmp_path: Path) -> None:
         (Searched(0.01, 100.0, log=True), {}, [0.01, 0.1, 1.0, 10.0, 100.0]),
         (Searched(0.0, 1.0, grid=(0.9, 0.1, 0.5)), {}, [0.1, 0.5, 0.9]),
         (Searched(1, 4), {"whole_numbers": True}, [1, 2, 3, 4]),
-        (Searched(0.0, 1.0), {"most": 3}, [0.0, 0.5, 1.0]),
-        (Searched(0.0, 1.0), {"most": 1}, [0.0]),
-        (Searched(0.0, 1.0), {"most": 9}, [0.0, 0.25, 0.5, 0.75, 1.0]),
     ],
 )
 def test_what_searched_stands_for(how: Searched, options: dict[str, Any], values: list[float]) -> None:
