@@ -40,7 +40,7 @@ from optmerge.merging.sources import Source
 from optmerge.models.family import Family, open_family
 from tests.tiny import make_model, save_family
 
-SHORT = {"doge": {"steps": 3, "others": "mean", "embeddings": "mean"}, "wudi": {"steps": 3}}
+SHORT = {"doge": {"steps": 3, "others": "mean", "embeddings": "mean"}, "wudi": {"steps": 3}, "wudi-2": {"steps": 3}}
 """Few steps of those that optimise; and what DOGE leaves at the base has a delta too."""
 METHODS: list[MethodConfig] = [
     config.model_validate(SHORT.get(name, {}))  # type: ignore[misc]

@@ -58,7 +58,7 @@ from optmerge.config.methods.geometric import (
     PassthroughConfig,
 )
 from optmerge.config.methods.layerwise import LayerwiseConfig, RegMeanPlusPlusConfig
-from optmerge.config.methods.optimised import DogeConfig, OptimisedConfig, WidenConfig, WudiConfig
+from optmerge.config.methods.optimised import DogeConfig, OptimisedConfig, WidenConfig, Wudi2Config, WudiConfig
 from optmerge.config.methods.own import CustomMethodConfig
 from optmerge.config.methods.singular import DrmConfig, IsoCtsConfig, OpcmConfig, SingularConfig, StarConfig
 from optmerge.config.methods.statistical import FisherConfig, LedConfig, MatsConfig, SensConfig, StatisticalConfig
@@ -115,6 +115,7 @@ __all__ = [
     "TsvMConfig",
     "VarmConfig",
     "WidenConfig",
+    "Wudi2Config",
     "WudiConfig",
 ]
 

@@ -127,4 +127,31 @@ class WudiConfig(MethodSettings):
     embeddings: Embeddings = Field("mean", description=EMBEDDINGS)
 
 
-OptimisedConfig = WidenConfig | DogeConfig | WudiConfig
+class Wudi2Config(MethodSettings):
+    """WUDI on the leading singular components of every task vector, without their noise: its second version.
+
+    Wei et al. 2025, "OptMerge: Unifying Multimodal LLM Capabilities and Modalities via Model Merging", and its code.
+    """
+
+    facts = Facts(paper="Wei et al. 2025, OptMerge", cost="2 K SVDs and 300 products with a Gram matrix per matrix")
+    name: Literal["wudi-2"] = "wudi-2"
+    experts: Literal["full", "adapters"] = Field(
+        "full",
+        description="how the experts were tuned: full (every weight; Adam from the sum of the task vectors, the target "
+        "is what an expert has beside the mean) or adapters (LoRA; momentum from their mean)",
+    )
+    ranks: float = Field(
+        1.0,
+        gt=0,
+        description="each expert keeps this share of 1/K of the ranks; 1 is the paper's",
+        json_schema_extra=searched(0.25, 4.0, log=True),
+    )
+    steps: int = Field(300, ge=0, le=100_000, description="per matrix", json_schema_extra=searched(0, 1000))
+    lr: float | None = Field(None, gt=0, description="learning rate; null = 1e-5 of Adam for full, 1e-4 for adapters")
+    tolerance: float = Field(1e-6, ge=0, lt=1, description=TOLERANCE)
+    weights: dict[str, Share] | None = Field(None, description=SHARES + "; it multiplies the task vector")
+    others: Others = Field("mean", description=OTHERS)
+    embeddings: Embeddings = Field("mean", description=EMBEDDINGS)
+
+
+OptimisedConfig = WidenConfig | DogeConfig | WudiConfig | Wudi2Config

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from optmerge.config.methods.optimised import DogeConfig, WidenConfig, WudiConfig
+from optmerge.config.methods.optimised import DogeConfig, WidenConfig, Wudi2Config, WudiConfig
 from optmerge.merging.methods.base import Method
 from optmerge.merging.methods.building import Builders, weights_of
-from optmerge.merging.methods.descent import Adam
+from optmerge.merging.methods.descent import Adam, Momentum
 from optmerge.merging.methods.doge import Doge
 from optmerge.merging.methods.widen import Widen
-from optmerge.merging.methods.wudi import Wudi, descend, interference, minimum
+from optmerge.merging.methods.wudi import Optimiser, Wudi, descend, interference, low_rank_interference, minimum
 
 
 def _widen(config: WidenConfig, experts: Sequence[str]) -> Method:
@@ -52,4 +52,24 @@ def _wudi(config: WudiConfig, experts: Sequence[str]) -> Method:
     )
 
 
-OPTIMISED: Builders = {WidenConfig: _widen, DogeConfig: _doge, WudiConfig: _wudi}
+def _wudi_2(config: Wudi2Config, experts: Sequence[str]) -> Method:
+    optimiser: Optimiser
+    if config.experts == "full":
+        optimiser = partial(Adam, lr=1e-5 if config.lr is None else config.lr)
+    else:
+        optimiser = partial(Momentum, lr=1e-4 if config.lr is None else config.lr, momentum=0.9)
+    return Wudi(
+        weights_of(config.name, config.weights, experts),
+        pose=partial(
+            low_rank_interference,
+            ranks=config.ranks,
+            centred=config.experts == "full",
+            tolerance=config.tolerance,
+        ),
+        solve=partial(descend, steps=config.steps, optimiser=optimiser),
+        others=config.others,
+        embeddings=config.embeddings,
+    )
+
+
+OPTIMISED: Builders = {WidenConfig: _widen, DogeConfig: _doge, WudiConfig: _wudi, Wudi2Config: _wudi_2}

@@ -11,6 +11,7 @@ from optmerge.config.methods import (
     METHOD_CONFIGS,
     BreadcrumbsConfig,
     BreadcrumbsTiesConfig,
+    CustomMethodConfig,
     DareConfig,
     DareTiesConfig,
     DellaConfig,
@@ -30,6 +31,7 @@ from optmerge.config.methods import (
     TsvMConfig,
     VarmConfig,
     WidenConfig,
+    Wudi2Config,
     WudiConfig,
 )
 from optmerge.errors import ConfigError
@@ -39,7 +41,7 @@ EXPERTS = ("law", "medicine")
 
 
 def test_every_configuration_has_a_method() -> None:
-    assert set(BUILDERS) == set(METHOD_CONFIGS.values())
+    assert set(BUILDERS) == {*METHOD_CONFIGS.values(), CustomMethodConfig}
     for config in METHOD_CONFIGS.values():
         assert build_method(config(), EXPERTS).weights  # type: ignore[arg-type]
 
@@ -67,6 +69,7 @@ def test_every_configuration_has_a_method() -> None:
         WidenConfig(weights={"medicin": 1.0}),
         DogeConfig(weights={"medicin": 1.0}),
         WudiConfig(weights={"medicin": 1.0}),
+        Wudi2Config(weights={"medicin": 1.0}),
     ],
 )
 def test_a_weight_for_an_unknown_expert(config: MethodConfig) -> None:

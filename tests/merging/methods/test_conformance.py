@@ -62,6 +62,7 @@ SETTINGS: list[tuple[str, dict[str, object]]] = [
     ("doge", {"density": 1.0, "steps": 5}),
     ("wudi", {"steps": 20, "embeddings": "matrix", "others": "base"}),
     ("wudi", {"solver": "exact", "embeddings": "matrix", "others": "sum"}),
+    ("wudi-2", {"experts": "adapters", "ranks": 2.0, "steps": 20, "embeddings": "matrix", "others": "sum"}),
 ]
 WEIGHTED = [(name, settings) for name, settings in SETTINGS if "weights" in METHOD_CONFIGS[name].model_fields]
 LINEAR = {"average", "linear", "task_arithmetic", "dare", "ties-split", "tsv-m", "passthrough", "star", "drm"}
@@ -219,6 +220,8 @@ def test_the_order_of_experts_does_not_matter(name: str, settings: dict[str, obj
         ("widen", {}),
         ("wudi", {}),
         ("wudi", {"solver": "exact", "embeddings": "matrix"}),
+        ("wudi-2", {}),
+        ("wudi-2", {"experts": "adapters", "embeddings": "matrix"}),
         ("star", {"share": 1.0}),
         ("drm", {"drop": 0.0, "tolerance": 0.0}),
         ("opcm", {}),

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from optmerge.merging.methods.descent import Adam
+from optmerge.merging.methods.descent import Adam, Momentum
 from tests.merging.methods.toy import random
 
 
-def test_the_steps_are_those_of_torch() -> None:
+@pytest.mark.parametrize("name", ["adam", "momentum"])
+def test_the_steps_are_those_of_torch(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     theirs, ours = torch.nn.Parameter(torch.zeros(5, 3)), torch.zeros(5, 3)
-    reference, adam = torch.optim.Adam([theirs], lr=0.01), Adam(ours, lr=0.01)
+    reference: torch.optim.Optimizer
+    step: Adam | Momentum
+    if name == "adam":
+        reference, step = torch.optim.Adam([theirs], lr=0.01), Adam(ours, lr=0.01)
+    else:
+        reference = torch.optim.SGD([theirs], lr=0.01, momentum=0.8)
+        step = Momentum(ours, lr=0.01, momentum=0.8)
     buffer = torch.empty(5, 3)
     for _ in range(20):
         buffer.copy_(random(generator, 5, 3))
         theirs.grad = buffer.clone()
         reference.step()
-        ours += adam(buffer)
+        ours += step(buffer)
         torch.testing.assert_close(ours, theirs.detach())
 
 
