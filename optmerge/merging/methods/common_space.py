@@ -53,12 +53,11 @@ def iso_cts(deltas: Sequence[torch.Tensor], *, common: float, tolerance: float) 
     lefts, sigmas, rights = [u], [sigma], [vh]
     for delta in deltas if own else ():
         rest = delta - u @ (u.mT @ delta)
-        part = torch.linalg.svd(rest, full_matrices=False)
-        floor = tolerance * torch.linalg.matrix_norm(delta).unsqueeze(-1)
-        keep = part.S > floor
-        lefts.append((part.U * keep.unsqueeze(-2))[..., :own])
-        sigmas.append((part.S * keep)[..., :own])
-        rights.append((part.Vh * keep.unsqueeze(-1))[..., :own, :])
+        u_own, sigma_own, vh_own = torch.linalg.svd(rest, full_matrices=False)
+        keep = sigma_own > tolerance * torch.linalg.matrix_norm(delta).unsqueeze(-1)
+        lefts.append((u_own * keep.unsqueeze(-2))[..., :own])
+        sigmas.append((sigma_own * keep)[..., :own])
+        rights.append((vh_own * keep.unsqueeze(-1))[..., :own, :])
     left = polar(torch.cat(lefts, dim=-1), tolerance=tolerance)
     right = polar(torch.cat(rights, dim=-2), tolerance=tolerance)
     return (left @ right).mul_(torch.cat(sigmas, dim=-1).mean(dim=-1)[..., None, None])
