@@ -20,7 +20,7 @@ from optmerge.config.methods import Embeddings, Others, Scope
 from optmerge.merging.methods.base import Method, Models
 from optmerge.merging.methods.descent import Adam
 from optmerge.merging.methods.elementwise import Elementwise
-from optmerge.merging.methods.linear_maps import by_matrix
+from optmerge.merging.methods.jointly import one_by_one, oriented, stored
 from optmerge.merging.methods.matrixwise import plain_factor, routed
 from optmerge.merging.methods.reduce import WeightedSum
 from optmerge.merging.methods.spectrum import cut_svd
@@ -88,13 +88,14 @@ class Doge(Method):
             return self._task_vectors.delta(models, name).mul_(plain_factor(rule, len(self.weights)))
         deltas = self._task_vectors.expert_deltas(models, name)
         kept = self._trimmed.expert_deltas(models, name) if self.density < 1 else []
-        return by_matrix(self._merged, [*deltas, *kept], kind)
+        matrices = [oriented(tensor, kind) for tensor in (*deltas, *kept)]
+        return stored(one_by_one(self._merged)(matrices), kind)
 
     def _is_map(self, models: Models, name: str) -> bool:
         """Whether a parameter is merged as a linear map."""
         return routed(models.kind(name), others=self.others, embeddings=self.embeddings) == "matrix"
 
-    def _merged(self, matrices: list[torch.Tensor]) -> torch.Tensor:
+    def _merged(self, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
         """From K task vectors and the same ones trimmed (or none, if nothing is trimmed) to the merge."""
         experts = len(self.weights)
         task_vectors, kept = [matrix.contiguous() for matrix in matrices[:experts]], matrices[experts:]
@@ -103,7 +104,7 @@ class Doge(Method):
             weight * self.eta / norm if norm else 0.0 for weight, norm in zip(self.weights, norms, strict=True)
         )
         change = self._change(task_vectors, scales, self._subspace(task_vectors))
-        parts = kept or task_vectors
+        parts = list(kept) or task_vectors
         for part in parts:
             part.add_(change * (part != 0) if kept else change)
         WeightedSum(scales)(parts, change)

@@ -33,6 +33,17 @@ def stored(matrices: torch.Tensor, kind: TensorKind) -> torch.Tensor:
     return (matrices.mT if kind.input_first else matrices).contiguous().reshape(kind.shape)
 
 
+def one_by_one(merge: Merge) -> Merge:
+    """A merge of matrices [out, in] as one of stacks too, whose matrices are merged one after the other."""
+
+    def merged(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+        if matrices[0].ndim == 2:
+            return merge(matrices)
+        return torch.stack([merge(each) for each in zip(*matrices, strict=True)])
+
+    return merged
+
+
 class Jointly(Method):
     """Matrices by a function of all weighted task vectors. The rest: mean, sum or base.
 

@@ -15,7 +15,7 @@ import torch
 from optmerge.config.methods import Embeddings, Others
 from optmerge.merging.methods.base import Method, Models, TensorKind, working_dtype
 from optmerge.merging.methods.elementwise import Elementwise
-from optmerge.merging.methods.linear_maps import linear_map
+from optmerge.merging.methods.jointly import oriented
 from optmerge.merging.methods.matrixwise import plain_factor, routed
 from optmerge.merging.methods.reduce import WeightedSum
 
@@ -145,5 +145,5 @@ def scores(significance: torch.Tensor, *, ratio: float, calibration: float, unit
 
 def _columns(tensor: torch.Tensor, kind: TensorKind) -> torch.Tensor:
     """A view [..., out, in] whose columns are scored."""
-    matrix = linear_map(tensor, kind)
+    matrix = oriented(tensor, kind)
     return matrix.mT if kind.role == "embedding" and kind.structure == "matrix" else matrix

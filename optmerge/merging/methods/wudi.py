@@ -18,12 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from optmerge.config.methods import Embeddings, Others
-from optmerge.merging.methods.base import Method, Models
 from optmerge.merging.methods.descent import Adam, Momentum
-from optmerge.merging.methods.elementwise import Elementwise
-from optmerge.merging.methods.linear_maps import by_matrix
-from optmerge.merging.methods.matrixwise import plain_factor, routed
 from optmerge.merging.methods.spectrum import Svd, cut_svd
 
 Optimiser = Callable[[torch.Tensor], Adam | Momentum]
@@ -42,45 +37,6 @@ class Problem(NamedTuple):
     start: torch.Tensor
     targets: Sequence[torch.Tensor]
     guides: torch.Tensor
-
-
-class Wudi(Method):
-    """Linear maps by an optimum of their own; the rest by a plain rule.
-
-    Args:
-        weights: What the task vectors are multiplied by beforehand, one number per expert.
-        pose: From K task vectors [out, in] to the problem.
-        solve: `descend` or `minimum`.
-        others: What vectors get: norms, biases, scalars.
-        embeddings: What embeddings and heads get.
-    """
-
-    def __init__(
-        self,
-        weights: tuple[float, ...],
-        *,
-        pose: Callable[[list[torch.Tensor]], Problem],
-        solve: Callable[[Problem], torch.Tensor],
-        others: Others,
-        embeddings: Embeddings,
-    ) -> None:
-        super().__init__(weights)
-        self.pose = pose
-        self.solve = solve
-        self.others = others
-        self.embeddings = embeddings
-        self._task_vectors = Elementwise(weights)
-
-    def delta(self, models: Models, name: str) -> torch.Tensor:
-        """See `Method.delta`."""
-        kind = models.kind(name)
-        rule = routed(kind, others=self.others, embeddings=self.embeddings)
-        if rule != "matrix":
-            return self._task_vectors.delta(models, name).mul_(plain_factor(rule, len(self.weights)))
-        deltas = self._task_vectors.expert_deltas(models, name)
-        for delta, weight in zip(deltas, self.weights, strict=True):
-            delta.mul_(weight)
-        return by_matrix(lambda matrices: self.solve(self.pose(matrices)), deltas, kind)
 
 
 def interference(task_vectors: Sequence[torch.Tensor]) -> Problem:
