@@ -175,7 +175,7 @@ class SceConfig(MethodSettings):
     FuseChat's SCE: within every tensor, the entries whose variance over the experts is largest.
     """
 
-    facts = Facts(paper="Wan et al. 2024", cost="five passes over the weights", mergekit="sce")
+    facts = Facts(paper="Wan et al. 2024", cost="seven passes over the weights", mergekit="sce")
     name: Literal["sce"] = "sce"
     density: float = Field(
         0.1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optmerge.config.methods import METHOD_CONFIGS, MethodConfig
+from optmerge.config.methods import METHOD_CONFIGS, MetaGptConfig, MethodConfig
 from optmerge.merging.methods import build_method, vectors
 from optmerge.merging.methods.energy import energy, shares
 from tests.merging.methods.toy import ToyModels, every_kind, of_deltas
@@ -66,3 +66,11 @@ def test_shares() -> None:
     assert shares([1.0, 3.0]) == (0.25, 0.75)
     assert shares([0.0, 0.0]) == (0.5, 0.5)
     assert energy([torch.tensor([3.0]), torch.empty(0), torch.full((4,), 1e-30)]) == pytest.approx(9.0)
+
+
+def test_whole_models_are_read_before_and_progress_is_told() -> None:
+    told: list[tuple[str, int, int | None]] = []
+    models = every_kind(3)
+    method = build_method(MetaGptConfig(), models.experts)
+    method.prepare(models, lambda what, done, total: told.append((what, done, total)))
+    assert told == [("norms", done, 3) for done in (1, 2, 3)]

@@ -139,3 +139,11 @@ def test_many_experts_do_not_overflow() -> None:
     generator = torch.Generator().manual_seed(0)
     models = of_deltas([{"w": random(generator, 100, dtype=torch.float32)} for _ in range(120)])
     assert torch.isfinite(merged(models, density=0.2)).all()
+
+
+def test_progress_is_told() -> None:
+    told: list[tuple[str, int, int | None]] = []
+    models = every_kind(2)
+    method = build_method(PcbConfig(), models.experts)
+    method.prepare(models, lambda what, done, total: told.append((what, done, total)))
+    assert told == [("quantiles", 1, 2), ("quantiles", 2, 2)]
