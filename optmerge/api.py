@@ -9,7 +9,9 @@ folder = optmerge.merge(run.recipe, "merged")
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,19 @@ from optmerge.records import Sink
 from optmerge.runner import search as runner
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.plan import Plan, make_plan
+from optmerge.runner.reproduce import (
+    Mismatch,
+    Reproduction,
+    compare,
+    mismatches,
+    read_manifest,
+    require_same_search,
+    settings_of,
+)
 from optmerge.runner.search import Run
 from optmerge.tracking import standard_sinks
 
-__all__ = ["Run", "export", "merge", "plan", "resume", "search"]
+__all__ = ["Reproduced", "Run", "export", "merge", "plan", "reproduce", "resume", "search"]
 
 Source = SearchConfig | Mapping[str, Any] | Path | str
 Stop = Callable[[], str | None]
@@ -68,6 +79,70 @@ def resume(folder: Path | str, *, sinks: Sequence[Sink] = (), terminal: bool = F
     config = RunFolder.open(path).config()
 
     return runner.resume(path, sinks=[standard_sinks(config, terminal=terminal), *sinks], stop=stop)
+
+
+@dataclass(frozen=True, eq=False)
+class Reproduced:
+    """A search that was run again.
+
+    Attributes:
+        run: The new run.
+        mismatches: What was not as it had been, the worst first.
+        comparison: What came of it beside what had; None if the first search had not finished.
+    """
+
+    run: Run
+    mismatches: tuple[Mismatch, ...]
+    comparison: Reproduction | None
+
+
+def reproduce(
+    manifest: Path | str,
+    *,
+    overrides: Sequence[str] = (),
+    terminal: bool = False,
+    stop: Stop = lambda: None,
+    told: Callable[[Sequence[Mismatch]], None] = lambda found: None,
+) -> Reproduced:
+    """Run a search again from its manifest, and compare.
+
+    Args:
+        manifest: A manifest.json, or the folder of a run.
+        overrides: Where models, data and the new run's folder are, as ``dotted.key=value``.
+        terminal: Show progress on stderr.
+        stop: Asked before every evaluation; a reason ends the run with its state saved.
+        told: Told what differs, before anything is run.
+
+    Raises:
+        UserError: What is here would be another search; nothing was run.
+        RunInterrupted: ``stop`` gave a reason; `resume` continues.
+    """
+    path = Path(manifest)
+    stored = read_manifest(path)
+    beside = path if path.is_dir() else path.parent
+    usual = f"output={json.dumps(str(beside.absolute()) + '-again')}"
+    config = settings_of(stored, path, [usual, *overrides])
+    found: list[Mismatch] = []
+
+    def check(now: Mapping[str, Any]) -> None:
+        found.extend(mismatches(stored, now))
+        told(found)
+        require_same_search(found)
+
+    run = runner.search(
+        config,
+        root=Path.cwd(),
+        sinks=[standard_sinks(config, terminal=terminal)],
+        stop=stop,
+        like=stored,
+        check=check,
+    )
+    comparison = compare(stored, run.folder, run.result, beside=beside)
+    facts = {"manifest": str(path), "mismatches": [asdict(each) for each in found]}
+    RunFolder(run.folder).write_json(
+        "reproduction.json", facts | {"comparison": None if comparison is None else asdict(comparison)}
+    )
+    return Reproduced(run, tuple(found), comparison)
 
 
 def plan(source: Source, *, overrides: Sequence[str] = (), root: Path | None = None) -> Plan:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from optmerge.cli.options import Json
 from optmerge.cli.output import Output
 
 HOW = "# yaml-language-server: $schema={path}"
@@ -25,12 +26,14 @@ def schema(
     from optmerge.config.json_schema import search_schema
     from optmerge.errors import ConfigError
 
-    text = json_text.dumps(search_schema(), indent=2) + "\n"
-    output = Output()
+    described = search_schema()
+    text = json_text.dumps(described, indent=2) + "\n"
+    output = Output(json)
+    if to is not None and to.exists():
+        raise ConfigError(f"{to} exists and is not overwritten. Choose another name, or remove it first.")
+    output.facts(described if to is None else {"file": to})
     if to is None:
         output.say(text.rstrip("\n"))
         return
-    if to.exists():
-        raise ConfigError(f"{to} exists and is not overwritten. Choose another name, or remove it first.")
     atomic_write(to, text)
     output.say(f"Wrote {to}. First line of a search file that uses it:\n{HOW.format(path=to)}")

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 
+from optmerge.config.load import dump_config
 from optmerge.errors import RunError
 from optmerge.merging import kernels
 from optmerge.runner.own_methods import method_hashes
@@ -42,13 +44,14 @@ PACKAGES = (
 
 
 def make_manifest(problem: Problem) -> dict[str, Any]:
-    """Versions, seed, hardware, and the hashes of models and data."""
+    """The search itself, versions, seed, hardware, and the hashes of models and data."""
     family = problem.family
     checkpoints = {"base": family.base, **family.experts}
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv[1:],
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "search": yaml.safe_load(dump_config(problem.config)),
         "seed": problem.config.seed,
         "hardware": hardware(problem.device),
         "models": {
@@ -107,7 +110,7 @@ def check_manifest(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
         RunError: A model, a data file, a term's or a method's file, the machine, the thread count or torch differs; all
             differences are named.
     """
-    problems = _changed(stored, now)
+    problems = changed_content(stored, now)
     for key, value in stored["hardware"].items():
         if now["hardware"].get(key) != value:
             problems.append(f"{key} was {value!r} and is {now['hardware'].get(key)!r}")
@@ -130,14 +133,14 @@ def check_content(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
     Raises:
         RunError: Something differs; all differences are named.
     """
-    problems = _changed(stored, now)
+    problems = changed_content(stored, now)
     if problems:
         raise RunError(
             f"{folder} cannot be measured again: {'; '.join(problems)}. Restore what changed, or search again."
         )
 
 
-def _changed(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_content(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Which models, data, terms and users' methods are not those of a stored manifest."""
     problems: list[str] = []
     for name, entry in stored["models"].items():

@@ -6,8 +6,8 @@ run.recipe.save(Path("best.yaml"))
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from optmerge.runner.journal import Journal
 from optmerge.runner.manifest import check_manifest, make_manifest
 from optmerge.runner.packing import check_packing
 from optmerge.runner.problem import Problem, absolute_references, open_problem
+from optmerge.runner.reproduce import outcome_of
 from optmerge.runner.session import Session, Stop
 from optmerge.runner.shared_study import check_study
 from optmerge.runner.teachers import Teachers
@@ -36,7 +37,15 @@ class Run:
     result: dict[str, Any]
 
 
-def search(config: SearchConfig, *, root: Path, sinks: Sequence[Sink] = (), stop: Stop = lambda: None) -> Run:
+def search(
+    config: SearchConfig,
+    *,
+    root: Path,
+    sinks: Sequence[Sink] = (),
+    stop: Stop = lambda: None,
+    like: Mapping[str, Any] | None = None,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Run:
     """Run a search from its start.
 
     Args:
@@ -44,6 +53,8 @@ def search(config: SearchConfig, *, root: Path, sinks: Sequence[Sink] = (), stop
         root: Folder of the search file.
         sinks: Views that are fed while it runs.
         stop: Asked before every evaluation; a reason interrupts the run, which can be resumed.
+        like: The manifest of a run whose arithmetic this one shall have.
+        check: Told what the run is made of before anything is written; may refuse it.
 
     Raises:
         UserError: Something that the user can mend, found before any evaluation, or by the first that shows it.
@@ -54,7 +65,11 @@ def search(config: SearchConfig, *, root: Path, sinks: Sequence[Sink] = (), stop
     RunFolder.require_free(root / config.output)
     for stage in config.stages:
         check_study(stage.driver)
-    problem = open_problem(config, progress=_fan_out(sinks))  # a user's mistake is found before anything is written
+    begun = like or {}
+    # A user's mistake is found before anything is written.
+    problem = open_problem(config, progress=_fan_out(sinks), form=begun.get("gradient"), kept=begun.get("kept"))
+    if check is not None:
+        check(make_manifest(problem))
     folder = RunFolder.create(root / config.output, config)
     with folder.locked():
         return _run(folder, problem, sinks, stop)
@@ -106,6 +121,7 @@ def _run(folder: RunFolder, problem: Problem, sinks: Sequence[Sink], stop: Stop)
             folder, problem, evaluator, Journal(trajectory, sinks, Alarms(problem.config.alarms)), progress
         )
         result, recipe = session.execute(stop)
+        folder.write_json("manifest.json", (stored or manifest) | {"outcome": asdict(outcome_of(folder.path, result))})
     except (RunInterrupted, RunFailed, ConfigError) as ended:  # a term's mistake may only show when it measures
         status = "interrupted" if isinstance(ended, RunInterrupted) else "failed"
         folder.write_json("result.json", {"status": status, "reason": str(ended)})

@@ -37,7 +37,8 @@ h1 { font-size: 1.7rem; line-height: 1.25; margin: 1.5rem 0 .75rem; }
 h2 { font-size: 1.2rem; margin: 2.25rem 0 .75rem; padding-top: .5rem; border-top: 1px solid var(--line); }
 .answer { background: var(--good); border-left: 4px solid var(--accent); border-radius: .25rem; padding: .1rem 1.1rem; }
 .wide { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); border-radius: .4rem; }
-table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .9rem;
+  font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap; text-align: left; }
 thead th, thead td { background: var(--panel); font-weight: 600; }
 tbody th { font-weight: 400; position: sticky; left: 0; background: var(--paper); }
