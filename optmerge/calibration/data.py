@@ -168,8 +168,7 @@ class _TaskLoader:
         by_column = self.reader.truth_from == "label"
         if by_column and self.spec.label is None and (who := self._who_reads()):
             raise DataError(
-                f"{self.where}.label: missing; {who} reads labels. Name the column that holds them, or "
-                f"{self._instead()}."
+                f"{self.where}.label: missing; {who}. Name the column that holds them, or {self._instead()}."
             )
         may_label = by_column and self.spec.label is not None and bool(self.keep_labels or self.methods)
         wanted = {*self.reader.columns, self.spec.label} if may_label and self.spec.label else set(self.reader.columns)
@@ -195,10 +194,12 @@ class _TaskLoader:
         return TaskData(self.name, self.spec.expert, self.kind, made, self.reader.classes, sha256, own)
 
     def _who_reads(self) -> str:
-        """What cannot do without labels; empty if nothing."""
+        """That something cannot do without labels; empty if nothing."""
         if self.keep_labels - {"report"}:
-            return "the objective"
-        return self.methods and f"the method {self.methods}"
+            return "the objective reads labels"
+        if " and " in self.methods:
+            return f"the methods {self.methods} read labels"
+        return self.methods and f"the method {self.methods} reads labels"
 
     def _instead(self) -> str:
         if self.keep_labels - {"report"}:
@@ -227,11 +228,11 @@ class _TaskLoader:
                     "that is searched can see it."
                 )
             if self.methods:
-                self.notes.append(f"{self.name}: the labels of fit are read by the method {self.methods}.")
+                self.notes.append(f"{self.name}: the labels of fit are read by {self.methods}.")
             return True
         if who := self._who_reads():
             raise DataError(
-                f"{self.where}: {who} reads labels, and {rows.source} has no column {label!r}; its "
+                f"{self.where}: {who}, and {rows.source} has no column {label!r}; its "
                 f"columns are {', '.join(map(repr, rows.available))}.{did_you_mean(str(label), rows.available)} "
                 f"Set `label` to a column that exists, or {self._instead()}."
             )

@@ -81,7 +81,7 @@ def load(tmp_path: Path, words: PreTrainedTokenizerBase) -> Loader:
     def loader(data: str = "films.jsonl", *, splits: SplitsConfig | None = None, **given: Any) -> Calibration:
         options = {
             name: given.pop(name)
-            for name in ("tokenizer", "kind", "keep_labels", "limit", "relative_to", "embed")
+            for name in ("tokenizer", "kind", "keep_labels", "limit", "relative_to", "embed", "label_readers")
             if name in given
         }
         head = given.pop("head", {"no": 0, "yes": 1})

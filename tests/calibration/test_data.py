@@ -338,3 +338,25 @@ def test_otherwise_no_content_is_in_two_splits(films: Path, load: Loader) -> Non
         for name in SPLITS
     ]
     assert sum(map(len, texts)) == len(texts[0] | texts[1] | texts[2]) == 60
+
+
+def test_methods_of_labels_have_a_split_of_their_own(films: Path, load: Loader) -> None:
+    """What is judged does not see them, and is the same with and without such methods."""
+    without, task = (load(label="label", label_readers=names).tasks["films"] for names in ((), ("led",)))
+    assert without.labelled is None
+    assert task.labelled is not None
+    assert task.labelled.has_labels
+    assert task.labelled.keys == task.splits["fit"].keys
+    assert all(batch.targets is not None for batch in task.labelled.batches(batch_tokens=64))
+    assert not task.splits["fit"].has_labels
+    assert all(batch.targets is None for batch in task.splits["fit"].batches(batch_tokens=64))
+    assert task.sha256 == without.sha256
+
+
+@pytest.mark.parametrize(("label", "said"), [(None, r"\.label: missing"), ("genre_", "has no column 'genre_'")])
+def test_a_method_of_labels_without_them_is_named(films: Path, load: Loader, label: str | None, said: str) -> None:
+    with pytest.raises(DataError, match=said) as raised:
+        load(label=label, label_readers=("led", "sens"))
+    assert "the methods led and sens read labels" in str(raised.value)
+    assert "methods without labels, such as fisher" in str(raised.value)
+    assert "expert-kl" not in str(raised.value)

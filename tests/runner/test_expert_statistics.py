@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from optmerge.runner.likelihoods import generator_for, predicted
 from optmerge.runner.plan import make_plan
 from optmerge.runner.problem import Problem, open_problem
 from optmerge.runner.statistics import ExpertStatistics
+from tests.image_zoo import image_settings, make_image_zoo
 from tests.runner.test_labels_unused import changed
+from tests.tiny import save_family, sentences
 from tests.zoo import make_zoo, zoo_settings
 
 FOLDERS = {"a": "one", "b": "two"}
@@ -179,7 +182,7 @@ def test_labels_are_kept_apart_and_for_who_says_so(settings: Settings) -> None:
         assert task.labelled.has_labels
         assert task.labelled.keys == task.splits["fit"].keys
         assert task.sha256 == without.calibration.tasks[name].sha256
-    assert any("the labels of fit are read by the method led" in note for note in with_labels.calibration.notes)
+    assert any("the labels of fit are read by led" in note for note in with_labels.calibration.notes)
 
 
 def test_only_statistics_of_labels_depend_on_them(settings: Settings, tmp_path: Path) -> None:
@@ -227,3 +230,55 @@ def test_what_is_in_the_cache_is_not_measured_again(settings: Settings, monkeypa
         assert kept is not None
         assert made is not None
         assert torch.equal(kept, made)
+
+
+ALL: tuple[Need, ...] = ("fisher", "saliency", "base-saliency", "output-grams", "logit-distance")
+
+
+def seq2seq(folder: Path) -> dict[str, Any]:
+    save_family("t5", folder, scale=0.3)
+    for number, name in enumerate(FOLDERS.values()):
+        rows = [{"text": text, "back": " ".join(text.split()[::-1])} for text in sentences(60, seed=number)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = zoo_settings(folder)
+    for task in made["tasks"].values():
+        del task["label"]
+        task["template"] = {"prompt": "w1 {text}", "completion": "{back}"}
+    return made
+
+
+def clip(folder: Path) -> dict[str, Any]:
+    return image_settings(make_image_zoo(folder, "clip"), heads="zero-shot")
+
+
+@pytest.mark.parametrize("make", [seq2seq, clip])
+def test_encoders_with_decoders_and_zero_shot_heads(make: Callable[[Path], dict[str, Any]], tmp_path: Path) -> None:
+    """Every statistic of every layer is there, finite, and not nothing; merges of them can be made."""
+    changes = {"directions": ["fisher", "mats", "led", "sens"], "splits": {"fit": 6, "select": 8, "report": 8}}
+    problem = opened({**make(tmp_path), **changes})
+    statistics = ExpertStatistics(
+        problem.config,
+        problem.family,
+        problem.calibration,
+        device=problem.device,
+        dtype=problem.dtype,
+        heads=problem.forward._heads,
+    )
+    statistics.collect(ALL, problem.resident)
+    layers = [name for name in problem.family.parameters if "layer" in name or "block" in name]
+    matrices = [name for name in layers if len(problem.family.parameters[name].shape) == 2]
+    assert len(matrices) >= 6
+    for need, names in (*((need, layers) for need in ALL[:3]), ("output-grams", matrices)):
+        found = [statistics.statistic(need, "a", name) for name in names]
+        present = [value for value in found if value is not None]
+        assert len(present) > 0.8 * len(names), need
+        assert all(bool(torch.isfinite(value).all()) for value in present), need
+        assert sum(bool(value.any()) for value in present) > 0.8 * len(names), need
+    distance = statistics.statistic("logit-distance", "a", "b")
+    assert distance is not None
+    assert distance > 0
+    for direction in problem.directions:
+        if direction.kind == "method":
+            deltas = [problem.deltas._methods.delta(direction, name) for name in matrices]
+            assert all(delta is not None and bool(torch.isfinite(delta).all()) for delta in deltas), direction.name
+            assert any(bool(delta.any()) for delta in deltas if delta is not None), direction.name
