@@ -16,6 +16,7 @@ HOW = "# yaml-language-server: $schema={path}"
 
 def schema(
     to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Write it there, and not to stdout.")] = None,
+    json: Json = False,
 ) -> None:
     """Print the JSON schema of search files, for your editor.
 
