@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from optmerge.config.methods import METHOD_CONFIGS, MethodSettings
 from optmerge.config.schema import SearchConfig
 from optmerge.errors import ConfigError, did_you_mean
+from optmerge.merging.directions import known_directions
 
 
 def applicable(
@@ -40,7 +41,7 @@ def applicable(
     for name, settings in METHOD_CONFIGS.items():
         if names is not None and name not in names:
             continue
-        reason = _obstacle(config, settings, no_labels)
+        reason = obstacle(config, settings, no_labels)
         if reason is None:
             fitting.append(settings())
         else:
@@ -48,8 +49,30 @@ def applicable(
     return fitting, left_out
 
 
-def _obstacle(config: SearchConfig, settings: type[MethodSettings], no_labels: str | None) -> str | None:
-    """Why a method cannot be used, or None."""
+def named_methods(config: SearchConfig) -> dict[str, MethodSettings]:
+    """Whole methods that a search file names itself, at settings of its own: other ones, or a user's method.
+
+    Args:
+        config: With absolute references; its directions and ``baselines.methods`` count.
+
+    Returns:
+        What a search would call it -> its settings.
+
+    Raises:
+        ConfigError: A user's method cannot be used, or an expert is called like a method.
+    """
+    entries = [*config.baselines.methods, *(entry for entry in config.directions if isinstance(entry, MethodSettings))]
+    usual = [METHOD_CONFIGS[entry.name]() for entry in entries if entry.name in METHOD_CONFIGS]
+    known = known_directions((), [*usual, *entries], list(config.experts))  # type: ignore[list-item]
+    return {
+        direction.name: direction.config
+        for direction in known
+        if isinstance(direction.config, MethodSettings) and direction.config not in usual
+    }
+
+
+def obstacle(config: SearchConfig, settings: type[MethodSettings], no_labels: str | None) -> str | None:
+    """Why a method cannot be used, or None; see `applicable` for the arguments."""
     facts, count = settings.facts, len(config.experts)
     least, most = facts.experts
     if count < least or (most is not None and count > most):

@@ -25,7 +25,7 @@ import numpy as np
 from optmerge.atomic import atomic_write
 from optmerge.config.drivers import OptunaConfig
 from optmerge.config.load import dump_config
-from optmerge.config.methods import MethodSettings, TaskArithmeticConfig
+from optmerge.config.methods import CustomMethodConfig, MethodSettings, TaskArithmeticConfig
 from optmerge.config.methods_page import method_row
 from optmerge.config.objectives import TermConfig
 from optmerge.config.schema import BaselinesConfig, SearchConfig
@@ -34,7 +34,7 @@ from optmerge.errors import DataError, RunError, RunFailed, RunInterrupted
 from optmerge.merging.coefficients import Table
 from optmerge.merging.recipe import Recipe
 from optmerge.records import Evaluation, Progress, SplitName
-from optmerge.runner.applicable import applicable
+from optmerge.runner.applicable import applicable, named_methods, obstacle
 from optmerge.runner.baselines import CachedMeasurements, make_baselines
 from optmerge.runner.board import TUNED, BoardRow, Kind, Leaderboard, RowStore, make_board
 from optmerge.runner.evaluator import Evaluator, Measurement
@@ -96,7 +96,7 @@ def measure_leaderboard(
         config: The search whose models, data and objective count.
         root: What relative paths are relative to.
         folder: Where the leaderboard is kept: rows, scores, and what was tuned.
-        methods: Only these; None is all that fit.
+        methods: Only these; None is all that fit, and those that the search file names at settings of its own.
         tune: So many evaluations for each method's own settings and scale; None tunes nothing.
         against: Folders of finished searches of the same models and data.
         progress: Told of long work.
@@ -107,17 +107,26 @@ def measure_leaderboard(
         RunFailed: The base itself cannot be judged.
         RunInterrupted: ``stop`` gave a reason.
     """
-    settings = absolute_references(board_search(config), root)
+    config = absolute_references(config, root)
+    settings = board_search(config)
+    named = {} if methods is not None else named_methods(config)
     known, left_out = applicable(settings, methods)  # a wrong name is told before anything is opened
     found = [_finished(path) for path in against]
     claimed = _claim(folder, settings.model_copy(update={"output": str(folder)}))
     with claimed.locked():
+        no_labels = None
         try:
-            readers = [config.method_name() for config in known if config.facts.labels]
+            readers = list(dict.fromkeys(m.method_name() for m in [*known, *named.values()] if m.facts.labels))
             problem = open_problem(settings, progress=progress, label_readers=readers)
         except DataError as error:  # if it is for want of labels, the other methods do without
             problem = open_problem(settings, progress=progress)
-            known, left_out = applicable(settings, methods, no_labels=str(error).rstrip("."))
+            no_labels = str(error).rstrip(".")
+            known, left_out = applicable(settings, methods, no_labels=no_labels)
+        for name, entry in list(named.items()):
+            reason = obstacle(settings, type(entry), no_labels)
+            if reason is not None:
+                left_out[name] = reason
+                del named[name]
         manifest, stored = make_manifest(problem), claimed.read_json("manifest.json")
         if stored is None:
             claimed.write_json("manifest.json", manifest)
@@ -128,6 +137,7 @@ def measure_leaderboard(
             rows = measuring.baselines(without_average=any(m.method_name() == AVERAGE for m in known))
             rows += measuring.searches(found, manifest)
             rows += measuring.methods(known, tune)
+            rows += [measuring.method(name, entry) for name, entry in named.items()]
         return make_board(
             rows,
             folder=folder,
@@ -207,21 +217,27 @@ class _Measuring:
         """Every method as published, and tuned where that is wanted."""
         rows = []
         for done, config in enumerate(methods):
-            facts, name = config.facts, config.method_name()
-            row = BoardRow(
-                name,
-                "uniform" if name == AVERAGE else "method",
-                settings=_settings(config),
-                scale=facts.scale,
-                needs=method_row(type(config)).needs,
-            )
-            rows.append(self._kept(row, ["published"], partial(self._method, row, config)))
+            row, scores = self.method(config.method_name(), config)
+            rows.append((row, scores))
             if tune is not None:
-                tuned = replace(row, name=f"{name}{TUNED}", kind="tuned", evaluations=tune, settings={}, scale=None)
+                name = f"{config.method_name()}{TUNED}"
+                tuned = BoardRow(name, "tuned", needs=row.needs, evaluations=tune)
                 identity = [tune, self._problem.config.seed, dict(row.settings), row.scale]
                 rows.append(self._kept(tuned, identity, partial(self._tuned, tuned, config, tune)))
             self._progress("methods", done + 1, len(methods))
         return rows
+
+    def method(self, name: str, config: MethodSettings) -> Scored:
+        """One method at its settings and its published scale."""
+        row = BoardRow(
+            name,
+            "uniform" if name == AVERAGE else "method",
+            settings=_settings(config),
+            scale=config.facts.scale,
+            needs=method_row(type(config)).needs,
+        )
+        content = [config.content] if isinstance(config, CustomMethodConfig) else []
+        return self._kept(row, ["published", *content], partial(self._method, row, config))
 
     def searches(
         self, found: Sequence[tuple[Path, RunFolder, Mapping[str, Any]]], manifest: Mapping[str, Any]

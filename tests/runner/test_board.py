@@ -10,7 +10,7 @@ import torch
 
 from optmerge.config.load import build_config
 from optmerge.config.methods import METHOD_CONFIGS, Facts, MethodSettings
-from optmerge.runner.applicable import applicable
+from optmerge.runner.applicable import applicable, named_methods
 from optmerge.runner.board import BoardRow, Leaderboard, RowStore, make_board
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.making import MemoryWatch
@@ -102,6 +102,22 @@ def test_methods_that_do_not_fit_are_told_apart(monkeypatch: pytest.MonkeyPatch)
     three = build_config(made, root=Path())
     assert applicable(three, ["labelled"], no_labels="none")[1] == {"labelled": "it reads labels (none)"}
     assert applicable(three, ["labelled"])[1] == {}
+
+
+def test_methods_that_a_search_names_itself_have_their_names_there() -> None:
+    made = {
+        "base": "base",
+        "experts": {"a": "a", "b": "b"},
+        "tasks": {"a": {"expert": "a", "data": "a.jsonl"}},
+        "objective": "expert-kl",
+        "directions": ["experts", "iso-c", {"name": "ties", "density": 0.5}, {"name": "spectral", "bands": 2}],
+        "baselines": {"methods": ["ties", {"name": "ties", "density": 0.5}, {"name": "dare", "drop": 0.25}]},
+    }
+    found = named_methods(build_config(made, root=Path()))
+    assert {name: config.method_name() for name, config in found.items()} == {
+        "ties[density=0.5]": "ties",
+        "dare[drop=0.25]": "dare",
+    }
 
 
 def test_memory_that_was_given_back_is_seen() -> None:

@@ -139,6 +139,25 @@ def test_a_method_that_fails_is_a_row_and_tried_again(
     assert again["iso-c"].error is again["iso-c (tuned)"].error is None
 
 
+def test_methods_that_the_search_file_names_stand_beside_the_published_ones(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optmerge.runner.applicable.METHOD_CONFIGS", {"dare": METHOD_CONFIGS["dare"]})
+    own = {"name": "custom", "path": "mine.py:Halved"}
+    (tmp_path / "mine.py").write_text(
+        "from optmerge.merging.methods.own import PartsMethod\n\n\n"
+        "class Halved(PartsMethod):\n"
+        "    sees = 'tensor'\n\n"
+        "    def parts(self, vectors, kind):\n"
+        "        return [vector / 2 for vector in vectors]\n"
+    )
+    made = settings(baselines={"grid": [0.5], "methods": [{"name": "dare", "drop": 0.0}, own]})
+    rows = rows_of(measured(made, tmp_path, methods=None))
+    assert rows.keys() == {"base", "expert:a", "expert:b", "average", "uniform:0.5", "dare", "dare[drop=0.0]", "Halved"}
+    assert rows["Halved"].select == pytest.approx(rows["uniform:0.5"].select, rel=1e-4)
+    assert rows["dare[drop=0.0]"].scale == 0.3
+
+
 def test_what_does_not_fit_is_left_out_with_its_reason(settings: Settings, tmp_path: Path) -> None:
     made = settings()
     made["experts"] |= {"c": made["experts"]["a"]}
