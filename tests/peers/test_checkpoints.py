@@ -101,7 +101,7 @@ CASES = {
         )
         for origin in ("base", "zero")
     },
-    "karcher": Case(ours("karcher", iterations=10, tolerance=1e-5), mergekit("karcher"), base=None),
+    "karcher": Case(ours("karcher", **EXACT), mergekit("karcher"), base=None),
     "karcher-converged": Case(ours("karcher"), mergekit("karcher", max_iter=100, tol=1e-6), base=None),
     **{
         f"ties-{density}": Case(

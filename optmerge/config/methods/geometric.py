@@ -60,10 +60,13 @@ class KarcherConfig(MethodSettings):
     name: Literal["karcher"] = "karcher"
     weights: dict[str, Share] | None = Field(None, description=SHARES + "; they are divided by their sum")
     origin: Origin = Field("zero", description=ORIGIN)
-    iterations: int = Field(100, ge=0, le=10_000, description="most steps; they cost next to nothing (mergekit: 10)")
-    tolerance: float = Field(
-        1e-9, ge=0, lt=1, description="a step shorter than this, in radians, ends it (mergekit: 1e-5)"
+    iterations: int | None = Field(
+        None, ge=0, le=10_000, description="most steps, which cost next to nothing; null = 100, by mergekit 10"
     )
+    tolerance: float | None = Field(
+        None, ge=0, lt=1, description="a step shorter than this, in radians, ends it; null = 1e-9, by mergekit 1e-5"
+    )
+    compat: Compat = Field("paper", description=COMPAT)
 
 
 class ModelStockConfig(MethodSettings):

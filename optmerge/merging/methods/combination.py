@@ -15,7 +15,7 @@ import torch
 
 from optmerge.config.methods import Along, Origin
 from optmerge.merging.methods.base import Method, Models, TensorKind, working_dtype
-from optmerge.merging.methods.matrixwise import as_matrices
+from optmerge.merging.methods.jointly import oriented
 from optmerge.merging.methods.vectors import CHUNK, Index, boxes
 
 Rule = Callable[[torch.Tensor], torch.Tensor]
@@ -123,8 +123,8 @@ def lines(tensor: torch.Tensor, kind: TensorKind, scope: Along, *, as_stored: bo
         return tensor if scope == "row" else tensor.transpose(0, -1)
     if kind.structure == "vector":
         return tensor.flatten().unsqueeze(0)
-    matrices = as_matrices(tensor, kind)
-    return matrices if (scope == "row") != kind.input_first else matrices.mT
+    matrices = oriented(tensor, kind)
+    return matrices if scope == "row" else matrices.mT
 
 
 def _task_vectors(points: Sequence[torch.Tensor], origin: torch.Tensor, index: Index) -> list[torch.Tensor]:

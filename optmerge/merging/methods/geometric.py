@@ -47,7 +47,12 @@ def _multislerp(config: MultiSlerpConfig, experts: Sequence[str]) -> Method:
 
 def _karcher(config: KarcherConfig, experts: Sequence[str]) -> Method:
     weights = divided(config.name, weights_of(config.name, config.weights, experts))
-    rule = partial(spherical_mean, weights=weights, steps=config.iterations, tolerance=config.tolerance)
+    steps, tolerance = (10, 1e-5) if config.compat == "mergekit" else (100, 1e-9)
+    if config.iterations is not None:
+        steps = config.iterations
+    if config.tolerance is not None:
+        tolerance = config.tolerance
+    rule = partial(spherical_mean, weights=weights, steps=steps, tolerance=tolerance)
     return Combination(rule, weights=weights, origin=config.origin)
 
 

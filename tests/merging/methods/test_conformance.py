@@ -43,7 +43,7 @@ SETTINGS: list[tuple[str, dict[str, object]]] = [
     ("nuslerp", {"scope": "row", "compat": "mergekit"}),
     ("multislerp", {"origin": "zero"}),
     ("multislerp", {"compat": "mergekit"}),
-    ("karcher", {"origin": "base"}),
+    ("karcher", {"origin": "base", "compat": "mergekit"}),
     ("model_stock", {"scope": "row", "average": "angle"}),
     ("model_stock", {"scope": "row", "compat": "mergekit"}),
     ("passthrough", {"take": {"mlp.*": "base", "norm": "expert-0"}}),
