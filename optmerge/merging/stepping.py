@@ -5,7 +5,7 @@ known only when they are. Each pass runs the model's own forward, so that any ar
 layers that lie behind give what they gave before, the last merged layer is run and its output kept, the layer of the
 pass is run, and the rest is not. L passes thus cost about as much as two forward passes.
 
-    course = follow(model, layers, lambda: forward(batch))      # in which order the layers are run
+    course = follow(model, layers, parameters, lambda: forward(batch))      # in which order the layers are run
     walk = Walk([layers[index] for index in course.order], forward, device=device, ends=course.ends)
     with walk.at(position) as step:                             # 0, 1, 2, ..., and len(layers) for what comes after
         for batch in batches:                                   # the same ones, in the same order
@@ -14,7 +14,7 @@ pass is run, and the rest is not. L passes thus cost about as much as two forwar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -44,12 +44,18 @@ class Course:
     after: frozenset[str]
 
 
-def follow(model: nn.Module, layers: Sequence[nn.Module], forward: Callable[[], object]) -> Course:
+def follow(
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    parameters: Mapping[str, nn.Parameter],
+    forward: Callable[[], object],
+) -> Course:
     """Run a model once and see in which order its layers are called.
 
     Args:
         model: In evaluation mode.
         layers: Its layers, as `optmerge.models.roles.layer_modules` numbers them.
+        parameters: Those that are asked about, by name.
         forward: Runs the model.
 
     Raises:
@@ -76,19 +82,18 @@ def follow(model: nn.Module, layers: Sequence[nn.Module], forward: Callable[[], 
         for hook in hooks:
             hook.remove()
     if not order or len(set(order)) < len(order):
-        trouble = "one of its layers is run more than once" if order else "no layers were found in it"
+        trouble = "one of its layers is run more than once" if order else "none of its layers is run"
         raise ModelError(
             f"{type(model).__name__} cannot be merged layer by layer: {trouble}. Use regmean, whose layers are "
             "independent of each other, in the place of regmean++."
         )
     stacks = [paths[id(layers[number])].rpartition(".")[0] for number in order]
     ends = frozenset(at for at in range(len(order) - 1) if stacks[at] != stacks[at + 1])
-    after = frozenset(
-        f"{paths[id(module)]}.{name}".lstrip(".")
-        for module in watched
-        if id(module) not in index and first.get(id(module), -1) == len(order)
-        for name, _ in module.named_parameters(recurse=False)
-    )
+    uses: dict[int, int] = {}  # parameter outside the layers -> how many layers had been called before it was used
+    for module in watched:
+        for parameter in module.parameters(recurse=False):
+            uses[id(parameter)] = min(first.get(id(module), 0), uses.get(id(parameter), len(order)))
+    after = frozenset(name for name, parameter in parameters.items() if uses.get(id(parameter), 0) == len(order))
     return Course(tuple(order), ends, after)
 
 
@@ -119,6 +124,10 @@ class Walk:
         self._given: list[dict[int, Any]] = []  # of each batch: position -> what that layer gave
         self._batch = 0
         self._lost = torch.zeros((), dtype=torch.bool, device=device)
+
+    def __len__(self) -> int:
+        """How many layers there are."""
+        return len(self._layers)
 
     def rewind(self) -> None:
         """The next batch is the first one again."""

@@ -116,7 +116,13 @@ class LayerwiseMerge:
         """
         first = next(iter(self._runs.values()))
         layers = layer_modules(first.model)
-        course = follow(first.model, layers, lambda: first.forward(next(iter(first.batches()))))
+        with first.enough_memory():
+            course = follow(
+                first.model,
+                layers,
+                self._resident.parameters,
+                lambda: first.forward(next(iter(first.batches()))),
+            )
         walks = {
             expert: Walk(
                 [layer_modules(run.model)[index] for index in course.order],
@@ -149,11 +155,13 @@ class LayerwiseMerge:
 
     def _measure(self, expert: str, walk: Walk, position: int, stage: tuple[str, ...]) -> None:
         """The expert's Gram matrices of the linear layers of a stage."""
-        parameters = {name: self._resident.parameters[name] for name in stage}
+        parameters, run = {name: self._resident.parameters[name] for name in stage}, self._runs[expert]
+        linear = bool(linear_layers(run.model, parameters))
+        if position == len(walk) and not linear:
+            return
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(self._family.read(expert, name))
-        run = self._runs[expert]
 
         def batches() -> Iterable[Inputs]:
             walk.rewind()
@@ -162,6 +170,6 @@ class LayerwiseMerge:
         with run.enough_memory(), walk.at(position) as step:
             for part in collect_grams(run.model, parameters, batches, step):
                 self._grams.update({(expert, name): gram for name, gram in part.items()})
-            if not linear_layers(run.model, parameters):  # what the next layer is given goes through this one
+            if not linear:  # what the next layer is given goes through this one
                 for batch in batches():
                     step(batch)

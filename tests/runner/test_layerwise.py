@@ -224,12 +224,14 @@ def test_a_resident_model_of_another_dtype(zoos: dict[str, Path], dtype: str) ->
     assert 0.01 < float((merged - average).abs().max()) < 2
 
 
-def test_of_the_towers_of_clip_the_one_layer_is_solved(tmp_path: Path) -> None:
-    zoo = make_image_zoo(tmp_path, "clip")
+@pytest.mark.parametrize("whole", [False, True])
+def test_of_the_towers_of_clip_the_layer_and_a_merged_projection_are_solved(tmp_path: Path, whole: bool) -> None:
+    zoo = make_image_zoo(tmp_path, "clip", whole=whole)
     problem = opened(image_settings(zoo, heads="zero-shot", directions=[METHOD]), zoo)
+    assert ("visual_projection.weight" in problem.family.parameters) == whole
     for name, value in values_of(problem).items():
         mean = (problem.family.read("a", name) + problem.family.read("b", name)) / 2
-        dense = ".layers." in name and name.endswith("weight") and value.ndim == 2
+        dense = (".layers." in name or "projection" in name) and name.endswith("weight") and value.ndim == 2
         assert torch.allclose(value, mean, rtol=1e-5, atol=1e-6) != dense, name
 
 
