@@ -1,5 +1,9 @@
 """DOGE, adaptive projective gradient descent (Wei et al. 2025, algorithm 1; "DOGE TA").
 
+    subspace = shared_subspace(task_vectors, divisor=6, tolerance=1e-6)
+    change = shared_change(task_vectors, scales, subspace, project="gradient", steps=400, lr=1e-4)
+    merged = sum(scale * (tau + change) for scale, tau in zip(scales, task_vectors))
+
 Every expert's task vector is scaled to one norm, lambda_i = eta / ||tau_i||_F, and a change D that all of them share is
 added: the merge is sum_i lambda_i (tau_i + D) on the largest entries of each tau_i. D minimises, row by row,
 

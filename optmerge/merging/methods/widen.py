@@ -1,5 +1,8 @@
 """WIDEN (Yu et al. 2024, "Extend Model Merging from Fine-Tuned to Pre-Trained Large Language Models", section 3).
 
+    factors = column_scores(base, [tau_1, tau_2], ratio=1.0, calibration=1.0)       # [K, in]
+    merged = sum(factor * tau for factor, tau in zip(factors, [tau_1, tau_2]))
+
 A weight matrix [out, in] is taken apart into the magnitudes and directions of its columns. How much an expert changes a
 column's magnitude |m_i - m_0| and direction 1 - cos, ranked among its own columns, says how important the column is to
 it; the softmax of the ranks over the experts, or a fixed score where a rank is above the average, is what its task

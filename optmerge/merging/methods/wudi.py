@@ -1,5 +1,8 @@
 """WUDI-Merging (Cheng et al. 2025, equation 13) and its second version, OptMerge (Wei et al. 2025).
 
+    descend(interference([tau_1, tau_2]), steps=300, optimiser=partial(Adam, lr=1e-5))      # as published
+    minimum(interference([tau_1, tau_2]), tolerance=1e-6)
+
 Per linear layer, the merged task vector M minimises
 
     sum_i ||(M - T_i) A_i^T||_F^2
