@@ -142,6 +142,39 @@ def test_the_plan_counts_baselines_and_variables(choosing: Settings, tmp_path: P
     assert plan.baselines == len(make_baselines(problem))
 
 
+WHOLES = ["experts", {"name": "one-of", "methods": ["iso-c", {"name": "ties", "density": [0.2, 0.6]}]}]
+
+
+@pytest.mark.parametrize("driver", [{"name": "cma", "population": 6, "sigma": 0.3}, {"name": "optuna", "startup": 8}])
+def test_a_whole_method_is_chosen_beside_the_experts(
+    choosing: Settings, tmp_path: Path, driver: dict[str, Any]
+) -> None:
+    wanted = choosing(methods=None, directions=WHOLES, driver=driver, limit=8, budget={"evaluations": 15})
+    made = run(wanted, tmp_path)
+    problem = open_problem(RunFolder.open(made.folder).config())
+    assert list(problem.space.names) == ["model/a", "model/b", "model/one-of", "method", "ties.density"]
+    names = {row["name"] for row in made.result["rows"]}
+    assert {"method:iso-c:1", "method:ties[density=0.2]:1"} <= names
+    assert not any("density=0.6" in name for name in names)
+    assert make_plan(build_config(wanted, root=tmp_path), root=tmp_path).baselines == len(make_baselines(problem))
+    seen = {}
+    for record in asked(made):
+        assert record.error is None
+        assert record.vector is not None
+        recipe = problem.recipe(record.vector, {})
+        third = recipe.directions[2]
+        number, density = record.vector[-2:].astype(int).tolist()
+        assert third.name == ["iso-c", f"ties[density={[0.2, 0.6][density]}]"][number]
+        assert (third.kind, recipe.method) == ("method", "task_arithmetic")
+        seen[third.name] = (recipe, record.vector)
+    assert len(seen) > 1
+    for number, (recipe, vector) in enumerate(seen.values()):
+        (tmp_path / str(number)).mkdir()
+        recipe.save(tmp_path / str(number) / "recipe.yaml")
+        merged, judged = api.merge(tmp_path / str(number) / "recipe.yaml"), resident(problem, vector)
+        assert all(torch.equal(merged[name], judged[name]) for name in judged)
+
+
 def test_the_file_that_a_run_keeps_is_the_same_search(choosing: Settings, tmp_path: Path) -> None:
     config = build_config(choosing(), root=tmp_path)
     (tmp_path / "kept.yaml").write_text(dump_config(config))

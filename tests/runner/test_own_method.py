@@ -188,7 +188,7 @@ def test_a_recipe_by_hand_finds_the_file_beside_it(settings: Settings, root: Pat
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert api.merge(folder / "recipe.yaml")
-    del recipe["coefficients"]["Shrunk"]  # type: ignore[attr-defined]
+    del recipe["coefficients"]["Shrunk"]
     recipe["directions"] = [{"expert": "a", "method": {"name": "custom", "path": "../wholes.py:Largest"}}]
     recipe["coefficients"] = {"Largest:a": 0.5}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))

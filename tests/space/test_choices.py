@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from optmerge.space.build import build_space
 from optmerge.space.choices import ChoosingSpace, choosing
 
 EXPERTS = ["a", "b"]
-METHODS = [
+METHODS: list[dict[str, Any]] = [
     {"name": "task_arithmetic"},
     {"name": "ties-split", "density": [0.1, 0.2, 0.5], "scope": ["model", "tensor"]},
     {"name": "tsv-m"},
@@ -41,7 +42,7 @@ def alternatives(*others: MethodConfig) -> Alternatives:
 
 def space(**settings: object) -> ChoosingSpace:
     config = SpaceConfig.model_validate({"granularity": "layer-wise", "start": 0.3, **settings})
-    return choosing(build_space(config, ROLES, EXPERTS), alternatives())  # type: ignore[arg-type]
+    return choosing(build_space(config, ROLES, EXPERTS), alternatives())
 
 
 def test_every_setting_has_directions_of_its_own() -> None:
@@ -173,7 +174,7 @@ def test_names_that_collide_are_refused() -> None:
         expand_alternatives(methods, plain, ["a", "dare"])
 
 
-WHOLES = [{"name": "iso-c"}, {"name": "ties", "density": [0.1, 0.2, 0.5]}]
+WHOLES: list[dict[str, Any]] = [{"name": "iso-c"}, {"name": "ties", "density": [0.1, 0.2, 0.5]}]
 
 
 def among_wholes() -> ChoosingSpace:
@@ -181,7 +182,7 @@ def among_wholes() -> ChoosingSpace:
     plain = expand_directions(["experts", OneOfConfig(methods=WHOLES)], EXPERTS)
     assert [direction.name for direction in plain] == ["a", "b", "one-of"]
     names = [direction.name for direction in plain]
-    built = build_space(SpaceConfig(granularity="layer-wise", start=0.3), ROLES, names)  # type: ignore[arg-type]
+    built = build_space(SpaceConfig(granularity="layer-wise", start=0.3), ROLES, names)
     return choosing(built, expand_alternatives(chosen, plain, EXPERTS))
 
 
