@@ -26,7 +26,7 @@ class WidenConfig(MethodSettings):
     """Every column of every task vector weighted by how much it changes magnitude and direction, by rank.
 
     Yu et al. 2024, "Extend Model Merging from Fine-Tuned to Pre-Trained Large Language Models via Weight
-    Disentanglement", section 3.
+    Disentanglement".
     """
 
     facts = Facts(paper="Yu et al. 2024", cost="one pass over the weights and a sort of the columns", linear=True)
@@ -56,7 +56,7 @@ class WidenConfig(MethodSettings):
 class DogeConfig(MethodSettings):
     """Task vectors of equal norm plus a change that all share, which gradient descent makes them agree by.
 
-    Wei et al. 2025, "Modeling Multi-Task Model Merging as Adaptive Projective Gradient Descent", algorithm 1.
+    Wei et al. 2025, "Modeling Multi-Task Model Merging as Adaptive Projective Gradient Descent".
     """
 
     facts = Facts(paper="Wei et al. 2025", cost="K + 1 SVDs and 400 K passes per matrix")
@@ -103,7 +103,7 @@ class DogeConfig(MethodSettings):
 class WudiConfig(MethodSettings):
     """The matrix that differs least from every task vector on the inputs that the task vector itself points at.
 
-    Cheng et al. 2025, "Whoever Started the Interference Should End It", equation 13: the rows of a linear layer's task
+    Cheng et al. 2025, "Whoever Started the Interference Should End It": the rows of a linear layer's task
     vector are sums of its inputs, so that tau^T tau stands for the inputs' Gram matrix.
     """
 

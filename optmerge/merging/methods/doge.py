@@ -1,4 +1,4 @@
-"""DOGE, adaptive projective gradient descent (Wei et al. 2025, algorithm 1; "DOGE TA").
+"""DOGE, adaptive projective gradient descent (Wei et al. 2025; as in FusionBench's "DOGE TA").
 
     subspace = shared_subspace(task_vectors, divisor=6, tolerance=1e-6)
     change = shared_change(task_vectors, scales, subspace, project="gradient", steps=400, lr=1e-4)

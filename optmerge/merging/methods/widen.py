@@ -1,4 +1,4 @@
-"""WIDEN (Yu et al. 2024, "Extend Model Merging from Fine-Tuned to Pre-Trained Large Language Models", section 3).
+"""WIDEN (Yu et al. 2024, "Extend Model Merging from Fine-Tuned to Pre-Trained Large Language Models").
 
     factors = column_scores(base, [tau_1, tau_2], ratio=1.0, calibration=1.0)       # [K, in]
     merged = sum(factor * tau for factor, tau in zip(factors, [tau_1, tau_2]))

@@ -1,4 +1,4 @@
-"""WUDI-Merging (Cheng et al. 2025, equation 13) and its second version, OptMerge (Wei et al. 2025).
+"""WUDI-Merging (Cheng et al. 2025) and its second version, OptMerge (Wei et al. 2025).
 
     descend(interference([tau_1, tau_2]), steps=300, optimiser=partial(Adam, lr=1e-5))      # as published
     minimum(interference([tau_1, tau_2]), tolerance=1e-6)

@@ -33,7 +33,7 @@ def solve(task_vectors: list[torch.Tensor], *, tolerance: float) -> torch.Tensor
 
 
 def loss(merged: torch.Tensor, task_vectors: list[torch.Tensor]) -> torch.Tensor:
-    """Equation 13."""
+    """What the paper minimises."""
     terms = [((merged - tau) @ tau.mT).square().sum() / tau.square().sum() for tau in task_vectors]
     return torch.stack(terms).sum()
 
