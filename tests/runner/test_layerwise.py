@@ -24,6 +24,7 @@ from optmerge.models.roles import Role
 from optmerge.runner.layerwise import LayerwiseMerge
 from optmerge.runner.problem import Problem, absolute_references, open_problem
 from optmerge.runner.search import search
+from optmerge.runner.statistics_cost import layer_inputs_bytes, needs_of, statistics_bytes, statistics_passes
 from tests.image_zoo import image_settings, make_image_zoo
 from tests.tiny import save_family, sentences
 from tests.zoo import make_zoo, zoo_settings
@@ -302,3 +303,16 @@ def test_layers_that_share_their_weights_are_refused(zoos: dict[str, Path], monk
     monkeypatch.setattr(model, "__init__", shared)
     with pytest.raises(ModelError, match=r"GPT2LMHeadModel cannot be merged layer by layer: one of its layers is run"):
         opened(settings_of(zoos["gpt2"], "gpt2", directions=[METHOD], seed=77), zoos["gpt2"])
+
+
+def test_the_plan_knows_its_passes_and_what_it_keeps(zoos: dict[str, Path]) -> None:
+    problem = opened(settings_of(zoos["gpt2"], "gpt2", directions=[METHOD]), zoos["gpt2"])
+    needs = needs_of(problem.directions, ["a", "b"])
+    assert needs == {"merged-grams"}
+    assert statistics_passes(needs, problem.calibration, experts=2) == 2.0
+    tokens = sum(task.splits["fit"].tokens for task in problem.calibration.tasks.values())
+    widths = {"a": 16, "b": 16}
+    assert layer_inputs_bytes(needs, problem.calibration, widths, 4) == 2 * 4 * 16 * tokens
+    assert layer_inputs_bytes({"grams"}, problem.calibration, widths, 4) == 0
+    one_layer = 16**2 + 16**2 + 16**2 + 64**2  # c_attn, c_proj and c_fc read 16 numbers, the last c_proj 64
+    assert statistics_bytes(needs, problem.family) == 4 * 2 * one_layer
