@@ -109,7 +109,7 @@ def test_without_its_file_the_recipe_says_so(four: Run, tmp_path: Path) -> None:
         api.merge(tmp_path / "recipe.yaml")
 
 
-@pytest.mark.parametrize("method", ["dare", "ties-split", {"name": "tsv-m", "others": "base"}])
+@pytest.mark.parametrize("method", ["dare", "ties-split", {"name": "tsv-m", "others": "base"}, "led"])
 def test_parts_of_a_method_are_searched(settings: Settings, tmp_path: Path, method: str | dict[str, str]) -> None:
     made = run(settings(method=method), tmp_path)
     name = method if isinstance(method, str) else method["name"]

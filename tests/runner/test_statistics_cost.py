@@ -48,6 +48,7 @@ def test_what_directions_need() -> None:
     [
         ((), 0.0),
         (("grams",), 1.0),
+        (("merged-grams",), 2.0),
         (("saliency", "base-saliency"), 6.0),
         (("logit-distance",), 2.0),
     ],
