@@ -138,7 +138,7 @@ class RawVectors(TaskVectors):
             return super().sample(expert, name, stride)
         dtype = working_dtype(base)
         taken, origin = (
-            tensor.view(-1)[: blocks * _RUN * stride].view(blocks, _RUN * stride)[:, :_RUN].to(dtype)
+            tensor.view(-1)[: blocks * _RUN * stride].view(blocks, _RUN * stride)[:, :_RUN].to(dtype, copy=True)
             for tensor in (tuned, base)
         )
         return taken.sub_(origin).reshape(-1)

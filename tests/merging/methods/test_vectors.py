@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from optmerge.merging.methods import TensorKind
 from optmerge.merging.methods.vectors import RawVectors, boxes
-from tests.merging.methods.toy import ToyModels
+from tests.merging.methods.toy import ToyModels, random
 
 SHAPES = st.lists(st.integers(0, 6), max_size=4).map(tuple)
 
@@ -72,3 +72,17 @@ def test_a_sample_holds_entries_of_the_task_vector(size: int, turned: bool) -> N
     assert len(sample) == pytest.approx(2 * size / 61, abs=64)
     assert set(sample.tolist()) <= set((expert.float() - base.float()).flatten().tolist())
     assert torch.equal(sample, vectors.sample("e", "w", 61))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_a_sample_of_a_large_tensor_leaves_the_models_alone(dtype: torch.dtype, stride: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, tuned = (random(generator, 60, 70, dtype=dtype) for _ in range(2))
+    models = ToyModels({"w": base.clone()}, {"a": {"w": tuned.clone()}})
+    sampled = RawVectors(models).sample("a", "w", stride)
+    assert torch.equal(models.expert("a", "w"), tuned)
+    assert torch.equal(models.base("w"), base)
+    every = set(models.task_vector("a", "w").flatten().tolist())
+    assert len(sampled) >= 4200 // stride - 64 * stride
+    assert set(sampled.tolist()) <= every
