@@ -11,7 +11,7 @@ import torch
 
 import optmerge
 from optmerge.records import Trajectory
-from optmerge.tracking.wandb_sink import WandbSink
+from optmerge.tracking.tracker_sink import TrackerSink
 from tests.tracking.wandb_reader import segments
 from tests.zoo import facts, make_zoo, zoo_settings
 
@@ -47,7 +47,7 @@ def test_a_search_feeds_every_view_and_none_changes_it(tmp_path: Path, monkeypat
     def broken(*_: object) -> None:
         raise RuntimeError("no tracker today")
 
-    monkeypatch.setattr(WandbSink, "start", broken)
+    monkeypatch.setattr(TrackerSink, "start", broken)
     without = optmerge.search(tracked, root=tmp_path, overrides=["output=broken"])
     assert facts(without.folder) == facts(run.folder)
 

@@ -187,13 +187,25 @@ class BaselinesConfig(Strict):
 
 
 class TrackingConfig(Strict):
-    """Weights & Biases."""
+    """Weights & Biases, or trackio in its place."""
 
     wandb: Literal["online", "offline", "disabled"] = Field("disabled", description="where W&B logs go")
-    project: str = Field("optmerge", description="W&B project")
+    to: Literal["wandb", "trackio"] = Field(
+        "wandb", description="trackio keeps the search on this machine instead; wandb stays disabled then"
+    )
+    project: str = Field("optmerge", description="project at W&B or trackio")
     entity: str | None = Field(None, description="W&B team or user")
-    group: str | None = Field(None, description="W&B group")
+    group: str | None = Field(None, description="group of runs; null = the driver's shared study, if it has one")
     tags: list[str] = Field(default_factory=list, description="W&B tags beside driver, space and objective")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> TrackingConfig:
+        if self.to == "trackio" and self.wandb != "disabled":
+            raise ValueError(
+                f"to is trackio, which keeps everything on this machine, and wandb is {self.wandb}. Leave wandb out "
+                "for trackio, or leave to out for W&B."
+            )
+        return self
 
 
 _Searched = Annotated[DirectionConfig | OneOfConfig, Field(discriminator="name")]

@@ -31,10 +31,16 @@ def standard_sinks(config: SearchConfig, *, terminal: bool = True, console: Cons
     from optmerge.tracking.sinks import BackgroundSink, SafeSinks
 
     sinks: list[Sink] = [BackgroundSink(OptunaMirror()), ReportSink()]
-    if config.tracking.wandb != "disabled":
-        from optmerge.tracking.wandb_sink import WandbSink
+    if config.tracking.to == "trackio":
+        from optmerge.tracking.tracker_sink import TrackerSink
+        from optmerge.tracking.trackio_tracker import TrackioTracker
 
-        sinks.append(BackgroundSink(WandbSink(config.tracking)))
+        sinks.append(BackgroundSink(TrackerSink(TrackioTracker(config.tracking))))
+    elif config.tracking.wandb != "disabled":
+        from optmerge.tracking.tracker_sink import TrackerSink
+        from optmerge.tracking.wandb_tracker import WandbTracker
+
+        sinks.append(BackgroundSink(TrackerSink(WandbTracker(config.tracking))))
     if terminal:
         from optmerge.tracking.terminal import TerminalSink
 

@@ -1,6 +1,6 @@
 """What stands between the loop and its views, so that no view can hurt a search.
 
-    safe = SafeSinks([TerminalSink(), BackgroundSink(WandbSink(tracking))])
+    safe = SafeSinks([TerminalSink(), BackgroundSink(TrackerSink(tracker))])
 
 `SafeSinks` disables a sink that raises, with one loud warning. `BackgroundSink` moves a sink that may be slow (network,
 locks) to a thread of its own behind a bounded queue that never makes the loop wait.
@@ -23,6 +23,12 @@ log = logging.getLogger(__name__)
 def sink_name(sink: Sink) -> str:
     """What messages call a sink."""
     return str(getattr(sink, "label", type(sink).__name__))
+
+
+def _remedy(sink: Sink) -> str:
+    """What a user does about a sink that has failed, where it says so."""
+    remedy = str(getattr(sink, "remedy", ""))
+    return remedy and f" {remedy}"
 
 
 class SafeSinks:
@@ -72,10 +78,11 @@ def warn_disabled(sink: Sink, problem: BaseException) -> None:
     """The one warning about a failed sink."""
     what = " ".join(str(problem).split()) or type(problem).__name__
     log.warning(
-        "%s FAILED AND IS SWITCHED OFF: %s: %s. The search goes on; its trajectory is complete without it.",
+        "%s FAILED AND IS SWITCHED OFF: %s: %s. The search goes on; its trajectory is complete without it.%s",
         sink_name(sink),
         type(problem).__name__,
         what,
+        _remedy(sink),
     )
     log.debug("the failure of %s in full", sink_name(sink), exc_info=problem)
 
@@ -99,6 +106,7 @@ class BackgroundSink:
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(capacity)
         self._thread: threading.Thread | None = None
         self._failed = threading.Event()
+        self._left = threading.Event()  # said to be not done
         self._warned = False
 
     def start(self, run: Path) -> None:
@@ -131,11 +139,13 @@ class BackgroundSink:
                 break
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
+            self._left.set()
             log.warning(
-                "%s IS NOT DONE after %g seconds and is left behind. The run itself is complete in %s.",
+                "%s IS NOT DONE after %g seconds and is left behind. The run itself is complete in %s.%s",
                 self.label,
                 self.patience,
                 run,
+                _remedy(self.sink),
             )
 
     def _put(self, event: Callable[[], None]) -> None:
@@ -159,5 +169,8 @@ class BackgroundSink:
                 event()
             except BaseException as problem:  # a tracker's SystemExit must not end the thread silently either
                 self._failed.set()
-                warn_disabled(self.sink, problem)
+                if self._left.is_set():  # the user knows already
+                    log.debug("the failure of %s in full", self.label, exc_info=problem)
+                else:
+                    warn_disabled(self.sink, problem)
                 return

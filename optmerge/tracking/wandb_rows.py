@@ -41,6 +41,7 @@ class RowMaker:
         self._best: float | None = None
         self._generation: list[float] = []
         self._generation_number = (0, -1)  # of a stage
+        self._before: Record | None = None
         stages = [VariableNames(names) for names in (variables, *later)]
         self._columns = [_columns(names) for names in stages]
         self._dimensions = [len(names) for names in stages]
@@ -56,7 +57,9 @@ class RowMaker:
             "error": record.error,
             "time/elapsed": record.elapsed,
             **{f"time/{part}": seconds for part, seconds in record.seconds.items()},
+            "time/driver": driver_seconds(record, self._before),
         }
+        self._before = record
         if record.stage:
             row["stage"] = record.stage
         row |= getattr(self, f"_{record.phase}")(record)
@@ -117,6 +120,22 @@ class RowMaker:
             return {}
         columns = self._columns[stage].items()
         return {f"coefficient/{name}/mean": float(vector[rows].mean()) for name, rows in columns}
+
+
+def driver_seconds(record: Record, before: Record | None) -> float | None:
+    """Seconds between two evaluations of a stage's search that neither took: the driver's, and those of recording.
+
+    None where something else lies between them.
+
+    >>> first = Record(0, "search", "cma", "fit", 1.0, elapsed=10.0)
+    >>> driver_seconds(Record(1, "search", "cma", "fit", 1.0, elapsed=13.0, seconds={"evaluate": 2.5}), first)
+    0.5
+    """
+    if before is None or before.stage != record.stage:
+        return None
+    if record.phase not in ("search", "select") or before.phase not in ("search", "select"):
+        return None
+    return max(0.0, record.elapsed - before.elapsed - sum(record.seconds.values()))
 
 
 def _columns(names: VariableNames) -> dict[str, npt.NDArray[np.int64]]:

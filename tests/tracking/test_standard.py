@@ -36,7 +36,8 @@ def test_standard_sinks(mode: str, terminal: bool) -> None:
 def test_views_import_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from optmerge.tracking import compare, optuna_mirror, plots, report, terminal, view, wandb_sink\n"
+        "from optmerge.tracking import compare, optuna_mirror, plots, report, sync, terminal, view\n"
+        "from optmerge.tracking import trackio_tracker, wandb_tracker\n"
         "print([name for name in ('torch', 'wandb', 'optuna', 'matplotlib', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,15 +17,18 @@ import pytest
 
 from optmerge.config.schema import TrackingConfig
 from optmerge.records import Trajectory
+from optmerge.tracking.report import ReportSink
 from optmerge.tracking.sinks import BackgroundSink, SafeSinks
+from optmerge.tracking.tracker_sink import TrackerSink
 from optmerge.tracking.view import RunView
+from optmerge.tracking.wandb_facts import config, group
 from optmerge.tracking.wandb_rows import RowMaker
-from optmerge.tracking.wandb_sink import WandbSink, wandb_config
+from optmerge.tracking.wandb_tracker import WandbTracker
 from tests.tracking.wandb_reader import segments
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_wandb_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-home"))
     for name in ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_DIR", "WANDB_API_KEY"):
@@ -30,7 +36,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _offline() -> SafeSinks:
-    return SafeSinks([BackgroundSink(WandbSink(TrackingConfig(wandb="offline", project="p", tags=["mine"])))])
+    return SafeSinks([BackgroundSink(TrackerSink(WandbTracker(TrackingConfig(wandb="offline", project="p"))))])
 
 
 def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -38,8 +44,10 @@ def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_offline_run_read_back(fake, caplog: pytest.LogCaptureFixture) -> None:
-    run = fake(evaluations=12, settings_update={"experts": {"a.b": "zoo/a"}})
-    sinks = _offline()
+    run = fake(
+        evaluations=12, settings_update={"experts": {"a.b": "zoo/a"}, "tracking": {"tags": ["mine"], "group": "trials"}}
+    )
+    sinks = SafeSinks([ReportSink(), *_offline().active])
     sinks.start(run.folder)
     run.on_record = sinks.record
     run.baselines().search(fail=(4,)).finish()
@@ -59,19 +67,29 @@ def test_offline_run_read_back(fake, caplog: pytest.LogCaptureFixture) -> None:
     assert rows[-1]["report/sentiment/accuracy"] == records[-1].metrics["sentiment"]["accuracy"]
 
     assert ("*", "evaluations") in [(metric.glob_name, metric.step_metric) for metric in segment.metrics]
-    (recipe,) = [artifact for artifact in segment.artifacts if artifact.type == "recipe"]
-    assert recipe.name == f"recipe-{segment.run.run_id}"
-    assert set(recipe.aliases) == {"best", "latest"}
-    assert "recipe.yaml" in [entry.path for entry in recipe.manifest.contents]
+    kept = {artifact.type: artifact for artifact in segment.artifacts if artifact.type in ("recipe", "report")}
+    contents = {kind: {entry.path for entry in artifact.manifest.contents} for kind, artifact in kept.items()}
+    assert contents["recipe"] == {"recipe.yaml", "search.yaml", "manifest.json"}
+    assert {"report.html", "report.md", "coefficients.png", "trajectory.png"} <= contents["report"]
+    for kind, artifact in kept.items():
+        assert artifact.name == f"{kind}-{segment.run.run_id}"
+        assert set(artifact.aliases) == {"best", "latest"}
     assert segment.run.run_id == json.loads((run.folder / "wandb.json").read_text())["id"]
     assert (segment.run.project, segment.run.job_type, segment.run.display_name) == ("p", "search", "first")
-    assert {"adam", "tensor-wise", "expert-kl", "mine"} == set(segment.run.tags)
+    assert segment.run.run_group == "trials"
+    assert {"adam", "tensor-wise", "expert-kl", "base", "mine"} == set(segment.run.tags)
     assert segment.config["driver"] == {"name": "adam", "lr": 0.02, "batch": None}
     assert segment.config["experts"] == {"a_b": "zoo/a"}
     assert segment.summary["baseline/base"] == pytest.approx(0.776)
     assert segment.summary["result/accuracy"] == pytest.approx(0.827)
     assert segment.summary["status"] == "finished"
+    assert segment.summary["seconds/merge"] == pytest.approx(0.1 * len(records))
     assert segment.history[-1]["coefficients/_type"] == "image-file"
+    tables = {key.partition("/")[0] for row in segment.history for key, kind in row.items() if kind == "table-file"}
+    assert tables == {"variables", "results", "best-coefficients", "trajectory"}
+    assert all(row["memory/process"] > 0 for row, _ in search)
+    (alert,) = segment.alerts
+    assert (alert.title, alert.level) == ("first finished", "INFO")
     assert segment.exit_code == 0
 
 
@@ -102,6 +120,23 @@ def test_offline_resume_in_a_copied_folder_logs_everything_again(
     assert "only the newest" in warning
 
 
+class FakeArtifact:
+    """An artifact's name and files."""
+
+    def __init__(self, name: str, **rest: Any) -> None:
+        self.name, self.rest = name, rest
+        self.paths: list[str] = []
+        self.written: dict[str, io.StringIO] = {}
+
+    def add_file(self, path: str) -> None:
+        self.paths.append(Path(path).name)
+
+    @contextmanager
+    def new_file(self, name: str) -> Iterator[io.StringIO]:
+        self.written[name] = io.StringIO()
+        yield self.written[name]
+
+
 class FakeWandb:
     """As much of wandb as the sink calls; raises in the call named ``bad``."""
 
@@ -111,11 +146,14 @@ class FakeWandb:
         self.options: dict[str, Any] = {}
         self.resumed = known is not None
         self.summary: dict[str, Any] = {} if known is None else {"record": known}
-        self.id, self.url = "abc", "https://wandb.invalid/abc"
+        self.id, self.project, self.url = "abc", "p", "https://wandb.invalid/abc"
         self.Settings = SimpleNamespace
         self.Image = str
-        self.Table = lambda columns: SimpleNamespace(add_data=lambda *row: None)
-        self.Artifact = lambda *args, **rest: SimpleNamespace(add_file=lambda path: None)
+        self.Table = SimpleNamespace
+        self.Artifact = FakeArtifact
+        self.artifacts: list[tuple[FakeArtifact, tuple[str, ...]]] = []
+        self.used: list[FakeArtifact] = []
+        self.preempting = False
         self.finished: int | None = None
         self.alerts: list[dict[str, Any]] = []
 
@@ -138,7 +176,15 @@ class FakeWandb:
         self._call("log")
         self.rows.append(row)
 
-    def log_artifact(self, artifact: Any, aliases: list[str]) -> None: ...
+    def log_artifact(self, artifact: FakeArtifact, aliases: list[str]) -> None:
+        self._call("log_artifact")
+        self.artifacts.append((artifact, tuple(aliases)))
+
+    def use_artifact(self, artifact: FakeArtifact) -> None:
+        self.used.append(artifact)
+
+    def mark_preempting(self) -> None:
+        self.preempting = True
 
     def alert(self, **rest: Any) -> None:
         self.alerts.append(rest)
@@ -148,12 +194,12 @@ class FakeWandb:
         self.finished = exit_code
 
 
-def _online(monkeypatch: pytest.MonkeyPatch, wandb: FakeWandb) -> WandbSink:
+def _online(monkeypatch: pytest.MonkeyPatch, wandb: FakeWandb, *, refresh: float = 1e9) -> TrackerSink:
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    return WandbSink(TrackingConfig(wandb="online"))
+    return TrackerSink(WandbTracker(TrackingConfig(wandb="online")), refresh=refresh)
 
 
-@pytest.mark.parametrize("bad", ["init", "log", "finish"])
+@pytest.mark.parametrize("bad", ["init", "log", "log_artifact", "finish"])
 def test_a_failing_tracker_warns_once_and_changes_nothing(
     fake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bad: str
 ) -> None:
@@ -169,6 +215,7 @@ def test_a_failing_tracker_warns_once_and_changes_nothing(
     (warning,) = _warnings(caplog)
     assert "Weights & Biases FAILED" in warning
     assert "the server is gone" in warning
+    assert "`optmerge sync RUN`" in warning
 
 
 def test_online_resume_continues_where_the_server_is(fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +241,7 @@ def test_an_alarm_alerts_once(fake, monkeypatch: pytest.MonkeyPatch) -> None:
     sink.start(run.folder)
     run.on_record = sink.record
     run.baselines().search(6).close()
-    assert wandb.alerts == [{"title": "first: collapse", "text": "task sentiment collapses", "level": "WARN"}]
+    assert wandb.alerts == [{"title": "first: collapse", "text": "task sentiment collapses", "level": "ERROR"}]
 
 
 def test_skipped_events_are_made_up_for(fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +255,74 @@ def test_skipped_events_are_made_up_for(fake, monkeypatch: pytest.MonkeyPatch) -
     run.ended("failed", "no value")
     sink.finish(run.folder, "no value")
     assert [row["record"] for row in wandb.rows if "record" in row] == [record.id for record in run.records]
-    assert wandb.finished == 1
+    assert wandb.finished == 3
+    assert wandb.alerts[-1] == {"title": "first failed", "text": "no value", "level": "ERROR"}
+
+
+def test_a_long_name_does_not_make_an_alert_too_long(fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fake("a" * 100, collapse_at=0)
+    wandb = FakeWandb()
+    sink = _online(monkeypatch, wandb)
+    sink.start(run.folder)
+    run.on_record = sink.record
+    run.baselines().search(1).ended("failed", "no value")
+    sink.finish(run.folder, "no value")
+    assert len(wandb.alerts) == 2
+    assert all(len(alert["title"]) < 64 for alert in wandb.alerts)  # W&B refuses longer ones
+
+
+def test_an_interrupted_run_is_marked_so_and_knows_its_models(fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fake()
+    wandb = FakeWandb()
+    sink = _online(monkeypatch, wandb)
+    sink.start(run.folder)
+    run.on_record = sink.record
+    run.baselines().search(1).ended("interrupted", "Ctrl-C")
+    sink.finish(run.folder, "Ctrl-C")
+    assert wandb.preempting
+    assert wandb.finished == 130
+    assert not wandb.alerts
+    (model,) = wandb.used
+    assert (model.name, model.rest["type"]) == ("model-zoo-base", "model")
+    assert json.loads(model.written["model.json"].getvalue())["sha256"] == "0" * 64
+
+
+def test_baselines_are_in_the_summary_as_soon_as_they_are_done(fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fake()
+    wandb = FakeWandb()
+    sink = _online(monkeypatch, wandb)
+    sink.start(run.folder)
+    run.on_record = sink.record
+    run.baselines()
+    assert "baseline/base" not in wandb.summary
+    run.search(1).close()
+    assert wandb.summary["baseline/base/select"] == 1.0
+    assert wandb.summary["status"] == "interrupted"  # nobody holds the folder of a run made by hand
+
+
+@pytest.mark.parametrize(("refresh", "drawn"), [(0.0, True), (1e9, False)])
+def test_new_bests_are_drawn_while_the_search_goes_on(
+    fake, monkeypatch: pytest.MonkeyPatch, refresh: float, drawn: bool
+) -> None:
+    run = fake()
+    wandb = FakeWandb()
+    sink = _online(monkeypatch, wandb, refresh=refresh)
+    sink.start(run.folder)
+    run.on_record = sink.record
+    run.baselines().search(4).close()
+    pictures = [row for row in wandb.rows if "coefficients" in row]
+    assert bool(pictures) == drawn
+    assert all("record" not in row for row in pictures)
+
+
+def test_what_the_driver_takes_is_told_beside_merging_and_evaluating(fake) -> None:
+    run = fake().baselines().search(3).close()
+    maker = RowMaker(run.variables)
+    rows = [maker.row(record) for record in run.records]
+    search = [row for row in rows if row["phase"] in ("search", "select")]
+    assert "time/driver" not in search[0]  # what lies before it is no driver's
+    assert all(row["time/driver"] == pytest.approx(0.0) for row in search[1:])  # 0.7 s apart, of 0.1 s and 0.6 s
+    assert (search[1]["time/merge"], search[1]["time/evaluate"]) == (0.1, 0.6)
 
 
 def test_online_without_a_key_asks_nothing(
@@ -236,9 +350,25 @@ def test_rows_know_generations_and_the_best(fake) -> None:
 
 def test_config_holds_the_search_file_and_what_the_run_was_made_of(fake) -> None:
     run = fake().close()
-    config = wandb_config(RunView.open(run.folder))
-    assert config["objective"]["terms"][0]["name"] == "expert-kl"
-    assert config["manifest"]["dimension"] == 96
+    found = config(RunView.open(run.folder))
+    assert found["objective"]["terms"][0]["name"] == "expert-kl"
+    assert found["manifest"]["dimension"] == 96
+    assert found["manifest"]["models"]["base"]["sha256"] == "0" * 64
+
+
+def test_a_sweep_gives_the_id(fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fake().close()
+    wandb = FakeWandb()
+    wandb.id = "given-by-the-agent"  # whatever id `init` was asked for
+    _online(monkeypatch, wandb).start(run.folder)
+    assert json.loads((run.folder / "wandb.json").read_text())["id"] == "given-by-the-agent"
+
+
+def test_runs_on_a_shared_study_are_grouped_by_it(fake) -> None:
+    study = {"driver": {"name": "optuna", "storage": "sqlite:///x.db", "study": "together"}}
+    assert group(RunView.open(fake("a", settings_update=study).close().folder)) == "together"
+    study["tracking"] = {"group": "mine"}
+    assert group(RunView.open(fake("b", settings_update=study).close().folder)) == "mine"
 
 
 def test_a_damaged_identity_gives_a_new_one(

@@ -45,6 +45,7 @@ class OfflineRun:
         self.config: dict[str, Any] = {}
         self.metrics: list[Any] = []
         self.artifacts: list[Any] = []
+        self.alerts: list[Any] = []
         self.run: Any = None
         self.exit_code: int | None = None
         for message in messages(path):
@@ -60,6 +61,8 @@ class OfflineRun:
                 self.metrics.append(message.metric)
             elif kind == "artifact":
                 self.artifacts.append(message.artifact)
+            elif kind == "alert":
+                self.alerts.append(message.alert)
             elif kind == "exit":
                 self.exit_code = message.exit.exit_code
 
