@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from optmerge.config.methods import (
-    STATISTICS_METHODS,
     LINEAR_METHODS,
     METHOD_CONFIGS,
+    STATISTICS_METHODS,
     DareConfig,
     LinearConfig,
     MethodConfig,

@@ -9,14 +9,14 @@ coefficient of the direction. It is put together from small stages, each with a 
     C  transform   one expert's task vector by itself         `vectors`, `trim`, `drop`, `spectrum`
     D  frame       a basis that the experts share             `frames`, `common_space`, `decomposed`
     E  weigh       weights, sign election                     `signs`
-    F  reduce      sum, mean, disjoint mean, linear solve     `reduce`, `linear`, `gram_solve`, `combination`, `sphere`, `stock`
+    F  reduce      sum, mean, disjoint mean, linear solve     `reduce`, `linear`, `gram_solve`, `combination`
     G  finish      flat spectrum                              `spectrum`
 
-The schedule is one-shot: a parameter's delta depends on the experts and on what `Method.prepare` gathered. A method that
-needs ``merged-grams`` goes layer by layer: the same `Method.delta`, with `Models` whose statistics are measured anew
-before each layer (`optmerge.merging.models_view.LayerByLayer`). A fold over experts (`fold`) is a function of all task
-vectors of a parameter (`jointly`), whose state is that parameter's merge so far; what it asks of the whole model, a norm,
-`prepare` gathers.
+The schedule is one-shot: a parameter's delta depends on the experts and on what `Method.prepare` gathered. A method
+that needs ``merged-grams`` goes layer by layer: the same `Method.delta`, with `Models` whose statistics are measured
+anew before each layer (`optmerge.merging.models_view.LayerByLayer`). A fold over experts (`fold`) is a function of all
+task vectors of a parameter (`jointly`), whose state is that parameter's merge so far; what it asks of the whole model,
+a norm, `prepare` gathers.
 """
 
 from __future__ import annotations
