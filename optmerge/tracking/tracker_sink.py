@@ -15,7 +15,7 @@ from typing import Any
 
 from optmerge.records import Record, Trajectory
 from optmerge.runner.alarms import COLLAPSE
-from optmerge.tracking.tracker import Tracker
+from optmerge.tracking.tracker import Level, Tracker
 from optmerge.tracking.view import RunView
 from optmerge.tracking.wandb_facts import kept_files, result_tables, summary, variables_table
 from optmerge.tracking.wandb_rows import RowMaker
@@ -97,7 +97,7 @@ class TrackerSink:
         for kind in record.alarms.keys() - self._alarmed:
             self._alarmed.add(kind)
             if new:
-                level = "ERROR" if kind == COLLAPSE else "WARN"
+                level: Level = "ERROR" if kind == COLLAPSE else "WARN"
                 self.tracker.alert(f"{self._folder.resolve().name[:_TITLE]}: {kind}", record.alarms[kind], level)
         if new:
             self.tracker.log(row)
