@@ -10,17 +10,17 @@ A recipe is given as a value, as its file, or as the folder of a run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 from optmerge.errors import ExportError, RecipeError, did_you_mean
 from optmerge.export import EXPORTERS
 from optmerge.export.base import require_new_folder
 from optmerge.export.checkpoint import CheckpointExporter, Written, merged_tensors
-from optmerge.export.front import pick
+from optmerge.export.evidence import Evidence
+from optmerge.export.front import Pick, pick
 from optmerge.merging.merge import completed
 from optmerge.merging.recipe import Recipe, open_recipe
 from optmerge.records import Progress
@@ -123,12 +123,12 @@ def write_checkpoint(
         RunError: The disk refuses, or what was written does not read back; see `merge` for the others.
     """
     require_new_folder(Path(to))  # before models are opened, which may take a while
-    loaded, start, result = _load(recipe, relative_to)
+    loaded, start, evidence = _load(recipe, relative_to)
     if dtype is not None:
         loaded = replace(loaded, dtype=dtype)
     family = open_recipe(loaded, relative_to=start, check_hashes=check_hashes, allow_pickle=allow_pickle)
     exporter = CheckpointExporter(verify=verify)
-    return exporter.write(completed(loaded, family), family, Path(to), result=result, progress=progress)
+    return exporter.write(completed(loaded, family), family, Path(to), evidence=evidence, progress=progress)
 
 
 def export(
@@ -171,22 +171,28 @@ def export(
             + did_you_mean(format, EXPORTERS)
         )
     if weights is None:
-        loaded, start, result = _load(recipe, relative_to)
+        loaded, start, evidence = _load(recipe, relative_to)
     else:
         if isinstance(recipe, Recipe):
             raise ExportError("Weights pick a recipe from a run's front; give the folder of a run.")
         picked = pick(Path(recipe), weights)
-        (loaded, start, _), result = _load(picked.recipe, relative_to), picked.result
+        (loaded, start, _), evidence = _load(picked.recipe, relative_to), _evidence_of(picked, Path(recipe))
     exporter = EXPORTERS[format]()
     family = None
     if exporter.needs_models:
         family = open_recipe(loaded, relative_to=start, check_hashes=check_hashes, allow_pickle=allow_pickle)
         loaded = completed(loaded, family)
-    return exporter.export(loaded, family, Path(to), result=result, progress=progress)
+    return exporter.export(loaded, family, Path(to), evidence=evidence, progress=progress)
 
 
-def _load(recipe: Recipe | Path | str, relative_to: Path | None) -> tuple[Recipe, Path, Mapping[str, Any] | None]:
-    """The recipe, where its relative paths start, and its run's result if it lies in a run."""
+def _evidence_of(picked: Pick, run: Path) -> Evidence:
+    """The run's evidence with the scores of another merge of its front; the answer is about the run's own."""
+    known = Evidence.of_run(run)
+    return replace(known, result=picked.result, answer="") if known else Evidence(picked.result)
+
+
+def _load(recipe: Recipe | Path | str, relative_to: Path | None) -> tuple[Recipe, Path, Evidence | None]:
+    """The recipe, where its relative paths start, and what is known of it if it lies in a run."""
     if isinstance(recipe, Recipe):
         return recipe, relative_to or Path(), None
     path = Path(recipe)
@@ -195,6 +201,4 @@ def _load(recipe: Recipe | Path | str, relative_to: Path | None) -> tuple[Recipe
         if not path.exists():
             raise RecipeError(f"{path.parent} holds no recipe.yaml: the run has no result yet, or this is no run.")
     loaded = Recipe.load(path)
-    result = path.parent / "result.json"
-    scores = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None
-    return loaded, relative_to or path.parent, scores
+    return loaded, relative_to or path.parent, Evidence.of_run(path.parent)

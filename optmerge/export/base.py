@@ -10,11 +10,11 @@ An export is whole or absent, and nothing is overwritten.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from optmerge.errors import ExportError
+from optmerge.export.evidence import Evidence
 from optmerge.merging.recipe import Recipe
 from optmerge.records import Progress
 
@@ -46,7 +46,7 @@ class Exporter(ABC):
         family: Family | None,
         to: Path,
         *,
-        result: Mapping[str, Any] | None = None,
+        evidence: Evidence | None = None,
         progress: Progress | None = None,
     ) -> Path:
         """Write the recipe to ``to``, whole or not at all.
@@ -55,7 +55,7 @@ class Exporter(ABC):
             recipe: What to write.
             family: The opened models; may be None where ``needs_models`` is False.
             to: A file or an absent or empty folder, as the format has it.
-            result: A run's ``result.json``, for formats that show scores.
+            evidence: What is known of the recipe, for formats that show scores.
             progress: Told how far the work is.
 
         Returns:

@@ -1,73 +1,64 @@
-"""The model card of an exported checkpoint: Hub metadata, the recipe in tables, scores when a run has them.
+"""The model card of an exported checkpoint: Hub metadata, scores, the recipe in tables, how to make it again.
 
 Nothing is looked up on the network.
 
-    text = model_card(recipe, family, result=json.loads((run / "result.json").read_text()))
+    text = model_card(recipe, family, evidence=Evidence.of_run(Path("runs/first")))
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
-from optmerge.export.references import hub_id, outside_reference
+from optmerge.export.card_metadata import card_metadata, title
+from optmerge.export.evidence import PROVENANCE, Evidence
+from optmerge.export.licence import inherit
+from optmerge.export.references import outside_reference
 from optmerge.merging.coefficients import Table
 from optmerge.merging.recipe import Group, Recipe
+from optmerge.tracking.markdown import table
 
 if TYPE_CHECKING:
     from optmerge.models.checkpoint import Checkpoint
     from optmerge.models.family import Family
 
 ROWS = 40  # coefficient tables up to this length are shown whole, longer ones per layer
-_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
-_PIPELINES = {
-    "causal-lm": "text-generation",
-    "sequence-classification": "text-classification",
-    "token-classification": "token-classification",
-    "image-classification": "image-classification",
-    "zero-shot-image-classification": "zero-shot-image-classification",
-}
 
 
 def model_card(
-    recipe: Recipe, family: Family, *, result: Mapping[str, Any] | None = None, folders: Sequence[str] = ()
+    recipe: Recipe,
+    family: Family,
+    *,
+    evidence: Evidence | None = None,
+    folders: Sequence[str] = (),
+    not_mergekit: str = "",
 ) -> str:
     """The README.md of a checkpoint, front matter included.
 
     Args:
         recipe: What was merged.
         family: Its models.
-        result: A run's ``result.json``; its rows become the table of scores.
+        evidence: What its run knows; its rows become the table of scores.
         folders: The folders of a checkpoint with several heads, the body's first.
+        not_mergekit: Why no mergekit config lies beside the card; empty where one does.
     """
-    from huggingface_hub import ModelCardData
-
-    names = [hub_id(checkpoint) for checkpoint in (family.base, *family.experts.values())]
-    on_hub = [name for name in dict.fromkeys(names) if name]
-    data = ModelCardData(
-        base_model=on_hub or None,
-        base_model_relation="merge" if on_hub else None,
-        library_name="transformers",
-        license=_license(family.base),
-        pipeline_tag="image-text-to-text" if family.sees else _PIPELINES.get(family.kind),
-        tags=["merge", "optmerge"],
-    )
+    inherited = inherit(family)
+    data = card_metadata(recipe, family, inherited=inherited, evidence=evidence, mergekit=not not_mergekit)
     sections = [
         f"---\n{data.to_yaml()}\n---",
-        "# A merge of " + ", ".join(recipe.experts),
+        f"# {title(recipe)}",
         _introduction(recipe),
+        evidence.answer if evidence else "",
         _usage(recipe, family, folders),
         _models(recipe, family),
+        f"## Licence\n\n{inherited.section()}",
+        _scores(evidence) if evidence and evidence.rows else "",
+        _search(evidence) if evidence else "",
         _coefficients(recipe),
-        _scores(result) if result and result.get("rows") else "",
-        "## Make it again\n\n```bash\noptmerge merge recipe.yaml --to merged\n```\n\n"
-        "`recipe.yaml` in this folder (with the file that it names, if tensors have coefficients for their slices) "
-        "holds every coefficient and the content hash of every model; `optmerge` refuses models whose hash differs.",
+        _again(evidence, not_mergekit),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -100,25 +91,25 @@ def _models(recipe: Recipe, family: Family) -> str:
         checkpoint = family.base if name == "base" else family.experts[name]
         revision = entry.revision or checkpoint.revision or ""
         rows.append([name, f"`{_shown(checkpoint)}`", revision[:12], (entry.sha256 or "")[:12]])
-    return "## Models\n\n" + _table(["name", "model", "revision", "content sha256"], rows)
+    return "## Models\n\n" + table(["name", "model", "revision", "content sha256"], rows, left=range(4))
 
 
 def _coefficients(recipe: Recipe) -> str:
     names = [direction.name for direction in recipe.directions]
-    table = recipe.coefficients
+    values = recipe.coefficients
     if len(recipe.groups) <= ROWS:
-        rows = [[_called(group), *_spans(table[at])] for group, at in zip(recipe.groups, recipe.rows, strict=True)]
-        head = "Mean (lowest … highest) over the slices of a tensor.\n\n" if len(table) > len(recipe.groups) else ""
-        return f"## Coefficients\n\n{head}" + _table(["tensor group", *names], rows)
+        rows = [[_called(group), *_spans(values[at])] for group, at in zip(recipe.groups, recipe.rows, strict=True)]
+        head = "Mean (lowest … highest) over the slices of a tensor.\n\n" if len(values) > len(recipe.groups) else ""
+        return f"## Coefficients\n\n{head}" + table(["tensor group", *names], rows, left=(0,))
     places: dict[str, list[int]] = {}
     for index, group in enumerate(recipe.groups):
         places.setdefault(group.kind if group.layer is None else f"layer {group.layer}", []).append(index)
     rows = []
     for place, members in places.items():
-        part = np.concatenate([table[recipe.rows[index]] for index in members])
+        part = np.concatenate([values[recipe.rows[index]] for index in members])
         rows.append([place, str(len(part)), *_spans(part)])
     head = "Mean (lowest … highest) over the groups of each place; the recipe has every one."
-    return f"## Coefficients\n\n{head}\n\n" + _table(["place", "groups", *names], rows)
+    return f"## Coefficients\n\n{head}\n\n" + table(["place", "groups", *names], rows, left=(0,))
 
 
 def _called(group: Group) -> str:
@@ -133,10 +124,8 @@ def _spans(part: Table) -> list[str]:
     return [f"{mean:.3g} ({low:.3g} … {high:.3g})" for mean, low, high in spans]
 
 
-def _scores(result: Mapping[str, Any]) -> str:
-    shown = [row for row in result["rows"] if row.get("report")]
-    if not shown:
-        return ""
+def _scores(evidence: Evidence) -> str:
+    shown = evidence.rows
     tasks = list(dict.fromkeys(task for row in shown for task in row["report"]))
     metric = shown[-1].get("metric", "accuracy")
     rows = []
@@ -144,7 +133,12 @@ def _scores(result: Mapping[str, Any]) -> str:
         cells = [_score(row["report"].get(task, {}).get(metric)) for task in tasks]
         rows.append([row["name"], _score(row.get("mean")), _ends(row.get("interval")), *cells])
     head = f"Mean {metric} on each task's report split, which steered nothing, with the mean's interval over examples."
-    return f"## Scores\n\n{head}\n\n" + _table(["model", "mean", "95 % interval", *tasks], rows)
+    if evidence.row is not None:
+        head += (
+            f" The row `{evidence.row['name']}` is this merge; the others are baselines, scored by the same evaluator "
+            "on the same examples."
+        )
+    return f"## Scores\n\n{head}\n\n" + table(["model", "mean", "95 % interval", *tasks], rows, left=(0,))
 
 
 def _score(value: object) -> str:
@@ -155,11 +149,49 @@ def _ends(interval: Mapping[str, Any] | None) -> str:
     return "" if interval is None else f"{_score(interval['low'])} to {_score(interval['high'])}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def _search(evidence: Evidence) -> str:
+    """What was searched, by whom, for what, at which cost; as far as the manifest says it."""
+    search, lines = evidence.search, []
+    terms = [term["name"] for term in (search.get("objective") or {}).get("terms", [])]
+    drivers = [stage["driver"] for stage in evidence.manifest.get("stages", [])]
+    drivers = drivers or [name for name in [(search.get("driver") or {}).get("name")] if name]
+    if terms:
+        lines.append(f"- objective: {', '.join(f'`{term}`' for term in terms)}")
+    if drivers:
+        lines.append(f"- driver: {', then '.join(f'`{driver}`' for driver in drivers)}")
+    if "dimension" in evidence.manifest:
+        spaces = (search.get("space") or {}).get("granularity", "")
+        lines.append(f"- search space: {spaces + ', ' if spaces else ''}{evidence.manifest['dimension']} variables")
+    evaluations = (evidence.result.get("best") or {}).get("evaluations")
+    if evaluations is not None:
+        lines.append(f"- evaluations until the best on the select split: {evaluations}")
+    for task, sizes in evidence.manifest.get("splits", {}).items():
+        counted = ", ".join(f"{split} {count}" for split, count in sizes.items())
+        lines.append(f"- examples of {task}: {counted}")
+    if evidence.tracked_at:
+        lines.append(f"- [the run at Weights & Biases]({evidence.tracked_at})")
+    return "## Search\n\n" + "\n".join(lines) if lines else ""
 
-    return "\n".join([line(head), "|" + " --- |" * len(head), *(line(row) for row in rows)])
+
+def _again(evidence: Evidence | None, not_mergekit: str) -> str:
+    lines = ["optmerge merge recipe.yaml --to merged    # this checkpoint"]
+    told = [
+        "`recipe.yaml` in this folder (with the file that it names, if tensors have coefficients for their slices) "
+        "holds every coefficient and the content hash of every model; `optmerge` refuses models whose hash differs."
+    ]
+    if evidence and evidence.search:
+        lines.append(f"optmerge search --reproduce {PROVENANCE} --output again    # the search that found it")
+        told.append(
+            f"`{PROVENANCE}` has the search, its seed, and the versions, hardware and hashes of models and data that "
+            "it ran with; what differs elsewhere is said before it runs. Models and data may lie elsewhere: "
+            "`--set base=FOLDER`, `--set experts.NAME=FOLDER`, `--set tasks.NAME.data=FILE`."
+        )
+    if not_mergekit:
+        told.append(f"There is no config for mergekit here, since mergekit cannot make this merge: {not_mergekit}.")
+    else:
+        told.append("`mergekit_config.yml` makes the same merge with mergekit; its first lines say how.")
+    commands = "\n".join(lines)
+    return f"## Make it again\n\n```bash\n{commands}\n```\n\n" + "\n\n".join(told)
 
 
 def _shown(checkpoint: Checkpoint) -> str:
@@ -167,17 +199,3 @@ def _shown(checkpoint: Checkpoint) -> str:
     reference = outside_reference(checkpoint)
     parts = [reference, reference.adapter] if reference.adapter else [reference]
     return "+".join(Path(part.source).name if part.local else part.source for part in parts)
-
-
-def _license(checkpoint: Checkpoint) -> str | None:
-    """The licence that the base's own card states."""
-    card = checkpoint.folder / "README.md"
-    if not card.is_file():
-        return None
-    front = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))
-    try:
-        data = yaml.safe_load(front[1]) if front else None
-    except yaml.YAMLError:
-        return None
-    found = data.get("license") if isinstance(data, dict) else None
-    return found if isinstance(found, str) else None

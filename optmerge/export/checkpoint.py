@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -23,8 +23,11 @@ from optmerge.errors import RunError
 from optmerge.export.base import Exporter, require_expressible, require_new_folder
 from optmerge.export.card import model_card
 from optmerge.export.companions import CONFIG, config_file, tokenizer_files
+from optmerge.export.evidence import PROVENANCE, Evidence, provenance
 from optmerge.export.folders import BODY, FolderPlan, plan_base, plan_folders
+from optmerge.export.licence import CARD
 from optmerge.export.merged import TensorSink
+from optmerge.export.mergekit import CONFIG_FILE, choose_program, mergekit_config
 from optmerge.export.references import outside_recipe
 from optmerge.export.safetensors_writer import (
     INDEX,
@@ -46,7 +49,6 @@ if TYPE_CHECKING:
     from optmerge.models.family import Family
 
 RECIPE = "recipe.yaml"
-CARD = "README.md"
 _HIDDEN = ".part"  # ends a name under which nobody looks for the file
 _SLACK = 64 * 2**20  # bytes kept free beside the tensors: tokenizer, config, card
 
@@ -81,7 +83,7 @@ class CheckpointExporter(Exporter):
     verify: bool = False
 
     name: ClassVar[str] = "checkpoint"
-    summary: ClassVar[str] = "a transformers checkpoint with config, tokenizer, model card and the recipe"
+    summary: ClassVar[str] = "a transformers checkpoint with config, tokenizer, model card, recipe and manifest"
 
     def can_express(self, recipe: Recipe, family: Family | None) -> str | None:
         """Every recipe whose coefficients are static and whose experts' names can be folder names."""
@@ -89,7 +91,7 @@ class CheckpointExporter(Exporter):
             return "The recipe's coefficients depend on the input, so there is no one checkpoint that holds the merge."
         if recipe.heads == "own":
             for expert in recipe.experts:
-                if expert in (BODY, CARD, RECIPE, ".", "..") or Path(expert).name != expert:
+                if expert in (BODY, CARD, RECIPE, PROVENANCE, CONFIG_FILE, ".", "..") or Path(expert).name != expert:
                     return (
                         f"The expert's name {expert!r} cannot be the name of its folder in a checkpoint that has one "
                         "folder per expert. Rename the expert in the recipe, or export the coefficients."
@@ -102,11 +104,11 @@ class CheckpointExporter(Exporter):
         family: Family | None,
         to: Path,
         *,
-        result: Mapping[str, Any] | None = None,
+        evidence: Evidence | None = None,
         progress: Progress | None = None,
     ) -> Path:
         """Write the folder ``to``; see `Exporter.export`."""
-        return self.write(recipe, family, to, result=result, progress=progress).folder
+        return self.write(recipe, family, to, evidence=evidence, progress=progress).folder
 
     def write(
         self,
@@ -114,7 +116,7 @@ class CheckpointExporter(Exporter):
         family: Family | None,
         to: Path,
         *,
-        result: Mapping[str, Any] | None = None,
+        evidence: Evidence | None = None,
         progress: Progress | None = None,
     ) -> Written:
         """`export`, with what is known about the written files.
@@ -140,8 +142,7 @@ class CheckpointExporter(Exporter):
             for plan in plans:
                 job.write_folder(plan, merge)
                 job.put(plan.folder, tokenizer)
-            card = model_card(recipe, family, result=result, folders=[p.folder for p in plans if p.folder])
-            job.put("", {**outside_recipe(recipe, family).files(RECIPE), CARD: card.encode()})
+            job.put("", _documents(recipe, family, [plan.folder for plan in plans if plan.folder], evidence))
             for plan in plans:
                 config = config_file(plan.config_of, dtype=recipe.dtype, architecture=plan.architecture)
                 job.put(plan.folder, {CONFIG + _HIDDEN: config[CONFIG]})
@@ -151,6 +152,18 @@ class CheckpointExporter(Exporter):
             for plan in plans:  # last: without its config a folder that was left behind does not load
                 job.reveal(Path(plan.folder, CONFIG))
         return Written(to, recipe.dtype, total, job.digests if self.verify else {})
+
+
+def _documents(recipe: Recipe, family: Family, folders: list[str], evidence: Evidence | None) -> dict[str, bytes]:
+    """What tells people and programs about the checkpoint: file name -> content."""
+    files = outside_recipe(recipe, family).files(RECIPE)
+    files[PROVENANCE] = provenance(files[RECIPE], evidence)
+    choice = choose_program(recipe, family)
+    if choice.program is not None:
+        files[CONFIG_FILE] = mergekit_config(recipe, family).encode()
+    reason = "" if choice.program else choice.reason
+    card = model_card(recipe, family, evidence=evidence, folders=folders, not_mergekit=reason)
+    return {**files, CARD: card.encode()}
 
 
 def merged_tensors(recipe: Recipe, family: Family) -> dict[str, torch.Tensor]:

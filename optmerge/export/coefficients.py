@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +20,7 @@ import yaml
 from optmerge.atomic import atomic_write
 from optmerge.errors import RecipeError
 from optmerge.export.base import Exporter, require_expressible, require_new_file
+from optmerge.export.evidence import Evidence
 from optmerge.merging.recipe import ModelEntry, Recipe
 from optmerge.records import Progress
 
@@ -59,7 +59,7 @@ class CoefficientsExporter(Exporter):
         family: Family | None,
         to: Path,
         *,
-        result: Mapping[str, Any] | None = None,
+        evidence: Evidence | None = None,
         progress: Progress | None = None,
     ) -> Path:
         """Write the table; see `Exporter.export`."""

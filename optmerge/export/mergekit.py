@@ -21,6 +21,7 @@ from optmerge.atomic import atomic_write
 from optmerge.export.base import Exporter, require_expressible, require_new_file
 from optmerge.export.coefficients import coefficient_table
 from optmerge.export.companions import read_config
+from optmerge.export.evidence import Evidence
 from optmerge.export.mergekit_layouts import LAYOUTS
 from optmerge.export.references import OutsideReference, outside_reference
 from optmerge.merging.recipe import Recipe
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from optmerge.models.family import Family
 
 MERGEKIT = "0.1.5"
+CONFIG_FILE = "mergekit_config.yml"  # the name by which the Hub knows it
 SUFFIXES = (".yml", ".yaml")
 IN_ORDER = 4  # models that torch.sum, which mergekit uses, adds one after the other; of more it makes partial sums
 INSTEAD = "Export a checkpoint instead (--format checkpoint): it holds the same merge, ready to load."
@@ -68,7 +70,7 @@ class MergekitExporter(Exporter):
         family: Family | None,
         to: Path,
         *,
-        result: Mapping[str, Any] | None = None,
+        evidence: Evidence | None = None,
         progress: Progress | None = None,
     ) -> Path:
         """Write the config; see `Exporter.export`."""
@@ -92,7 +94,7 @@ def choose_program(recipe: Recipe, family: Family) -> Choice:
     return Choice(None, f"mergekit-yaml is out because {by_architecture}; mergekit-pytorch is out because {by_file}")
 
 
-def mergekit_config(recipe: Recipe, family: Family, *, file_name: str = "mergekit_config.yml") -> str:
+def mergekit_config(recipe: Recipe, family: Family, *, file_name: str = CONFIG_FILE) -> str:
     """The config as YAML text, with a comment on how to run it.
 
     The recipe must be expressible (`choose_program`).
@@ -117,7 +119,9 @@ def mergekit_config(recipe: Recipe, family: Family, *, file_name: str = "mergeki
     }
     comment = "".join(f"# {line}\n" for line in _comment(recipe, family, choice, file_name))
     # Leaves stand on one line each; the representer writes floats by repr with a point, so that YAML reads them back.
-    return comment + yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=10_000, allow_unicode=True)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml's, where PyYAML has it, is nine times faster
+    text = yaml.dump(config, Dumper=dumper, sort_keys=False, default_flow_style=None, width=10_000, allow_unicode=True)
+    return f"{comment}{text}"
 
 
 def _filters(values: Mapping[str, float], base: Checkpoint) -> list[dict[str, str | float]]:

@@ -199,40 +199,6 @@ class TestOwnHeads:
         assert "'body' cannot be the name of its folder" in str(reason)
 
 
-def test_the_card_says_what_was_done(family: GetFamily, tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
-
-    models = family("llama")
-    models_card = models.base.folder / "README.md"
-    models_card.write_text("---\nlicense: mit\n---\nBase.\n")
-    result = {
-        "rows": [
-            {"name": "base", "metric": "accuracy", "mean": 0.5, "report": {"sums": {"accuracy": 0.5}}},
-            {
-                "name": "search",
-                "metric": "accuracy",
-                "mean": 0.75,
-                "interval": {"low": 0.7, "high": 0.8125},
-                "report": {"sums": {"accuracy": 0.75}},
-            },
-        ]
-    }
-    try:
-        folder = CheckpointExporter().export(random_recipe(models), models, tmp_path / "merged", result=result)
-    finally:
-        models_card.unlink()
-    card = ModelCard.load(folder / "README.md")
-    assert card.data.license == "mit"
-    assert card.data.library_name == "transformers"
-    assert card.data.tags == ["merge", "optmerge"]
-    assert card.data.pipeline_tag == "text-generation"
-    assert "| search | 0.7500 | 0.7000 to 0.8125 | 0.7500 |" in card.text
-    assert "| base | 0.5000 |  | 0.5000 |" in card.text
-    assert "optmerge merge recipe.yaml --to merged" in card.text
-    assert "| model.norm.weight |" in card.text or "| layer 0 |" in card.text
-    assert str(models.base.folder.parent) not in card.text
-
-
 def test_progress_counts_bytes(family: GetFamily, tmp_path: Path) -> None:
     told: list[tuple[str, int, int | None]] = []
     models = family("bert")
