@@ -7,7 +7,7 @@ from optmerge.cli.output import Output, size
 
 
 def doctor(json: Json = False) -> None:
-    """Show what this machine has, and what it lacks for which feature.
+    """Show what this machine has, and lacks for which feature.
 
     Nothing is asked of the network. For a report of a defect: optmerge doctor --json
     """
