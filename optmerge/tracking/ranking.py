@@ -119,7 +119,7 @@ def rank_runs(folder: Path) -> Ranking:
     """
     if not folder.is_dir():
         raise RunError(f"{folder} is no folder. Name the one that your runs are in: optmerge leaderboard runs")
-    groups: dict[str, tuple[RunView, list[RankedRun]]] = {}
+    groups: dict[str, tuple[RunView, list[RankedRun]]] = {}  # of its first run, and all of its runs
     left_out: dict[str, str] = {}
     for path in run_folders(folder):
         name = path.relative_to(folder).as_posix() if path != folder else path.resolve().name
@@ -128,7 +128,8 @@ def rank_runs(folder: Path) -> Ranking:
             if view.status != "finished":
                 left_out[name] = f"{view.status}{f' ({view.reason})' if view.reason else ''}"
                 continue
-            groups.setdefault(_key(view), (view, []))[1].append(_ranked(view, name))
+            key, ranked = _key(view), _ranked(view, name)
+            groups.setdefault(key, (view, []))[1].append(ranked)
         except OptmergeError as problem:
             left_out[name] = str(problem)
         except (KeyError, TypeError, ValueError, AttributeError, OSError) as problem:  # JSON of another shape
@@ -196,7 +197,7 @@ def _key(view: RunView) -> str:
 
 
 def _models(view: RunView) -> tuple[str, ...]:
-    return tuple(str(model["reference"]) for model in view.manifest["models"].values())
+    return tuple(str(model.get("reference")) for model in view.manifest["models"].values())
 
 
 def _short(models: tuple[str, ...]) -> str:
