@@ -20,7 +20,7 @@ from pathlib import Path
 from optmerge.errors import ModelError, did_you_mean
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.codes")
+_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.codes", "README.md")  # that states the licence
 _UNWANTED = ("onnx/*", "openvino/*", "original/*", "consolidated*")
 _PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
 

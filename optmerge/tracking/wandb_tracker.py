@@ -91,7 +91,9 @@ class WandbTracker:
             settings=wandb.Settings(silent=True, console="off", disable_git=True),
         )
         # A sweep gives runs their ids itself.
-        atomic_write(folder / FILE, json.dumps({"id": self._run.id, "segments": identity["segments"] + 1}) + "\n")
+        known = {"id": self._run.id, "segments": identity["segments"] + 1}
+        page = {"url": self.url} if self.url else {}
+        atomic_write(folder / FILE, json.dumps(known | page) + "\n")
         if self._mode == "offline" and not Path(self._run.dir).absolute().is_relative_to(folder.absolute()):
             raise RunError(f"W&B cannot write into {folder}, and would write to {self._run.dir} instead")
         self._run.define_metric("evaluations")
@@ -101,8 +103,8 @@ class WandbTracker:
         if self._mode == "offline":
             return 0
         log.info("W&B: %s", self._run.url)
-        known = self._run.summary.get("record") if self._run.resumed else None
-        return 0 if known is None else int(known) + 1
+        last = self._run.summary.get("record") if self._run.resumed else None
+        return 0 if last is None else int(last) + 1
 
     @property
     def id(self) -> str:

@@ -116,6 +116,7 @@ def test_hub_snapshot_and_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     reference = ModelReference.parse("org/name", relative_to=tmp_path)
     assert resolve(reference).revision == "0a1b2c"
     assert not any(pattern.endswith(".bin") for pattern in asked[0])
+    assert "README.md" in asked[0]  # cards state the licence that merges inherit
     resolve(reference, allow_pickle=True)  # there are no safetensors: the pickles are fetched
     assert any(pattern.endswith(".bin") for pattern in asked[-1])
 

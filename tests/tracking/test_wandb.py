@@ -232,6 +232,7 @@ def test_online_resume_continues_where_the_server_is(fake, monkeypatch: pytest.M
     assert wandb.options["resume"] == "allow"
     assert wandb.rows[0]["evaluations"] == 3
     assert wandb.finished == 0
+    assert json.loads((run.folder / "wandb.json").read_text())["url"] == wandb.url
 
 
 def test_an_alarm_alerts_once(fake, monkeypatch: pytest.MonkeyPatch) -> None:
