@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from optmerge.config.methods import Need
-from optmerge.errors import RunFailed
+from optmerge.errors import ModelError, RunFailed
 from optmerge.merging.methods.base import working_dtype
 from optmerge.merging.statistics import Inputs, collect_grams, linear_layers
 from optmerge.merging.stepping import Course, Walk, follow
@@ -71,6 +71,22 @@ class ExpertRun:
                 f"{' '.join(str(error).split())[:300]}. Set batch_tokens lower than {self.batch_tokens}, or use a "
                 "device with more memory."
             ) from None
+
+    def finite(self, need: Need, part: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Statistics on the CPU as they are, looked at.
+
+        Raises:
+            ModelError: Not all are finite numbers.
+        """
+        for name, tensor in part.items():
+            if not tensor.isfinite().all():
+                dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+                raise ModelError(
+                    f"The {need} of {name}, of the expert {self.expert}'s data, are not all finite numbers: values "
+                    f"overflow in {dtype}. Set dtype: float32 where it is another, or look for very large weights in "
+                    "the base and in this expert."
+                )
+        return part
 
 
 class LayerwiseMerge:
@@ -169,7 +185,7 @@ class LayerwiseMerge:
 
         with run.enough_memory(), walk.at(position) as step:
             for part in collect_grams(run.model, parameters, batches, step):
-                self._grams.update({(expert, name): gram for name, gram in part.items()})
+                self._grams.update({(expert, name): gram for name, gram in run.finite(MERGED_GRAMS, part).items()})
             if not linear:  # what the next layer is given goes through this one
                 for batch in batches():
                     step(batch)

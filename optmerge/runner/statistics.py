@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,7 @@ class ExpertStatistics:
             progress: Told of experts.
 
         Raises:
+            ModelError: A statistic is not finite.
             RunFailed: There is not enough memory.
             RunError: The disk refuses.
         """
@@ -116,6 +118,7 @@ class ExpertStatistics:
             expert: Whose.
 
         Raises:
+            ModelError: A matrix is not finite.
             RunFailed: There is not enough memory.
         """
         folder = self._folder("grams", expert)
@@ -131,22 +134,28 @@ class ExpertStatistics:
         """One expert's statistics of one kind, some at a time."""
         run = self._run(resident, expert)
         with run.enough_memory():
-            if need == "logit-distance":
-                yield self._distances(resident, expert)
-                return
-            _put(self._family, resident, "base" if need == "base-saliency" else expert)
-            if need == "grams":
-                yield from collect_grams(run.model, resident.parameters, run.batches, run.forward)
-                return
-            gradients = ExpertGradients(
-                expert,
-                self._forward(resident, expert),
-                {task.name: _split(task, need) for task in self._tasks(expert)},
-                device=self._device,
-                batch_tokens=self._config.batch_tokens,
-                seed=self._config.seed,
-            )
-            yield from gradients.of(need, resident.parameters)
+            for part in self._gathered(need, resident, run):
+                yield run.finite(need, part)
+                del part  # before the next one is gathered
+
+    def _gathered(self, need: Need, resident: ResidentModel, run: ExpertRun) -> Iterator[dict[str, torch.Tensor]]:
+        expert = run.expert
+        if need == "logit-distance":
+            yield self._distances(resident, expert)
+            return
+        _put(self._family, resident, "base" if need == "base-saliency" else expert)
+        if need == "grams":
+            yield from collect_grams(run.model, resident.parameters, run.batches, run.forward)
+            return
+        gradients = ExpertGradients(
+            expert,
+            self._forward(resident, expert),
+            {task.name: _split(task, need) for task in self._tasks(expert)},
+            device=self._device,
+            batch_tokens=self._config.batch_tokens,
+            seed=self._config.seed,
+        )
+        yield from gradients.of(need, resident.parameters)
 
     def _distances(self, resident: ResidentModel, expert: str) -> dict[str, torch.Tensor]:
         forward = self._forward(resident, expert)
@@ -197,6 +206,7 @@ class ExpertStatistics:
         tasks = self._tasks(expert)
         facts: list[object] = [
             need,
+            version("optmerge"),
             self._family.experts[expert].sha256(),
             self._family.base.sha256(),
             self._family.heads,
@@ -212,7 +222,7 @@ class ExpertStatistics:
                 [None if (head := self._heads.get(task.name)) is None else tensor_sha256(head) for task in tasks]
             )
         if need in ("fisher", "output-grams"):
-            facts.append(self._config.seed)
+            facts.append([self._config.seed, expert])  # what is drawn depends on both
         if need in LABELLED:
             facts.append([_split(task, need).labels_sha256 for task in tasks])
         if need == "logit-distance":

@@ -16,7 +16,7 @@ from optmerge.calibration.batches import Batch
 from optmerge.config.load import build_config
 from optmerge.config.methods import METHOD_CONFIGS, Facts, Need
 from optmerge.config.methods.base import LABELLED
-from optmerge.errors import DataError
+from optmerge.errors import DataError, ModelError
 from optmerge.runner.likelihoods import generator_for, predicted
 from optmerge.runner.plan import make_plan
 from optmerge.runner.problem import Problem, open_problem
@@ -217,6 +217,37 @@ def test_the_seed_matters_where_something_is_drawn(settings: Settings) -> None:
     first, second = (statistics_of(opened(settings(seed=seed, **split))) for seed in (0, 1))
     for need in ("grams", "logit-distance", "fisher", "output-grams"):
         assert (first.key([need]) == second.key([need])) == (need in ("grams", "logit-distance")), need
+
+
+def test_what_is_drawn_for_an_expert_is_not_given_to_one_of_another_name(settings: Settings) -> None:
+    made = settings(splits={"fit": 6, "select": 8, "report": 8})
+    renamed = made | {"experts": {("law" if name == "a" else name): path for name, path in made["experts"].items()}}
+    renamed["tasks"] = {
+        name: task | {"expert": "law" if task.get("expert", name) == "a" else task.get("expert", name)}
+        for name, task in made["tasks"].items()
+    }
+    usual, other = (statistics_of(opened(one)) for one in (made, renamed))
+    for need in ("grams", "fisher", "output-grams"):
+        assert (usual.key([need]) == other.key([need])) == (need == "grams"), need
+
+
+def test_another_version_may_measure_otherwise(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = statistics_of(opened(settings(splits={"fit": 6, "select": 8, "report": 8})))
+    before = made.key(["grams"])
+    monkeypatch.setattr("optmerge.runner.statistics.version", lambda _: "99.0")
+    assert made.key(["grams"]) != before
+
+
+def test_statistics_that_overflow_are_refused_and_not_kept(settings: Settings, tmp_path: Path) -> None:
+    made = settings(splits={"fit": 6, "select": 8, "report": 8})
+    model = AutoModelForSequenceClassification.from_pretrained(made["experts"]["a"])
+    model.bert.encoder.layer[0].intermediate.dense.weight.data *= 1e25
+    model.save_pretrained(tmp_path / "large")
+    made["experts"]["a"] = str(tmp_path / "large")
+    problem = opened(made)
+    for _ in range(2):  # the second time nothing is in the cache
+        with pytest.raises(ModelError, match=r"The grams of bert.*expert a's data.*overflow in float32.*large weights"):
+            statistics_of(problem, "grams")
 
 
 def test_what_is_in_the_cache_is_not_measured_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
