@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from optmerge.cli.options import Json
+from optmerge.cli.init_from import origin_of, write_translation
+from optmerge.cli.options import AllowPickle, Json
 from optmerge.cli.output import Output
 
 HEAD = """\
@@ -84,7 +85,10 @@ output: runs/first
 
 
 def init(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")] = Path("search.yaml"),
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="The file to write; search.yaml, or recipe.yaml for a recipe."),
+    ] = None,
     base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="Folder, or hub id[@revision].")] = None,
     expert: Annotated[
         list[str] | None, typer.Option("--expert", metavar="NAME=MODEL", help="An expert; repeat for each.")
@@ -93,14 +97,42 @@ def init(
         list[str] | None,
         typer.Option("--task", metavar="NAME=DATA", help="Calibration data of the expert with that name; repeat."),
     ] = None,
+    from_mergekit: Annotated[
+        Path | None, typer.Option("--from-mergekit", metavar="CONFIG", help="mergekit's YAML, as a recipe.")
+    ] = None,
+    from_evolve: Annotated[
+        Path | None,
+        typer.Option("--from-mergekit-evolve", metavar="CONFIG", help="mergekit-evolve's YAML, as a search file."),
+    ] = None,
+    from_adamerging: Annotated[
+        Path | None,
+        typer.Option("--from-adamerging", metavar="PT", help="AdaMerging's weights, as a recipe; with the models."),
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="The same as FILE.")] = None,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
 ) -> None:
-    """Write a commented search file. What is not given stands there as an example to replace."""
+    """Write a commented search file. What is not given stands there as an example to replace.
+
+    With --from-..., what another tool has becomes a recipe or a search file, and what became of every field is told.
+    """
     from optmerge.atomic import atomic_write
     from optmerge.errors import ConfigError
 
+    origin = origin_of(from_mergekit, from_evolve, from_adamerging)
+    if file is not None and to is not None:
+        raise ConfigError(f"FILE is {file} and --to is {to}; give one of them.")
+    file = file or to or Path(origin.to if origin else "search.yaml")
     if file.exists():
         raise ConfigError(f"{file} exists and is not overwritten. Choose another name: optmerge init other.yaml")
+    if origin is not None:
+        if task:
+            raise ConfigError(
+                f"{origin.option} goes without --task. Put data under `tasks` in the file that it writes."
+            )
+        models = _pairs("--expert", expert)
+        write_translation(origin, file, base=base, experts=models, allow_pickle=allow_pickle, output=Output(json))
+        return
     experts = _pairs("--expert", expert) or {"sentiment": "path/to/sentiment-expert", "topic": "path/to/topic-expert"}
     tasks = _pairs("--task", task) or {name: f"data/{name}.jsonl" for name in experts}
     text = render(str(file), base or "path/to/base", experts, tasks)
