@@ -1,6 +1,6 @@
 """A mirror of the fit evaluations as Optuna trials, for optuna-dashboard.
 
-    optuna-dashboard runs/first/optuna.journal
+    optmerge dashboard runs/first          # or: optuna-dashboard runs/first/optuna.journal
 
 The mirror is written, never read back: on a resume it is rebuilt from the trajectory. Losing it loses nothing.
 """
