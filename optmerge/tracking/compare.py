@@ -91,9 +91,12 @@ class Comparison:
         ]
         parts = [table(head, rows, left=(0, 1, 4))]
         if self.settings:
-            lines = [[key, *(_short(value) for value in values)] for key, values in self.settings.items()]
+            lines = [[key, *_marked(values)] for key, values in self.settings.items()]
             names = [run.name for run in self.runs]
-            parts += ["Settings that differ:", table(["", *names], lines, left=range(len(names) + 1))]
+            parts += [
+                "Settings that differ, **marked** where a run has another than the first:",
+                table(["", *names], lines, left=range(len(names) + 1)),
+            ]
         else:
             parts.append("The runs have the same settings.")
         if self.pairs:
@@ -118,7 +121,7 @@ def compare_runs(folders: Sequence[Path], *, seed: int = 0) -> Comparison:
     if not folders:
         raise RunError("There is nothing to compare: name at least one run folder.")
     views = [RunView.open(folder, vectors=False) for folder in folders]
-    names = _names(folders)
+    names = run_names(folders)
     summaries = tuple(_summary(view, name) for view, name in zip(views, names, strict=True))
     pairs = tuple(
         _pair(view, views[0], name=name, against=names[0], seed=seed)
@@ -142,7 +145,7 @@ def _summary(view: RunView, name: str) -> RunSummary:
     )
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def run_names(folders: Sequence[Path]) -> list[str]:
     """Folder names, or as much of the paths as tells them apart."""
     paths = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(len(parts) for parts in paths) + 1):
@@ -226,6 +229,11 @@ def _told(pair: Pair) -> str:
     if pair.difference is None or pair.low is None or pair.high is None:
         return f"not paired: {pair.reason}"
     return f"{signed(pair.difference)} [{signed(pair.low)}, {signed(pair.high)}]"
+
+
+def _marked(values: Sequence[Any]) -> list[str]:
+    """A setting's values, those that are not the first run's in bold."""
+    return [_short(value) if value == values[0] else f"**{_short(value)}**" for value in values]
 
 
 def _short(value: Any) -> str:

@@ -79,3 +79,9 @@ def test_same_folder_names_are_told_apart(fake) -> None:
 def test_nothing_to_compare() -> None:
     with pytest.raises(RunError, match="at least one"):
         compare_runs([])
+
+
+def test_what_is_not_as_in_the_first_run_is_marked(fake) -> None:
+    runs = [fake(name, seed=seed).search(2).close().folder for name, seed in (("a", 0), ("b", 1), ("c", 0))]
+    (line,) = (line for line in compare_runs(runs).markdown().splitlines() if line.startswith("| seed"))
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["seed", "0", "**1**", "0"]
