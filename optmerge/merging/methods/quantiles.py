@@ -53,7 +53,8 @@ def values_at_ranks(
                 for known, digits in counted.items():
                     # The first pass has no bits yet, and all numbers have them.
                     these = keys[keys >> (shift + _DIGIT) == known] if level else keys
-                    digits += np.bincount(these >> shift & (_DIGITS - 1), minlength=_DIGITS)
+                    places = (these >> shift & (_DIGITS - 1)).astype(np.intp)  # counted are signed numbers
+                    digits += np.bincount(places, minlength=_DIGITS)
         found = [
             [_refined(known, rank, counted[known]) for known, rank in wanted]
             for wanted, counted in zip(found, counts, strict=True)
