@@ -121,11 +121,16 @@ def decomposed_parts(deltas: Sequence[torch.Tensor], *, drop: float, tolerance: 
     u, sigma, vh = u[:, :rank], sigma[:rank], vh[:rank]
     blocks = vh.unflatten(-1, (len(deltas), width))  # [r, K, n]
     if drop > 0:
-        units = blocks.transpose(0, 1).contiguous()  # [K, r, n]: of equal magnitudes the first expert's are kept
-        lengths = torch.linalg.vector_norm(units, dim=-1, keepdim=True)
-        units /= torch.where(lengths > 0, lengths, 1.0)  # a row that an expert has not is zero
-        keep_largest(units.view(1, -1), rounded(1 - drop, units.numel()))
-        blocks = blocks * (units != 0).transpose(0, 1)
+        blocks = blocks.mul_(_largest_of_units(blocks, 1 - drop))
     coordinates = [sigma.unsqueeze(-1) * blocks[:, expert] for expert in range(len(deltas))]
     agreeing_shares(coordinates)
     return [u @ part for part in coordinates]
+
+
+def _largest_of_units(blocks: torch.Tensor, density: float) -> torch.Tensor:
+    """bool[r, K, n]: the largest entries of [r, K, n] once its rows have length 1; of equal ones the first expert's."""
+    units = blocks.transpose(0, 1).contiguous()  # [K, r, n]
+    lengths = torch.linalg.vector_norm(units, dim=-1, keepdim=True)
+    units /= torch.where(lengths > 0, lengths, 1.0)  # a row that an expert has not is zero
+    keep_largest(units.view(1, -1), rounded(density, units.numel()))
+    return (units != 0).transpose(0, 1)

@@ -64,11 +64,17 @@ def whitened_factors(deltas: Sequence[torch.Tensor], *, tolerance: float, ranks:
     # Each expert has the same share of the ranks (at least one: with more experts than ranks they overlap).
     most = min(deltas[0].shape[-2:])
     rank = min(most, max(1, int(ranks * most / len(deltas))))
-    kept = [cut_svd(delta, tolerance=tolerance) for delta in deltas]
-    left = polar(torch.cat([svd.u[..., :rank] for svd in kept], dim=-1), tolerance=tolerance)
-    right = polar(torch.cat([svd.vh[..., :rank, :] for svd in kept], dim=-2), tolerance=tolerance)
+    kept = [_leading(delta, rank, tolerance) for delta in deltas]
+    left = polar(torch.cat([svd.u for svd in kept], dim=-1), tolerance=tolerance)
+    right = polar(torch.cat([svd.vh for svd in kept], dim=-2), tolerance=tolerance)
     parts = []
     for index, svd in enumerate(kept):
         mine = slice(index * rank, (index + 1) * rank)
-        parts.append(Svd(left[..., mine], svd.sigma[..., :rank], right[..., mine, :]))
+        parts.append(Svd(left[..., mine], svd.sigma, right[..., mine, :]))
     return parts
+
+
+def _leading(delta: torch.Tensor, rank: int, tolerance: float) -> Svd:
+    """The leading components as tensors of their own: views would keep the whole decomposition of every expert."""
+    u, sigma, vh = cut_svd(delta, tolerance=tolerance)
+    return Svd(u[..., :rank].clone(), sigma[..., :rank].clone(), vh[..., :rank, :].clone())

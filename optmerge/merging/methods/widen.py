@@ -54,9 +54,12 @@ class Widen(Method):
 
     def delta(self, models: Models, name: str) -> torch.Tensor:
         """See `Method.delta`."""
-        parts = self.expert_deltas(models, name)
-        WeightedSum(self.weights)(parts, parts[0])
-        return parts[0]
+        rule = self._rule(models.kind(name))
+        if rule == "matrix" or rule == "score":
+            parts = self.expert_deltas(models, name)
+            WeightedSum(self.weights)(parts, parts[0])
+            return parts[0]
+        return self._task_vectors.delta(models, name).mul_(plain_factor(rule, len(self.weights)))
 
     def expert_deltas(self, models: Models, name: str) -> list[torch.Tensor]:
         """See `Method.expert_deltas`."""

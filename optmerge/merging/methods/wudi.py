@@ -50,7 +50,7 @@ def interference(task_vectors: Sequence[torch.Tensor]) -> Problem:
     """
     stacked = torch.stack(list(task_vectors))
     norms = torch.linalg.vector_norm(stacked, dim=(1, 2), keepdim=True)
-    return Problem(_total(task_vectors), task_vectors, (stacked / _divisor(norms)).flatten(0, 1))
+    return Problem(_total(task_vectors), task_vectors, stacked.div_(_divisor(norms)).flatten(0, 1))
 
 
 def low_rank_interference(
@@ -119,7 +119,7 @@ def minimum(problem: Problem, *, tolerance: float) -> torch.Tensor:
         [out, in], in the dtype of the start.
     """
     start, targets, guides = problem
-    exact = Problem(start.double(), [target.double() for target in targets], guides.double())
+    exact = Problem(start.double(), targets, guides.double())  # each target is cast where it is subtracted
     guides = exact.guides
     tall = len(guides) > guides.shape[1]
     energies, vectors = torch.linalg.eigh(guides.mT @ guides if tall else guides @ guides.mT)
