@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from optmerge.config.methods import METHOD_CONFIGS, MethodConfig
-from optmerge.merging.methods import Method, build_method, vectors
-from tests.merging.methods.toy import KINDS, ToyModels, every_kind
+from optmerge.merging.methods import Method, TensorKind, build_method, vectors
+from tests.merging.methods.toy import KINDS, ToyModels, every_kind, random
 
 SETTINGS: list[tuple[str, dict[str, object]]] = [
     *((name, {}) for name in METHOD_CONFIGS),
@@ -127,6 +127,26 @@ def test_models_are_left_alone_and_the_result_is_bitwise_repeatable(name: str, s
 
 
 @every_setting
+def test_large_tensors_are_left_alone(name: str, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read otherwise from some size on, a sample, is a copy too, where the stored dtype is the working one."""
+    if METHOD_CONFIGS[name].facts.needs or "take" in settings:
+        return
+    monkeypatch.setattr("optmerge.merging.methods.selection._WHOLE", 0)
+    generator = torch.Generator().manual_seed(0)
+    kinds = {"matrix": TensorKind("mlp", False, (60, 70)), "vector": TensorKind("norm", False, (4200,))}
+    whole = [
+        {parameter: random(generator, *kind.shape, dtype=torch.float32) for parameter, kind in kinds.items()}
+        for _ in range(1 + experts_for(name, 2))
+    ]
+    base, *tuned = [{parameter: value.clone() for parameter, value in model.items()} for model in whole]
+    models = ToyModels(base, {f"expert-{number}": model for number, model in enumerate(tuned)}, kinds=kinds)
+    deltas(name, settings, models)
+    for model, untouched in zip((base, *tuned), whole, strict=True):
+        for parameter, value in untouched.items():
+            assert torch.equal(model[parameter], value)
+
+
+@every_setting
 def test_where_every_expert_is_the_base_a_method_says_whether_it_keeps_it(
     name: str, settings: dict[str, object]
 ) -> None:
@@ -174,14 +194,6 @@ def test_chunks_do_not_matter(name: str, settings: dict[str, object], monkeypatc
         # Sums over a tensor (a norm, an angle) are rounded chunk by chunk; everything else is bitwise the same.
         exact = name not in ANGLES | ENERGIES and settings.get("compat") != "mergekit"
         torch.testing.assert_close(delta, expected[parameter], rtol=0 if exact else 1e-6, atol=0 if exact else 1e-7)
-
-
-@every_setting
-def test_experts_that_are_the_base_give_no_delta(name: str, settings: dict[str, object]) -> None:
-    models = changed(every_kind(experts_for(name, 3)), lambda expert, parameter, tau: torch.zeros_like(tau))
-    times = 2 if (name, settings) == ("linear", {"normalize": False}) else 0  # the sum of three is three times the base
-    for parameter, delta in deltas(name, settings, models).items():
-        torch.testing.assert_close(delta, times * models.base(parameter), atol=1e-6, rtol=1e-6, msg=parameter)
 
 
 @every_setting
@@ -266,6 +278,9 @@ def test_the_linear_law(name: str, settings: dict[str, object], weights: dict[st
         weights = None  # weights below 0, or none at all, are not for this method
     built = method(name, settings | ({"weights": weights} if weights else {}), models)
     assert built.linear == (name in LINEAR and settings.get("normalize", True) is True)
+    facts = METHOD_CONFIGS[name].facts
+    assert facts.linear == (name in LINEAR - {"average", "linear"})  # of which the coefficients are the whole method
+    assert built.needs <= set(facts.needs)
     if not built.linear:
         return
     plain = method(name, settings, models)
