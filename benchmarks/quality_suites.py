@@ -7,7 +7,7 @@ suite.search(folder / "adam", objective="entropy", driver={"name": "adam"})     
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ class Suite:
         data: Task -> its file.
         task: Settings that all tasks share.
         fit: Examples a task; likewise ``select`` and ``report``.
-        passes: Examples a task on fit and on select where passes are compared and not seconds; as above if None.
         heads: As in a search file.
         lead: The term that AdaMerging makes small, as in a search file's objective.
     """
@@ -46,14 +45,8 @@ class Suite:
     fit: int
     select: int
     report: int
-    passes: tuple[int, int] | None = None
     heads: str = "auto"
     lead: Mapping[str, Any] = field(default_factory=lambda: {"name": "entropy", "normalise": "log-classes"})
-
-    def sized_for_passes(self) -> Suite:
-        """The suite with as many examples as the comparison of passes has."""
-        fit, select = self.passes or (self.fit, self.select)
-        return replace(self, fit=fit, select=select)
 
     def search(self, output: Path, **changes: Any) -> dict[str, Any]:
         """The content of a search file; keyword arguments are added, or replace what is there."""
@@ -85,7 +78,6 @@ def _demo(small: bool) -> Suite:
         fit=16 if small else 96,
         select=8 if small else 32,
         report=16 if small else 500,
-        passes=None if small else (48, 24),  # hundreds of evaluations a seed
     )
 
 

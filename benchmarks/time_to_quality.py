@@ -164,7 +164,6 @@ def _crossing(judge: Judge, curve: Curve, folder: Path, value: float) -> Curve:
 
 def against_mergekit(suite: Suite, folder: Path, budget: Budget) -> list[Curve]:
     """Every side and seed; all with about as many forward passes as mergekit-evolve takes."""
-    suite = suite.sized_for_passes()
     judge = Judge(suite.search(folder / "unused", objective="expert-kl", space="layer-wise"))
     dimension = judge.problem.space.dimension
     evaluations = mergekit_replay.whole_generations(budget.evaluations, dimension)
