@@ -150,6 +150,30 @@ def test_the_start_matters_only_where_no_input_points() -> None:
     torch.testing.assert_close(far[:, kept], near[:, kept], rtol=1e-6, atol=1e-8)
 
 
+def test_many_steps_go_far_where_curvature_is_next_to_nothing() -> None:
+    """The fewer the steps, and the less of the off-diagonal, the nearer to the task vectors (docs/methods.md)."""
+    generator, size = torch.Generator().manual_seed(5), 16
+    scales = torch.logspace(0, -3, size, dtype=torch.float64)
+
+    def little_data() -> Matrices:
+        """Gram matrices of hardly more samples than dimensions, most of which vary little."""
+        axes = torch.linalg.qr(random(generator, size, size)).Q
+        samples = [(random(generator, size + 2, size) * scales) @ axes.mT for _ in range(COUNT)]
+        return [x.mT @ x / len(x) for x in samples]
+
+    deltas = [random(generator, size, size) for _ in range(COUNT)]
+    grams, outputs = little_data(), little_data()
+
+    def length(iterations: int, *, shrink: float = 1.0) -> float:
+        """Of the delta, as a share of the mean task vector's."""
+        found = solve(deltas, grams, outputs, iterations=iterations, tolerance=1e-5, shrink=shrink)
+        return float(found.norm() / torch.stack(deltas).mean(0).norm())
+
+    assert length(10) < 2
+    assert length(100) > 10
+    assert length(100, shrink=0.9) < 2.5
+
+
 def test_nothing_to_solve_stays_at_the_start_and_finite() -> None:
     deltas, grams, outputs = layer()
     nothing = [torch.zeros_like(gram) for gram in grams]
