@@ -295,14 +295,16 @@ def _names(entries: object) -> list[str]:
 
 def _custom_alternative(entry: Mapping[str, Any], *, whole: bool) -> Alternative:
     """A user's method, whose searched settings are among its keyword arguments."""
-    settings = entry.get("settings", {})
+    given = _validated(CustomMethodConfig, entry)  # lists and all, which are looked at below
+    assert isinstance(given, CustomMethodConfig)
+    settings = given.settings
     lists = {key: values for key, values in settings.items() if isinstance(values, list)}
     varied = tuple(_varied(f"custom.settings.{key}", key, values, None) for key, values in lists.items())
     made = {
         at: _validated(CustomMethodConfig, {**entry, "settings": {**settings, **values}})
         for at, values in _combinations(varied)
     }
-    return Alternative("custom", title(next(iter(made.values()))), varied, made, whole)
+    return Alternative("custom", title(given), varied, made, whole)
 
 
 def _combinations(varied: Sequence[Varied]) -> Iterable[tuple[tuple[int, ...], dict[str, Any]]]:

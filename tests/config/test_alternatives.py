@@ -102,6 +102,14 @@ def test_weights_of_a_whole_method_are_its_own() -> None:
         ({"directions": whole("ties", "iso-c"), "methods": ["dare", "tsv-m"]}, "a search makes one choice"),
         ({"methods": ["ties", "dare"]}, r"ties is not a sum .* \{name: one-of, methods: \[ties, \.\.\.\]\}"),
         (
+            {"methods": ["dare", {"name": "custom", "path": "mine.py:Own", "settings": None}]},
+            "custom.settings: Input should be a valid dictionary",
+        ),
+        (
+            {"directions": whole("ties", {"name": "custom", "path": "mine.py:Own", "settings": [1, 2]})},
+            "custom.settings: Input should be a valid dictionary",
+        ),
+        (
             {"directions": whole("ties", {"name": "iso-c", "weights": {"lw": 1}})},
             "a weight for 'lw'.*Did you mean 'law'",
         ),
