@@ -42,13 +42,14 @@ def overlay_figure(folders: Sequence[Path]) -> Figure:
     axes = figure.add_subplot()
     for index, (view, name) in enumerate(zip(views, run_names(folders), strict=True)):
         turn, place = divmod(index, len(_COLOURS))
-        look = {"color": _COLOURS[place], "linestyle": _STYLES[turn % len(_STYLES)]}
+        colour, style = _COLOURS[place], _STYLES[turn % len(_STYLES)]
         evaluations = [point.evaluations for point in view.select]
         lowest = list(accumulate((point.value for point in view.select), min))
         best = "no value on select yet" if view.best is None else f"best {view.best.value:.4g}"
-        axes.plot(evaluations, lowest, drawstyle="steps-post", linewidth=1.5, label=f"{name}: {best}", **look)
+        (line,) = axes.plot(evaluations, lowest, style, color=colour, linewidth=1.5, label=f"{name}: {best}")
+        line.set_drawstyle("steps-post")
         if view.best is not None:
-            axes.plot([view.best.evaluations], [view.best.value], "*", color=_COLOURS[place], markersize=13, zorder=5)
+            axes.plot([view.best.evaluations], [view.best.value], "*", color=colour, markersize=13, zorder=5)
     axes.set_xlim(left=0)
     axes.set_xlabel("evaluations on the fit split")
     axes.set_ylabel("lowest select objective so far")
