@@ -5,7 +5,8 @@
     merged = sum(scale * (tau + change) for scale, tau in zip(scales, task_vectors))
 
 Every expert's task vector is scaled to one norm, lambda_i = eta / ||tau_i||_F, and a change D that all of them share is
-added: the merge is sum_i lambda_i (tau_i + D) on the largest entries of each tau_i. D minimises, row by row,
+added: the merge is sum_i lambda_i (tau_i + D) on the largest entries of each tau_i, to which those of 0 never belong
+where any are left out (16-bit experts have many). D minimises, row by row,
 
     sum_j <tau_j, tau_j - sum_i lambda_i (tau_i + D)>^2
 

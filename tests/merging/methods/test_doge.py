@@ -120,6 +120,20 @@ def test_the_change_is_shared_and_what_is_trimmed_of_an_expert_has_none_of_it(pr
     torch.testing.assert_close(doge(task_vectors, project=project, steps=50, lr=1e-3, scope="tensor"), expected)
 
 
+def test_what_an_expert_has_not_changed_is_none_of_its_largest() -> None:
+    sparse, dense = drawn(2, 12, 10)
+    sparse[:, 2:] = 0  # a fifth of it is left, and density .3 asks for more
+    factors = scales([sparse, dense])
+    subspace = shared_subspace([sparse, dense], divisor=6, tolerance=1e-6)
+    change = shared_change([sparse, dense], factors, subspace, project="gradient", steps=50, lr=1e-3)
+    edge = dense.abs().flatten().sort(descending=True).values[35]
+    kept = [sparse != 0, dense.abs() >= edge]
+    expected = sum(
+        factor * (tau + change) * mask for factor, tau, mask in zip(factors, (sparse, dense), kept, strict=True)
+    )
+    torch.testing.assert_close(doge([sparse, dense], steps=50, lr=1e-3, scope="tensor"), expected)
+
+
 def test_the_largest_are_chosen_among_the_matrices_of_the_model() -> None:
     """Norms and embeddings have far larger entries here, and are no part of the choice."""
     (small, large), (norm,), (tokens,) = drawn(2, 8, 5), drawn(1, 40, scale=9.0), drawn(1, 20, 6, scale=9.0)
