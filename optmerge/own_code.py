@@ -162,7 +162,7 @@ def run_file(path: Path, wanted: Wanted) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickles look for it there
     try:
         exec(compile(source, str(path), "exec"), module.__dict__)
-    except Exception as problem:  # whatever somebody else's file raises
+    except (Exception, SystemExit) as problem:  # whatever somebody else's file raises, or where it would end
         del sys.modules[name]
         raise ConfigError(
             f"{path}, the file of the {wanted.what}, cannot be run: {reason(problem, str(path))}."
@@ -175,7 +175,7 @@ def file_of(instance: object) -> str:
     return str(sys.modules[type(instance).__module__].__file__)
 
 
-def reason(problem: Exception, file: str) -> str:
+def reason(problem: BaseException, file: str) -> str:
     """An exception in one line, with the last line of the user's file on the way to it."""
     lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if frame.filename == file]
     where = f" ({Path(file).name}, line {lines[-1]})" if lines else ""

@@ -82,6 +82,14 @@ class Searched:
     log: bool = False
     grid: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse what is no range, or has no logarithms."""
+        numbers = (self.low, self.high, *self.grid)
+        if not all(isinstance(number, int | float) for number in numbers) or not self.low < self.high:
+            raise ValueError(f"{self} is no range of numbers; expected low < high, and a grid of numbers")
+        if self.log and self.low <= 0:
+            raise ValueError(f"{self} is searched by its logarithm, so low must be above 0; raise it, or set log=False")
+
 
 def searched(low: float, high: float, *, log: bool = False, grid: tuple[float, ...] = ()) -> dict[str, Any]:
     """The ``json_schema_extra`` of a field that can be tuned, see `Searched`."""

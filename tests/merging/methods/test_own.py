@@ -219,6 +219,18 @@ BODY = "    def parts(self, vectors, kind):\n        return vectors\n"
         (PART.replace("Part(", "Prt(") + BODY, {}, ["it has Prt", "Did you mean 'Prt'"]),
         ("class Part: pass\n", {}, ["is no method: expected a subclass of PartsMethod or WholeMethod"]),
         ("import no_such_module\n", {}, ["the file of the custom method, cannot be run: ModuleNotFoundError"]),
+        (
+            "import sys\nsys.exit(0)\n",
+            {},
+            ["the file of the custom method, cannot be run: SystemExit: 0 (mine.py, line"],
+        ),
+        (
+            PART + "    tuned = {'a': Searched(0, 1, log=True)}\n" + BODY,
+            {},
+            ["cannot be run: ValueError: Searched(low=0, high=1, log=True", "low must be above 0", "(mine.py, line"],
+        ),
+        (PART + "    tuned = {'a': Searched(1, 0)}\n" + BODY, {}, ["no range of numbers; expected low < high"]),
+        (PART + "    tuned = {'a': Searched('0', '1')}\n" + BODY, {}, ["no range of numbers; expected low < high"]),
         (PART + "    pass\n", {}, ["is a PartsMethod without parts"]),
         (
             PART + "    sees = 'matrx'\n" + BODY,
