@@ -6,10 +6,12 @@ coefficient of the direction. It is put together from small stages, each with a 
     A  align       experts onto the base: none of today's methods needs it; it would stand between `Models` and C,
                    as one more `TaskVectors`
     B  statistics  Gram matrices, gradients and the like, which `Models` hands out and `Method.needs` names
-    C  transform   one expert's task vector by itself         `vectors`, `trim`, `drop`, `spectrum`
+    C  transform   one expert's task vector by itself         `vectors`, `trim`, `drop`, `crumbs`, `rank_drop`, and
+                                                              `truncate_spectrum` of `spectrum`
     D  frame       a basis that the experts share             `frames`, `common_space`, `decomposed`
-    E  weigh       weights, sign election                     `signs`
-    F  reduce      sum, mean, disjoint mean, linear solve     `reduce`, `linear`, `gram_solve`, `combination`
+    E  weigh       weights, sign election, scores, masks      `signs`, `energy`, `pcb`, `sce`, `elected`, `widen`
+    F  reduce      sum, mean, disjoint mean, linear solve     `reduce`, `linear`, `gram_solve`, `combination`, and by
+                   steps                                      `conjugate_gradient`, `doge`, `wudi`
     G  finish      flat spectrum                              `spectrum`
 
 The schedule is one-shot: a parameter's delta depends on the experts and on what `Method.prepare` gathered. A method
