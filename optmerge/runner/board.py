@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from optmerge.errors import RunError
 from optmerge.runner.bootstrap import bootstrap, paired_bootstrap
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.result import Scores
@@ -138,6 +139,11 @@ class RowStore:
         Raises:
             RunError: The disk refuses.
         """
+        row_file = self._folder.path / "rows" / f"{_file(name)}.json"
+        try:
+            row_file.unlink(missing_ok=True)  # an older row must not be read with these scores
+        except OSError as problem:
+            raise RunError(f"{row_file} cannot be replaced: {problem.strerror}.") from None
         self._folder.save_examples(_file(name), scores)
         self._folder.write_json(f"rows/{_file(name)}.json", {"identity": _digest(identity), "row": asdict(row)})
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -331,6 +332,11 @@ class _Measuring:
         if isinstance(report, Evaluation):
             return replace(row, error=report.error), {}
         means = {task: dict(values) for task, values in report.means.items()}
+        bad = [
+            f"{task}/{metric}" for task, of in means.items() for metric, mean in of.items() if not math.isfinite(mean)
+        ]
+        if bad:
+            return replace(row, error=f"not a finite number on report: {', '.join(bad)}"), {}
         return replace(row, select=float(select.value), report=means), report.per_example
 
     def _judged(self, problem: Problem, scale: float) -> Evaluation:
@@ -383,7 +389,8 @@ def _check_same(path: Path, folder: RunFolder, manifest: Mapping[str, Any]) -> N
     """Refuse a search whose recipe cannot stand beside the others.
 
     Raises:
-        RunError: Its models differ, or its report examples, so that some of these may have been its fit examples.
+        RunError: Its models differ, or its report or select examples, so that some of these may have been its fit
+            examples.
     """
     theirs = folder.read_json("manifest.json") or {}
     apart = [
@@ -396,6 +403,11 @@ def _check_same(path: Path, folder: RunFolder, manifest: Mapping[str, Any]) -> N
         f"the report examples of the task {task}"
         for task, digest in manifest["report_examples"].items()
         if theirs.get("report_examples", {}).get(task) != digest
+    ]
+    apart += [
+        f"the number of select examples of the task {task}, some of which may have been its fit examples"
+        for task, sizes in manifest["splits"].items()
+        if theirs.get("splits", {}).get(task, {}).get("select") != sizes["select"]
     ]
     if theirs.get("heads") != manifest["heads"]:
         apart.append(f"heads ({theirs.get('heads')} there, {manifest['heads']} here)")

@@ -75,6 +75,18 @@ def test_rows_are_kept_by_what_they_depend_on(tmp_path: Path) -> None:
     assert store.get("other", ["published", 0.3]) is None
 
 
+def test_scores_of_another_row_are_never_read_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the two files of a row that takes the place of an older one."""
+    store = RowStore(RunFolder(tmp_path))
+    store.put("ties", ["old"], *row("ties", 0.5, scores(0.75)))
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_json", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.put("ties", ["new"], *row("ties", 0.4, scores(0.25)))
+    assert store.get("ties", ["old"]) is None
+    assert store.get("ties", ["new"]) is None
+
+
 class LabelledConfig(MethodSettings):
     """Reads labels."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from optmerge.errors import ConfigError, RunError, RunInterrupted
 from optmerge.merging.methods.matrixwise import Spectral
 from optmerge.models.cache import cache_dir
 from optmerge.runner.board import BoardRow, Leaderboard
+from optmerge.runner.evaluator import Evaluator, Measurement
 from optmerge.runner.leaderboard import board_search, measure_leaderboard
 from optmerge.tracking.view import RunView
 
@@ -139,6 +142,23 @@ def test_a_method_that_fails_is_a_row_and_tried_again(
     assert again["iso-c"].error is again["iso-c (tuned)"].error is None
 
 
+def test_a_report_that_is_not_a_number_is_a_row_that_failed(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = Evaluator.measure
+
+    def broken(self: Evaluator, table: np.ndarray, split: str, **options: Any) -> Measurement:
+        found = measure(self, table, split, **options)  # type: ignore[arg-type]
+        if split != "report" or self.problem.directions[0].name != "iso-c":
+            return found
+        return replace(found, means={task: dict.fromkeys(of, math.nan) for task, of in found.means.items()})
+
+    monkeypatch.setattr(Evaluator, "measure", broken)
+    rows = rows_of(measured(settings(), tmp_path))
+    assert "not a finite number on report: a/accuracy" in (rows["iso-c"].error or "")
+    assert rows["average"].error is None
+
+
 def test_methods_that_the_search_file_names_stand_beside_the_published_ones(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +213,9 @@ def test_folders_that_hold_something_else_are_refused(searched: RunView, setting
     other = settings(splits={"fit": 24, "select": 16, "report": 20})
     with pytest.raises(RunError, match="what differs: the report examples of the task a"):
         measured(other, tmp_path, folder=tmp_path / "other", against=[searched.folder])
+    fewer = settings(splits={"fit": 32, "select": 8, "report": 30})
+    with pytest.raises(RunError, match="what differs: the number of select examples of the task a"):
+        measured(fewer, tmp_path, folder=tmp_path / "fewer", against=[searched.folder])
     with pytest.raises(RunError, match="is not a run"):
         measured(settings(), tmp_path, against=[tmp_path / "board"])
 
