@@ -78,6 +78,8 @@ class RowMaker:
             "objective/best": self._best,
             "generation/number": record.generation,
             "driver/gradient_norm": record.gradient_norm,
+            **{f"driver/{name}": value for name, value in record.info.items()},
+            **{f"part/{name}": value for name, value in record.parts.items()},
             **{f"task/{task}": value for task, value in record.per_task.items()},
             **self._means(record),
         }

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from optmerge.config.schema import TrackingConfig
-from optmerge.records import Trajectory
+from optmerge.records import Record, Trajectory
 from optmerge.tracking.report import ReportSink
 from optmerge.tracking.sinks import BackgroundSink, SafeSinks
 from optmerge.tracking.tracker_sink import TrackerSink
@@ -347,6 +347,12 @@ def test_rows_know_generations_and_the_best(fake) -> None:
     assert selects[0]["generation/mean"] == pytest.approx(sum(values) / 4)
     assert selects[1]["objective/best"] == min(row["select/value"] for row in selects)
     assert "generation/mean" not in rows[-2]
+
+
+def test_rows_have_what_the_driver_says_of_itself_and_what_is_added_to_all_tasks() -> None:
+    said = {"info": {"sigma": 0.1, "axis_ratio": 3.0}, "parts": {"anchor": 0.2}}
+    row = RowMaker(()).row(Record(0, "search", "cma", "fit", 1.0, **said))
+    assert (row["driver/sigma"], row["driver/axis_ratio"], row["part/anchor"]) == (0.1, 3.0, 0.2)
 
 
 def test_config_holds_the_search_file_and_what_the_run_was_made_of(fake) -> None:
