@@ -12,7 +12,7 @@ content hash and mapped.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,13 +94,18 @@ class Deltas:
             ),
         )
 
-    def segments(self, parameter: str) -> list[Segment]:
-        """The parameter's segments; with a cache, `prepare` must have been called if there are whole methods."""
+    def segments(self, parameter: str, unused: Collection[str] = ()) -> list[Segment]:
+        """The parameter's segments; with a cache, `prepare` must have been called if there are whole methods.
+
+        Args:
+            parameter: Which one.
+            unused: Names of directions whose coefficients are 0 there: deltas of methods among them are not made.
+        """
         family = self.family
         experts = [direction for direction in self.directions if direction.kind == "expert"]
         views = all(family.is_view(who, parameter) for who in ["base", *(e.name for e in experts)])
         whole = {
-            direction.name: self._methods.delta(direction, parameter)
+            direction.name: None if direction.name in unused else self._methods.delta(direction, parameter)
             for direction in self.directions
             if direction.kind != "expert"
         }

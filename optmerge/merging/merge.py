@@ -141,13 +141,16 @@ class Merge:
         self._table = table[:, used]
         directions = [recipe.directions[column] for column in used]
         require_usable(directions, list(family.experts))
+        self._directions = directions
         self._deltas = Deltas(family, directions, cache=None)
         wide = any(parameter.dtype == torch.float64 for parameter in family.parameters.values())
         self._workspace = Workspace(torch.device("cpu"), torch.float64 if wide else torch.float32)
 
     def segments(self, parameter: str) -> list[Segment]:
         """The boxes that make up a parameter, each with what is added to it."""
-        segments = self._deltas.segments(parameter)
+        used: list[bool] = self._part(parameter).any(axis=0).tolist()
+        unused = [direction.name for direction, some in zip(self._directions, used, strict=True) if not some]
+        segments = self._deltas.segments(parameter, unused)
         row = self._row(parameter)
         return segments if row is None else [_made_whole(segment, row) for segment in segments]
 

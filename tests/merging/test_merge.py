@@ -8,9 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optmerge.config.methods import TiesConfig
 from optmerge.errors import RecipeError
 from optmerge.merging.coefficients import Static
 from optmerge.merging.merge import Merge, completed, cut, rows_of_parameters
+from optmerge.merging.method_deltas import MethodDeltas
 from optmerge.merging.recipe import Direction, Group, ModelEntry, Recipe
 from optmerge.merging.sources import LowRank, Segment, Source
 from optmerge.merging.writing import Workspace, write_merge
@@ -72,6 +74,32 @@ def test_a_direction_that_is_nowhere_used_is_not_asked_for(family: Family) -> No
     out = torch.empty(segment.base.shape, dtype=torch.bfloat16)
     nothing.write(out, "model.norm.weight", segment)
     assert torch.equal(out, family.read("base", "model.norm.weight"))
+
+
+def test_a_method_is_asked_for_where_it_has_a_coefficient(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe may have a direction for every layer's settings; each is made for that layer's parameters alone."""
+    asked: list[tuple[str, str]] = []
+    made = MethodDeltas.delta
+
+    def delta(self: MethodDeltas, direction: Direction, parameter: str) -> torch.Tensor | None:
+        asked.append((direction.name, parameter))
+        return made(self, direction, parameter)
+
+    monkeypatch.setattr(MethodDeltas, "delta", delta)
+    directions = tuple(Direction(f"ties-{n}", "method", TiesConfig(density=n / 4, scope="tensor")) for n in (1, 2))
+    names = ("model.norm.weight", "model.embed_tokens.weight")
+    groups = (Group("norm", family.disk_names(names[0])), STAR)
+    both = Merge(recipe(groups, [[0.5, 0], [0, 1]], directions=directions), family)
+    alone = Merge(recipe((STAR,), [[0.5]], directions=directions[:1]), family)
+    (mixed,), (plain,) = both.segments(names[0]), alone.segments(names[0])
+    assert asked == [("ties-1", names[0])] * 2
+    ours, wanted = torch.empty_like(mixed.base), torch.empty_like(mixed.base)
+    both.write(ours, names[0], mixed)
+    alone.write(wanted, names[0], plain)
+    assert torch.equal(ours, wanted)
+    assert not torch.equal(ours, mixed.base)
+    both.segments(names[1])
+    assert asked[2:] == [("ties-2", names[1])]
 
 
 def test_factors_that_are_copied_are_multiplied_out_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
