@@ -39,6 +39,7 @@ from optmerge.runner.applicable import applicable, named_methods, obstacle
 from optmerge.runner.baselines import CachedMeasurements, make_baselines
 from optmerge.runner.board import TUNED, BoardRow, Kind, Leaderboard, RowStore, make_board
 from optmerge.runner.evaluator import Evaluator, Measurement
+from optmerge.runner.finished import FinishedSearch, finished_search, needs_of_search, require_same
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.making import Maker
 from optmerge.runner.manifest import check_manifest, make_manifest
@@ -112,7 +113,7 @@ def measure_leaderboard(
     settings = board_search(config)
     named = {} if methods is not None else named_methods(config)
     known, left_out = applicable(settings, methods)  # a wrong name is told before anything is opened
-    found = [_finished(path) for path in against]
+    found = [finished_search(path) for path in against]
     claimed = _claim(folder, settings.model_copy(update={"output": str(folder)}))
     with claimed.locked():
         no_labels = None
@@ -166,22 +167,6 @@ def _claim(path: Path, settings: SearchConfig) -> RunFolder:
             "this search file. Delete it, or give this leaderboard a folder of its own with --output."
         )
     return RunFolder(path)
-
-
-def _finished(path: Path) -> tuple[Path, RunFolder, Mapping[str, Any]]:
-    """A finished search: its folder and its result.
-
-    Raises:
-        RunError: There is none.
-    """
-    folder = RunFolder.open(path)
-    result = folder.read_json("result.json")
-    if result is None or result.get("status") != "finished":
-        raise RunError(
-            f"--against {path}: that search is not finished, so there is no best recipe to compare with. Go on with "
-            f"`optmerge resume {path}`."
-        )
-    return path, folder, result
 
 
 class _Measuring:
@@ -240,9 +225,7 @@ class _Measuring:
         content = [config.content] if isinstance(config, CustomMethodConfig) else []
         return self._kept(row, ["published", *content], partial(self._method, row, config))
 
-    def searches(
-        self, found: Sequence[tuple[Path, RunFolder, Mapping[str, Any]]], manifest: Mapping[str, Any]
-    ) -> list[Scored]:
+    def searches(self, found: Sequence[FinishedSearch], manifest: Mapping[str, Any]) -> list[Scored]:
         """The best recipes of finished searches, judged anew.
 
         Raises:
@@ -250,7 +233,7 @@ class _Measuring:
         """
         rows = []
         for path, folder, result in found:
-            _check_same(path, folder, manifest)
+            require_same(path, folder, manifest)
             recipe = Recipe.load(path / "recipe.yaml")
             driver = next((row["name"] for row in result["rows"] if row["kind"] == "search"), "search")
             names = [path.resolve().name for path, _, _ in found]
@@ -258,7 +241,7 @@ class _Measuring:
             row = BoardRow(
                 f"{driver} ({told})",
                 "search",
-                needs=_needs(folder.config()),
+                needs=needs_of_search(folder.config()),
                 seconds=float(result["seconds"]),
                 evaluations=int(result["evaluations"]),
             )
@@ -376,43 +359,3 @@ class _Measuring:
 
 def _settings(config: MethodSettings) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"name"})
-
-
-def _needs(config: SearchConfig) -> tuple[str, ...]:
-    """What a search needs beside weights."""
-    terms = [term for stage in range(len(config.stages)) for term in config.at_stage(stage).objective.terms]
-    labels = any(term.labelled for term in terms)
-    return ("weights", "inputs", *(["labels"] if labels else []))
-
-
-def _check_same(path: Path, folder: RunFolder, manifest: Mapping[str, Any]) -> None:
-    """Refuse a search whose recipe cannot stand beside the others.
-
-    Raises:
-        RunError: Its models differ, or its report or select examples, so that some of these may have been its fit
-            examples.
-    """
-    theirs = folder.read_json("manifest.json") or {}
-    apart = [
-        f"the model {name}"
-        for name, entry in manifest["models"].items()
-        if theirs.get("models", {}).get(name, {}).get("sha256") != entry["sha256"]
-    ]
-    apart += [f"the model {name}" for name in theirs.get("models", {}) if name not in manifest["models"]]
-    apart += [
-        f"the report examples of the task {task}"
-        for task, digest in manifest["report_examples"].items()
-        if theirs.get("report_examples", {}).get(task) != digest
-    ]
-    apart += [
-        f"the number of select examples of the task {task}, some of which may have been its fit examples"
-        for task, sizes in manifest["splits"].items()
-        if theirs.get("splits", {}).get(task, {}).get("select") != sizes["select"]
-    ]
-    if theirs.get("heads") != manifest["heads"]:
-        apart.append(f"heads ({theirs.get('heads')} there, {manifest['heads']} here)")
-    if apart:
-        raise RunError(
-            f"--against {path}: it was another search; what differs: {', '.join(apart)}. Name searches of the models, "
-            "data and splits that this search file has."
-        )
