@@ -148,8 +148,8 @@ class Merge:
 
     def segments(self, parameter: str) -> list[Segment]:
         """The boxes that make up a parameter, each with what is added to it."""
-        used: list[bool] = self._part(parameter).any(axis=0).tolist()
-        unused = [direction.name for direction, some in zip(self._directions, used, strict=True) if not some]
+        columns = zip(self._directions, self._part(parameter).T, strict=True)
+        unused = [direction.name for direction, column in columns if not column.any()]
         segments = self._deltas.segments(parameter, unused)
         row = self._row(parameter)
         return segments if row is None else [_made_whole(segment, row) for segment in segments]
