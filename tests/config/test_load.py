@@ -135,7 +135,7 @@ def test_everything_wrong_is_told_at_once(data: Data) -> None:
             "tasks.topic.expert is 'topik'; expected one of the experts (sentiment, topic). Did",
         ),
         ("tasks.topic.labels={a: b}", 'tasks.topic.labels.a is "b"; expected a whole number'),
-        ("tracking=offline", "expected a mapping with wandb, project, entity, group, tags"),
+        ("tracking=offline", "expected a mapping with wandb, to, project, entity, group, tags"),
         ("memory=12potatoes", "memory: '12potatoes' is no amount of memory; expected auto, or an amount such as 12GB"),
         ("lr=0.5", "lr: unknown key. It belongs to method.lr or driver.lr."),
         ("budget={evaluations: null}", "every limit is null, so the search would never end"),
