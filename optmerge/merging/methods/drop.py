@@ -61,24 +61,36 @@ class Dropped(TaskVectors):
         """See `TaskVectors.chunks`."""
         if self.drop == 0:
             return self.vectors.chunks(expert, name)
-        return self._kept(expert, name, self._scale(expert, name))
+        return self._to_norm(expert, name) if self.rescale == "l1" else self._kept(expert, name)
 
-    def _scale(self, expert: str, name: str) -> float:
-        if self.rescale == "inverse":
-            return 1 / (1 - self.drop)
-        if self.rescale == "none":
-            return 1.0
-        before = sum(_l1(chunk.values) for chunk in self.vectors.chunks(expert, name))
-        after = sum(_l1(chunk.values) for chunk in self._kept(expert, name, 1.0))
-        return before / after if after else 1.0  # nothing is left: there is nothing to scale
-
-    def _kept(self, expert: str, name: str, scale: float) -> Iterator[Chunk]:
+    def _kept(self, expert: str, name: str) -> Iterator[Chunk]:
+        """What stays, each entry rescaled by what its probability says."""
         words = Words(self.seed, expert, name)
-        dropped_below = round(self.drop * 2**32)
+        scale = 1 / (1 - self.drop) if self.rescale == "inverse" else 1.0
         for chunk in self.vectors.chunks(expert, name):
-            kept = words.slice(chunk.offset, chunk.values.numel()) >= dropped_below
-            chunk.values.mul_(torch.from_numpy(kept).view(chunk.values.shape))
+            chunk.values.mul_(self._mask(words, chunk))
             yield chunk._replace(values=chunk.values.mul_(scale)) if scale != 1 else chunk
+
+    def _to_norm(self, expert: str, name: str) -> Iterator[Chunk]:
+        """What stays, rescaled to the L1 norm that the parameter had; a bit an entry remembers what that is."""
+        words = Words(self.seed, expert, name)
+        before = after = 0.0
+        bits = []
+        for chunk in self.vectors.chunks(expert, name):
+            before += _l1(chunk.values)
+            mask = self._mask(words, chunk)
+            bits.append(np.packbits(mask.view(-1).numpy() != 0))
+            after += _l1(chunk.values.mul_(mask))
+        scale = before / after if after else 1.0  # nothing is left: there is nothing to scale
+        for chunk, packed in zip(self.vectors.chunks(expert, name), bits, strict=True):
+            stays = np.unpackbits(packed, count=chunk.values.numel())
+            chunk.values.mul_(torch.from_numpy(stays).view(chunk.values.shape))
+            yield chunk._replace(values=chunk.values.mul_(scale)) if scale != 1 else chunk
+
+    def _mask(self, words: Words, chunk: Chunk) -> torch.Tensor:
+        """By what a chunk's entries are multiplied, their common scale apart: bool[*box]."""
+        kept = words.slice(chunk.offset, chunk.values.numel()) >= round(self.drop * 2**32)
+        return torch.from_numpy(kept).view(chunk.values.shape)
 
 
 def _l1(values: torch.Tensor) -> float:

@@ -34,25 +34,27 @@ class RankDropped(Dropped):
     def __init__(self, vectors: TaskVectors, *, drop: float, epsilon: float, rescale: Rescale, seed: int) -> None:
         super().__init__(vectors, drop=drop, rescale=rescale, seed=seed)
         self.epsilon = epsilon
+        self._stays = torch.empty(0, dtype=torch.float64)  # of the last length of a row
 
-    def _scale(self, expert: str, name: str) -> float:
-        """See `Dropped`: what all entries have in common, which is nothing where each has a scale of its own."""
-        return 1.0 if self.rescale == "inverse" else super()._scale(expert, name)
-
-    def _kept(self, expert: str, name: str, scale: float) -> Iterator[Chunk]:
+    def _kept(self, expert: str, name: str) -> Iterator[Chunk]:
+        """See `Dropped`: every rank has a scale of its own, which is in the mask."""
         words = Words(self.seed, expert, name)
-        stays = torch.empty(0, dtype=torch.float64)
         for chunk in self.vectors.chunks(expert, name):
-            rows = chunk.values.view(-1, chunk.values.shape[-1] if chunk.values.ndim else 1)
-            if len(stays) != rows.shape[-1]:
-                stays = stay_probabilities(rows.shape[-1], self.drop, self.epsilon)
-                below = ((1 - stays) * 2**32).round_()
-                factors = (1 / stays if self.rescale == "inverse" else torch.full_like(stays, scale)).to(rows.dtype)
-            order = rising_order(rows.abs())
-            drawn = torch.from_numpy(words.slice(chunk.offset, rows.numel()).astype("f8")).view(rows.shape)
-            by_rank = factors * (drawn.gather(-1, order) >= below)
-            rows.mul_(torch.empty_like(rows).scatter_(-1, order, by_rank))
+            chunk.values.mul_(self._mask(words, chunk))
             yield chunk
+
+    def _mask(self, words: Words, chunk: Chunk) -> torch.Tensor:
+        """See `Dropped`; fp32 or fp64, with 1/q where what stays is divided by it."""
+        rows = chunk.values.view(-1, chunk.values.shape[-1] if chunk.values.ndim else 1)
+        stays = self._stays
+        if len(stays) != rows.shape[-1]:
+            self._stays = stays = stay_probabilities(rows.shape[-1], self.drop, self.epsilon)
+        below = ((1 - stays) * 2**32).round_()
+        factors = (1 / stays if self.rescale == "inverse" else torch.ones_like(stays)).to(rows.dtype)
+        order = rising_order(rows.abs())
+        drawn = torch.from_numpy(words.slice(chunk.offset, rows.numel()).astype("f8")).view(rows.shape)
+        by_rank = factors * (drawn.gather(-1, order) >= below)
+        return torch.empty_like(rows).scatter_(-1, order, by_rank).view(chunk.values.shape)
 
 
 def rising_order(magnitudes: torch.Tensor) -> torch.Tensor:
