@@ -180,8 +180,7 @@ def _misfit_of_mergekit_yaml(family: Family) -> str | None:
         known = architecture
         if architecture not in LAYOUTS:
             return f"it is not known to keep every tensor of a {architecture}"
-        layers = int(getattr(family.configs[name], "num_hidden_layers", 0))
-        misfit = LAYOUTS[architecture].misfit(list(checkpoint.tensors), layers)
+        misfit = LAYOUTS[architecture].misfit(list(checkpoint.tensors), family.num_layers)
         if misfit:
             return f"for {name} ({architecture}) {misfit}"
         if set(checkpoint.tensors) != set(family.base.tensors):

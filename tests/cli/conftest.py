@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +31,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(*arguments: str | Path) -> Result:
         monkeypatch.setattr(sys, "argv", ["optmerge", *map(str, arguments)])
         capsys.readouterr()
+        logger = logging.getLogger("optmerge")
+        before = logger.level, logger.handlers
         with pytest.raises(SystemExit) as ended:
             main()
+        logger.setLevel(before[0])  # what --quiet and --verbose set is for the process
+        logger.handlers = before[1]
         out, err = capsys.readouterr()
         code = ended.value.code
         return Result(code if isinstance(code, int) else 0 if code is None else 1, out, err)

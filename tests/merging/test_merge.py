@@ -111,7 +111,7 @@ def test_factors_that_are_copied_are_multiplied_out_once(family: Family, monkeyp
 
     low = LowRank(torch.ones(6, 1), torch.ones(1, 4), 1.0, exact)
     merge = Merge(recipe((STAR,), [[1.0, 1.0]]), family)
-    monkeypatch.setattr(merge._deltas, "segments", lambda name: [Segment((), base, (None, low))])
+    monkeypatch.setattr(merge._deltas, "segments", lambda name, unused: [Segment((), base, (None, low))])
     (segment,) = merge.segments("model.norm.weight")
     for part in cut(segment, 8):
         out = torch.empty(part.base.shape)
