@@ -88,6 +88,7 @@ class WandbTracker:
             name=view.name,
             job_type="search",
             config=config(view),
+            reinit="create_new",  # another run of this process, or one that failed, is not ours to write into
             settings=wandb.Settings(silent=True, console="off", disable_git=True),
         )
         # A sweep gives runs their ids itself.

@@ -31,7 +31,8 @@ from tests.tracking.wandb_reader import segments
 def own_wandb_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-home"))
-    for name in ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_DIR", "WANDB_API_KEY"):
+    # The last, so that a child process has a service of its own.
+    for name in ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_DIR", "WANDB_API_KEY", "WANDB_SERVICE"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -16,9 +16,11 @@ import pytest
 from optmerge.config.schema import TrackingConfig
 from optmerge.tracking.sinks import BackgroundSink, SafeSinks
 from optmerge.tracking.tracker_sink import TrackerSink
+from optmerge.tracking.view import RunView
 from optmerge.tracking.wandb_tracker import WandbTracker
 from tests.tracking.fake_run import FakeRun
 from tests.tracking.test_wandb import own_wandb_folders
+from tests.tracking.wandb_reader import segments
 
 __all__ = ["own_wandb_folders"]
 
@@ -138,3 +140,22 @@ def test_an_exception_in_its_thread(
     _same(run.folder, plain.folder)
     (warning,) = _warnings(caplog)
     assert "out of the thread" in warning
+
+
+def test_a_run_that_is_still_open_in_this_process_is_left_alone(
+    fake: Callable[..., FakeRun], caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = fake("left"), fake("tracked")
+    tracker = WandbTracker(TrackingConfig(wandb="offline"))
+    tracker.open(RunView.open(first.folder))
+    try:
+        sinks = SafeSinks([BackgroundSink(TrackerSink(WandbTracker(TrackingConfig(wandb="offline"))))])
+        sinks.start(second.folder)
+        second.on_record = sinks.record
+        second.baselines().search(5).finish()
+        sinks.finish(second.folder, "done")
+    finally:
+        tracker.close(RunView.open(first.folder))
+    assert not _warnings(caplog)
+    assert [row["record"] for row in segments(second.folder)[-1].evaluations] == list(range(len(second.records)))
+    assert not segments(first.folder)[-1].evaluations
