@@ -79,6 +79,7 @@ class Evaluation:
             their units.
         batch_tokens: When memory ran out and the micro-batch was made smaller for it: the most tokens in a forward pass
             of every later evaluation. None otherwise.
+        starved: Whether memory ran out, so that another worker, or a smaller micro-batch, may succeed. Not recorded.
     """
 
     value: float
@@ -92,6 +93,7 @@ class Evaluation:
     signals: Mapping[str, float] = field(default_factory=dict)
     parts: Mapping[str, float] = field(default_factory=dict)
     batch_tokens: int | None = None
+    starved: bool = False
 
     @property
     def failed(self) -> bool:

@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 from optmerge.config.alarms import AlarmsConfig
 from optmerge.config.alternatives import OneOfConfig
 from optmerge.config.drivers import DRIVER_CONFIGS
+from optmerge.config.executor import ExecutorConfig
 from optmerge.config.methods import METHOD_CONFIGS
 from optmerge.config.methods.own import CustomMethodConfig
 from optmerge.config.objectives import AGGREGATE_CONFIGS, TERM_CONFIGS, CustomConfig, ObjectiveConfig
@@ -74,6 +75,7 @@ SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("budget", "The search stops at the first limit that it reaches; null means no such limit.", BudgetConfig),
     ("alarms", "Their meaning is in [trust.md](trust.md).", AlarmsConfig),
     ("baselines", "Scored before the search, and not counted by the budget.", BaselinesConfig),
+    ("executor", "", ExecutorConfig),
     ("tracking", "", TrackingConfig),
 )
 

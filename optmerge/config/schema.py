@@ -21,6 +21,7 @@ from optmerge.config.alternatives import (
 from optmerge.config.amounts import amount_bytes
 from optmerge.config.base import Strict, named
 from optmerge.config.drivers import AdamConfig, DriverConfig
+from optmerge.config.executor import ExecutorConfig
 from optmerge.config.methods import METHOD_CONFIGS, STATISTICS_METHODS, MethodConfig, TaskArithmeticConfig
 from optmerge.config.objectives import ObjectiveConfig
 from optmerge.config.sampling import RandomConfig, SamplingConfig
@@ -312,6 +313,9 @@ class SearchConfig(Strict):
     )
     allow_pickle: bool = Field(
         False, description="read pytorch_model.bin files, which can run code; off unless you trust them"
+    )
+    executor: Annotated[ExecutorConfig, BeforeValidator(named)] = Field(
+        ExecutorConfig(), description="where evaluations run: a name, or a mapping with a name"
     )
     tracking: TrackingConfig = Field(TrackingConfig(), description="Weights & Biases")
     output: str = Field("runs/search", description="folder of the run")

@@ -169,7 +169,7 @@ class Evaluator:
         for parameter in self.problem.resident.parameters.values():
             parameter.grad = None
         smaller = self._halve(split, examples) if starved else None
-        return Evaluation(math.nan, error=error, batch_tokens=smaller)
+        return Evaluation(math.nan, error=error, batch_tokens=smaller, starved=starved)
 
     def _halve(self, split: SplitName, examples: Examples) -> int | None:
         """Free memory and halve the micro-batch; None where the largest forward pass is one example already."""
