@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 MERGEKIT = "OPTMERGE_PEERS"
+FUSIONBENCH = "OPTMERGE_FUSIONBENCH"
 Peer = Callable[..., str]
 
 

@@ -1,13 +1,17 @@
-"""One merge by both: mergekit's of a folder of state dicts, in its own environment, and ours of the same tensors.
+"""One merge by both: a peer's of a folder of state dicts, in its own environment, and ours of the same tensors.
 
-(result,) = theirs(peer, tmp_path, models, "ties", {"density": 0.2, "weight": 1.0})
+(result,) = theirs(peer, tmp_path, models, "ties", {"density": 0.2, "weight": 1.0})     # mergekit's
 same(ours(models, "ties", compat="mergekit", density=0.2), result)
+
+fusionbench = scripted(run_in(FUSIONBENCH), folder, models, SCRIPT, [("wudi", {"iter_num": 300})])
+close(ours(models, "wudi"), fusionbench("wudi", {"iter_num": 300}))
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,8 +20,12 @@ from safetensors.torch import load_file, save_file
 from optmerge.config.methods import METHOD_CONFIGS, MethodConfig
 from optmerge.merging.methods import build_method
 from tests.merging.methods.toy import ToyModels, every_kind
+from tests.peers.conftest import Peer
 
-Peer = Callable[..., str]
+Job = tuple[str, Mapping[str, object]]
+"""The name of a method and its options."""
+Scripted = Callable[[str, Mapping[str, object]], dict[str, torch.Tensor]]
+"""A job's name and options -> what the peer made of it."""
 
 MERGE = """
 import json, sys
@@ -54,11 +62,33 @@ def theirs(
     base: str | None = "base",
 ) -> list[dict[str, torch.Tensor]]:
     """What mergekit makes of each job's parameters; its start is what takes time."""
-    for name in listed:
-        read = models.base if name == "base" else lambda parameter, name=name: models.expert(name, parameter)
-        save_file({parameter: read(parameter).clone() for parameter in models.names}, folder / f"{name}.safetensors")
+    save(models, folder, listed)
     peer("python", "-c", MERGE, folder, method, json.dumps(listed), json.dumps(base), json.dumps(jobs))
     return [load_file(folder / f"theirs-{number}.safetensors") for number in range(len(jobs))]
+
+
+def scripted(peer: Peer, folder: Path, models: ToyModels, script: str, jobs: Sequence[Job]) -> Scripted:
+    """What a program of the peer makes of each job; its start is what takes time.
+
+    Args:
+        peer: Runs it.
+        folder: For the models and what becomes of them.
+        models: ``base.safetensors`` and ``EXPERT.safetensors`` in the folder.
+        script: The program. It is given the folder, the experts' names and the jobs, the latter two as JSON, and writes
+            ``theirs-NUMBER.safetensors``.
+        jobs: All of them.
+    """
+    save(models, folder, ("base", *models.experts))
+    peer("python", "-c", script, folder, json.dumps(models.experts), json.dumps(jobs))
+    results = [load_file(folder / f"theirs-{number}.safetensors") for number in range(len(jobs))]
+    return lambda name, options: results[jobs.index((name, options))]
+
+
+def save(models: ToyModels, folder: Path, names: Sequence[str]) -> None:
+    """Each one's state dict as a file, of ``base`` and of experts."""
+    for name in names:
+        read = models.base if name == "base" else partial(models.expert, name)
+        save_file({parameter: read(parameter).clone() for parameter in models.names}, folder / f"{name}.safetensors")
 
 
 def ours(models: ToyModels, name: str, **settings: object) -> dict[str, torch.Tensor]:
@@ -68,7 +98,18 @@ def ours(models: ToyModels, name: str, **settings: object) -> dict[str, torch.Te
     return {parameter: models.base(parameter) + method.delta(models, parameter) for parameter in models.names}
 
 
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+def same(
+    left: dict[str, torch.Tensor],
+    right: dict[str, torch.Tensor],
+    *,
+    but: tuple[str, ...] = (),
+    rtol: float = 1e-6,
+    atol: float = 1e-6,
+) -> None:
     assert set(left) == set(right)
     for name, value in left.items():
-        torch.testing.assert_close(value, right[name], rtol=1e-6, atol=1e-6, msg=name)
+        if name not in but:
+            torch.testing.assert_close(value, right[name], rtol=rtol, atol=atol, msg=name)
+
+
+close = partial(same, rtol=0, atol=1e-5)

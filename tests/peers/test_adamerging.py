@@ -22,12 +22,11 @@ from optmerge.drivers.base import Variables
 from optmerge.runner.evaluator import Evaluator
 from optmerge.runner.problem import open_problem
 from optmerge.runner.teachers import Teachers
-from tests.peers.conftest import Peer
+from tests.peers.conftest import FUSIONBENCH, Peer
 from tests.zoo import make_zoo, zoo_settings
 
 pytestmark = pytest.mark.peers
 
-ENVIRONMENT = "OPTMERGE_FUSIONBENCH"
 STEPS, TASKS, RATE = 20, ("one", "two"), 0.03
 
 THEIRS = """
@@ -93,7 +92,7 @@ print(json.dumps(names))
 
 @pytest.fixture(scope="module")
 def fusionbench(run_in: Callable[[str], Peer]) -> Peer:
-    return run_in(ENVIRONMENT)
+    return run_in(FUSIONBENCH)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.merging.methods.toy import ToyModels, every_kind
-from tests.peers.merges import WEIGHTS, Peer, ours, random_models, same, theirs
+from tests.peers.conftest import Peer
+from tests.peers.merges import WEIGHTS, ours, random_models, same, theirs
 
 pytestmark = pytest.mark.peers
 

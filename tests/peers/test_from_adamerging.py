@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from optmerge.export.api import merge
 from optmerge.importers.adamerging import recipe_from_adamerging
+from tests.peers.conftest import FUSIONBENCH
 from tests.tiny import save_family
 
 pytestmark = pytest.mark.peers
@@ -37,7 +38,7 @@ for kind, wrapper, argument in (
 
 
 def test_both_kinds(run_in: Callable[[str], Callable[..., str]], tmp_path: Path) -> None:
-    fusionbench = run_in("OPTMERGE_FUSIONBENCH")
+    fusionbench = run_in(FUSIONBENCH)
     save_family("llama", tmp_path)
     generator = torch.Generator().manual_seed(0)
     weights = {"layer": torch.rand(2, 21, generator=generator), "task": torch.tensor([0.3, 0.6])}

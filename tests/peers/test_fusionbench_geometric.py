@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.merging.methods.toy import ToyModels, random
-from tests.peers.merges import Peer, ours
+from tests.peers.conftest import FUSIONBENCH, Peer
+from tests.peers.merges import ours
 
 pytestmark = pytest.mark.peers
 
-ENVIRONMENT = "OPTMERGE_FUSIONBENCH"
 SHAPES = {"0.weight": (18, 8), "0.bias": (18,), "1.weight": (18,), "1.bias": (18,), "2.weight": (6, 18)}
 
 THEIRS = """
@@ -66,7 +66,7 @@ def test_model_stock_and_slerp(run_in: Callable[[str], Peer], tmp_path: Path) ->
     }
     for name, state in {"base": base, **experts}.items():
         save_file(state, tmp_path / f"{name}.safetensors")
-    run_in(ENVIRONMENT)("python", "-c", THEIRS, tmp_path, "base", *experts)
+    run_in(FUSIONBENCH)("python", "-c", THEIRS, tmp_path, "base", *experts)
 
     def same(found: dict[str, torch.Tensor], file: str) -> None:
         theirs = load_file(tmp_path / file)

@@ -5,24 +5,18 @@ Where the two differ on purpose, it is said beside the test.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from optmerge.merging.methods import TensorKind
 from tests.merging.methods.toy import ToyModels, random
-from tests.peers.conftest import Peer
-from tests.peers.merges import ours
+from tests.peers.conftest import FUSIONBENCH, Peer
+from tests.peers.merges import Job, Scripted, close, ours, scripted
 
 pytestmark = pytest.mark.peers
 
-Theirs = Callable[[str, Mapping[str, object]], dict[str, torch.Tensor]]
-
-ENVIRONMENT = "OPTMERGE_FUSIONBENCH"
 EXPERTS = ("expert-0", "expert-1", "expert-2")
 KINDS = {
     "embed.weight": TensorKind("embedding", False, (20, 18)),
@@ -70,7 +64,7 @@ for number, (name, options) in enumerate(jobs):
     result = {key: value.detach().contiguous() for key, value in merged(name, options).items()}
     save_file(result, f"{folder}/theirs-{number}.safetensors")
 """
-JOBS: list[tuple[str, Mapping[str, object]]] = [
+JOBS: list[Job] = [
     ("wudi", {"iter_num": 300, "exclude_keys": ["embed.weight"]}),
     ("wudi", {"iter_num": 50}),
     ("doge", {"subspace": 6, "K": 30, "lamda": 0.07}),
@@ -93,49 +87,35 @@ def models() -> ToyModels:
 
 
 @pytest.fixture(scope="module")
-def theirs(run_in: Callable[[str], Peer], models: ToyModels, tmp_path_factory: pytest.TempPathFactory) -> Theirs:
-    """What FusionBench makes of each job; its start is what takes time."""
-    folder: Path = tmp_path_factory.mktemp("fusionbench")
-    save_file({name: models.base(name) for name in models.names}, folder / "base.safetensors")
-    for expert in EXPERTS:
-        save_file({name: models.expert(expert, name) for name in models.names}, folder / f"{expert}.safetensors")
-    run_in(ENVIRONMENT)("python", "-c", THEIRS, str(folder), json.dumps(EXPERTS), json.dumps(JOBS))
-    results = [load_file(folder / f"theirs-{number}.safetensors") for number in range(len(JOBS))]
-    return lambda name, options: results[JOBS.index((name, options))]
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], *, but: tuple[str, ...] = ()) -> None:
-    assert set(left) == set(right)
-    for name, value in left.items():
-        if name not in but:
-            torch.testing.assert_close(value, right[name], rtol=0, atol=1e-5, msg=name)
+def theirs(run_in: Callable[[str], Peer], models: ToyModels, tmp_path_factory: pytest.TempPathFactory) -> Scripted:
+    return scripted(run_in(FUSIONBENCH), tmp_path_factory.mktemp("fusionbench"), models, THEIRS, JOBS)
 
 
 def apart(left: torch.Tensor, right: torch.Tensor) -> float:
     return float((left - right).abs().max())
 
 
-def test_wudi(models: ToyModels, theirs: Theirs) -> None:
+def test_wudi(models: ToyModels, theirs: Scripted) -> None:
     result = theirs(*JOBS[0])
     mine = ours(models, "wudi")
-    same(mine, result)
+    close(mine, result)
     summed = ours(models, "wudi", steps=0)
     assert all(apart(mine[name], summed[name]) > 1e-3 for name in MATRICES)  # the descent went somewhere
 
 
-def test_wudi_of_embeddings(models: ToyModels, theirs: Theirs) -> None:
+def test_wudi_of_embeddings(models: ToyModels, theirs: Scripted) -> None:
     """Without exclusions it descends in everything with two dimensions, and averages the rest.
 
     A convolution is a matrix here, as in the other methods of matrices, and no matrix there.
     """
     mine, result = ours(models, "wudi", steps=50, embeddings="matrix"), theirs(*JOBS[1])
-    same(mine, result, but=("patch.weight",))
+    close(mine, result, but=("patch.weight",))
     torch.testing.assert_close(result["patch.weight"], ours(models, "average")["patch.weight"], rtol=0, atol=1e-5)
     assert apart(mine["patch.weight"], result["patch.weight"]) > 1e-3
 
 
 @pytest.mark.parametrize("options", [options for name, options in JOBS if name == "doge"])
-def test_doge(models: ToyModels, theirs: Theirs, options: Mapping[str, float]) -> None:
+def test_doge(models: ToyModels, theirs: Scripted, options: Mapping[str, float]) -> None:
     """It says to keep K % of the matrices' entries and keeps one more, the threshold itself.
 
     Its matrices are the weights of an encoder that are no norms; everything else stays at the base, as here.
@@ -144,6 +124,6 @@ def test_doge(models: ToyModels, theirs: Theirs, options: Mapping[str, float]) -
     density = (int(size * options["K"] / 100) + 1) / size
     settings: dict[str, object] = {"eta": options["lamda"], "subspace": options["subspace"], "density": density}
     mine = ours(models, "doge", **settings)
-    same(mine, theirs("doge", options))
+    close(mine, theirs("doge", options))
     still = ours(models, "doge", **settings, steps=0)
     assert all(apart(mine[name], still[name]) > 1e-4 for name in MATRICES)  # the descent went somewhere

@@ -20,12 +20,11 @@ from optmerge.config.load import build_config
 from optmerge.merging.engine import one_hot
 from optmerge.runner.problem import Problem, absolute_references, open_problem
 from tests.image_zoo import CLASSES, image_settings
-from tests.peers.conftest import Peer
+from tests.peers.conftest import FUSIONBENCH, Peer
 from tests.tiny import KINDS, add_noise, make_model, pictures, save
 
 pytestmark = pytest.mark.peers
 
-ENVIRONMENT = "OPTMERGE_FUSIONBENCH"
 LAYERS = 3
 SHRINK = {"regmean++": 0.95, "regmean": 0.6}
 Values = Mapping[str, torch.Tensor]
@@ -137,7 +136,7 @@ def theirs(
         assert len(kept) > 1
         save_file(kept, folder / f"{task}-batches.safetensors")
     job = {"experts": list(family.experts), "config": tower, "shrink": SHRINK}
-    run_in(ENVIRONMENT)("python", "-c", THEIRS, str(folder), json.dumps(job))
+    run_in(FUSIONBENCH)("python", "-c", THEIRS, str(folder), json.dumps(job))
     return lambda name: load_file(folder / f"{name}.safetensors")
 
 

@@ -5,24 +5,18 @@ Where the two differ on purpose, it is said beside the test.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from optmerge.merging.methods import TensorKind
 from tests.merging.methods.toy import ToyModels, random
-from tests.peers.conftest import Peer
-from tests.peers.test_methods import ours
+from tests.peers.conftest import FUSIONBENCH, Peer
+from tests.peers.merges import Job, Scripted, close, ours, scripted
 
 pytestmark = pytest.mark.peers
 
-Theirs = Callable[[str, Mapping[str, object]], dict[str, torch.Tensor]]
-
-ENVIRONMENT = "OPTMERGE_FUSIONBENCH"
 EXPERTS = ("expert-0", "expert-1", "expert-2", "expert-3")
 KINDS = {
     "embed.weight": TensorKind("embedding", False, (20, 8)),
@@ -113,7 +107,7 @@ def models() -> ToyModels:
 
 
 ALPHA = [1.0, 0.5, 2.0, 1.5]
-JOBS: list[tuple[str, Mapping[str, object]]] = [
+JOBS: list[Job] = [
     ("iso-c", {}),
     *(("iso-cts", {"common": common}) for common in (0.8, 0.5, 0.0, 1.0)),
     ("tsv-m", {"alpha": [1.0] * 4}),
@@ -124,60 +118,46 @@ JOBS: list[tuple[str, Mapping[str, object]]] = [
 
 
 @pytest.fixture(scope="module")
-def theirs(run_in: Callable[[str], Peer], models: ToyModels, tmp_path_factory: pytest.TempPathFactory) -> Theirs:
-    """What FusionBench makes of each job; its start is what takes time."""
-    folder: Path = tmp_path_factory.mktemp("fusionbench")
-    save_file({name: models.base(name) for name in models.names}, folder / "base.safetensors")
-    for expert in EXPERTS:
-        save_file({name: models.expert(expert, name) for name in models.names}, folder / f"{expert}.safetensors")
-    run_in(ENVIRONMENT)("python", "-c", THEIRS, str(folder), json.dumps(EXPERTS), json.dumps(JOBS))
-    results = [load_file(folder / f"theirs-{number}.safetensors") for number in range(len(JOBS))]
-    return lambda name, options: results[JOBS.index((name, options))]
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], *, but: tuple[str, ...] = ()) -> None:
-    assert set(left) == set(right)
-    for name, value in left.items():
-        if name not in but:
-            torch.testing.assert_close(value, right[name], rtol=1e-5, atol=1e-5, msg=name)
+def theirs(run_in: Callable[[str], Peer], models: ToyModels, tmp_path_factory: pytest.TempPathFactory) -> Scripted:
+    return scripted(run_in(FUSIONBENCH), tmp_path_factory.mktemp("fusionbench"), models, THEIRS, JOBS)
 
 
 def mean(models: ToyModels, name: str) -> torch.Tensor:
     return torch.stack([models.expert(expert, name) for expert in EXPERTS]).mean(0)
 
 
-def test_iso_c(models: ToyModels, theirs: Theirs) -> None:
+def test_iso_c(models: ToyModels, theirs: Scripted) -> None:
     result, found = theirs("iso-c", {}), ours(models, "iso-c")
     # A convolution is a matrix [out, in * ...] here and gets the mean there, as everything does that is not 2-D.
-    same(found, result, but=("patch.weight",))
+    close(found, result, but=("patch.weight",))
     torch.testing.assert_close(result["patch.weight"], mean(models, "patch.weight"))
     assert not torch.allclose(found["patch.weight"], result["patch.weight"], atol=1e-2)
 
 
 @pytest.mark.parametrize("common", [0.8, 0.5, 0.0, 1.0])
-def test_iso_cts(models: ToyModels, theirs: Theirs, common: float) -> None:
+def test_iso_cts(models: ToyModels, theirs: Scripted, common: float) -> None:
     result = theirs("iso-cts", {"common": common})
-    same(ours(models, "iso-cts", common=common), result, but=("patch.weight",))  # as in iso-c
+    close(ours(models, "iso-cts", common=common), result, but=("patch.weight",))  # as in iso-c
     torch.testing.assert_close(result["patch.weight"], mean(models, "patch.weight"))
 
 
-def test_tsv_m(models: ToyModels, theirs: Theirs) -> None:
-    same(ours(models, "tsv-m"), theirs("tsv-m", {"alpha": [1.0] * 4}), but=("patch.weight",))  # as in iso-c
+def test_tsv_m(models: ToyModels, theirs: Scripted) -> None:
+    close(ours(models, "tsv-m"), theirs("tsv-m", {"alpha": [1.0] * 4}), but=("patch.weight",))  # as in iso-c
     weights = dict(zip(EXPERTS, ALPHA, strict=True))
-    same(ours(models, "tsv-m", weights=weights), theirs("tsv-m", {"alpha": ALPHA}), but=("patch.weight",))
+    close(ours(models, "tsv-m", weights=weights), theirs("tsv-m", {"alpha": ALPHA}), but=("patch.weight",))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1, 0.9])
-def test_opcm(models: ToyModels, theirs: Theirs, share: float) -> None:
+def test_opcm(models: ToyModels, theirs: Scripted, share: float) -> None:
     # Embeddings and the first convolution, which counts as one, are added up in both. There any convolution is.
-    same(ours(models, "opcm", share=share), theirs("opcm", {"share": share}))
+    close(ours(models, "opcm", share=share), theirs("opcm", {"share": share}))
 
 
 @pytest.mark.parametrize("kept", [160, 400])
 @pytest.mark.parametrize("merge", ["mean", "sum"])
-def test_ties(models: ToyModels, theirs: Theirs, kept: int, merge: str) -> None:
+def test_ties(models: ToyModels, theirs: Scripted, kept: int, merge: str) -> None:
     # There `sum` is the default. A sum of signs that is exactly 0 elects the majority there and nobody here, which
     # matters only where every expert's entry is trimmed or two cancel to the bit.
     size = sum(models.base(name).numel() for name in models.names)
     found = ours(models, "ties", density=kept / size, normalize=merge == "mean")
-    same(found, theirs("ties", {"kept": kept, "merge": merge}))
+    close(found, theirs("ties", {"kept": kept, "merge": merge}))

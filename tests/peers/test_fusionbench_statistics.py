@@ -25,12 +25,11 @@ from optmerge.config.methods import Need
 from optmerge.merging.gradient_statistics import collect_squares
 from optmerge.runner.likelihoods import generator_for, predicted
 from tests.merging.methods.toy import ToyModels
-from tests.peers.conftest import Peer
+from tests.peers.conftest import FUSIONBENCH, Peer
 from tests.peers.merges import ours
 
 pytestmark = pytest.mark.peers
 
-ENVIRONMENT = "OPTMERGE_FUSIONBENCH"
 EXPERTS = ("expert-0", "expert-1", "expert-2")
 FLOOR = 1e-12
 
@@ -136,7 +135,7 @@ def test_means_weighed_by_the_same_information(
     models.statistics = statistics
     weights = dict(zip(EXPERTS, (0.5, 1.0, 2.0), strict=True))
     job = {"given": True, "weights": list(weights.values()), "normalize": normalize, "floor": FLOOR}
-    result = theirs(run_in(ENVIRONMENT), tmp_path, models, **job)
+    result = theirs(run_in(FUSIONBENCH), tmp_path, models, **job)
     for name, value in ours(models, "fisher", weights=weights, normalize=normalize, floor=FLOOR).items():
         torch.testing.assert_close(value, result[name], rtol=0, atol=1e-5, msg=name)
 
@@ -164,7 +163,7 @@ def test_information_of_one_example_of_two_classes(
             **{("fisher", expert, name): value for name, value in found.items()},
         }
     job = {"given": False, "weights": [1 / 3] * 3, "normalize": True, "floor": FLOOR}
-    result = theirs(run_in(ENVIRONMENT), tmp_path, models, **job)
+    result = theirs(run_in(FUSIONBENCH), tmp_path, models, **job)
     moved = 0
     for name, value in ours(models, "fisher", floor=FLOOR).items():
         reached = torch.stack([models.statistics["fisher", expert, name] > 1e-7 for expert in EXPERTS]).any(0)

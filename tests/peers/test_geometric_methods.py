@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from tests.merging.methods.toy import ToyModels, every_kind
-from tests.peers.merges import Peer, ours, same, theirs
+from tests.peers.conftest import Peer
+from tests.peers.merges import ours, same, theirs
 
 pytestmark = pytest.mark.peers
 

@@ -17,11 +17,11 @@ from optmerge.config.drivers import AdamConfig
 from optmerge.drivers import make_driver
 from optmerge.drivers.base import Variables
 from tests.image_zoo import image_settings, make_image_zoo
+from tests.peers.conftest import FUSIONBENCH
 from tests.zoo import make_zoo, zoo_settings
 
 pytestmark = pytest.mark.peers
 
-ENVIRONMENT = "OPTMERGE_FUSIONBENCH"
 STEPS = 4
 ENTROPY, CROSS_ENTROPY = (
     {"terms": [{"name": name, "normalise": "none"}], "select": [{"name": name, "normalise": "none"}]}
@@ -50,9 +50,9 @@ def _settings(kind: str, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["bert", "vit", "llama"])
 def test_the_reference_takes_our_steps(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = os.environ.get(ENVIRONMENT)
+    environment = os.environ.get(FUSIONBENCH)
     if not environment:
-        pytest.skip(f"${ENVIRONMENT} does not name a peer environment; run `make test-peers`")
+        pytest.skip(f"${FUSIONBENCH} does not name a peer environment; run `make test-peers`")
     monkeypatch.setitem(harness.PEERS, "fusionbench", Path(environment))
     settings = _settings(kind, tmp_path / "zoo")
     judge = Judge(settings)
