@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from optmerge.records import Evaluation
@@ -45,7 +46,7 @@ class Dispatch:
     >>> dispatch = Dispatch(retries=1)
     >>> handle = dispatch.submit(Job("fit", Candidate(np.zeros(1))))
     >>> _ = dispatch.take(0), dispatch.lost(handle, 0, "worker 0 died", 0.5)
-    >>> dispatch.take(0, others=True) is None, dispatch.take(1, others=True)[0]
+    >>> dispatch.take(0, alive=(0, 1)) is None, dispatch.take(1, alive=(0, 1))[0]
     (True, 0)
     >>> dispatch.lost(handle, 1, "worker 1 died", 0.5)
     >>> dispatch.finished[0].error, dispatch.finished[0].attempts
@@ -77,16 +78,16 @@ class Dispatch:
         self._waiting.append(handle)
         return handle
 
-    def take(self, worker: int, *, others: bool = False) -> tuple[int, Job] | None:
+    def take(self, worker: int, *, alive: Collection[int] = ()) -> tuple[int, Job] | None:
         """The next job for a worker that has none.
 
         Args:
             worker: Which one.
-            others: Whether another worker is alive, who gets what failed on this one.
+            alive: The workers that there are: what failed on this one is left to those on which it did not, if any.
         """
         for place, handle in enumerate(self._waiting):
             entry = self._entries[handle]
-            if others and worker in entry.failed_on:
+            if worker in entry.failed_on and not entry.failed_on.issuperset(alive):
                 continue
             del self._waiting[place]
             entry.attempts += 1
