@@ -120,6 +120,7 @@ class Record:
     share: float = 1.0  # of the fit examples, for a rung: a value that cannot be compared with those of all examples
     pruned: bool = False  # for a rung: the driver drops the vector for this value
     counts: int = 1  # evaluations of the budget: with a Jacobian, one for each neighbour too
+    asked: int | None = None  # its place among all that its stage asked for, where records come as evaluations end
     seconds: Mapping[str, float] = field(default_factory=dict)
     elapsed: float = 0.0  # seconds of work since the run began, summed over resumes
     gradient_norm: float | None = None

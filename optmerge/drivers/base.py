@@ -8,6 +8,12 @@ A driver sees a vector with bounds and finite numbers to make small. It never se
         driver.tell(candidates, [evaluate(candidate) for candidate in candidates])
 
 The base class keeps the books (what is open, what was told); subclasses do the mathematics in ``_ask`` and ``_tell``.
+
+A driver that `overlaps` can also be used without generations, so that nobody waits for the last candidate of one:
+
+    candidates = [driver.draw() for _ in range(workers)]
+    driver.absorb([3, 0], [evaluation, other])       # what candidates 3 and 0 were worth, while the others are out
+    candidates.append(driver.draw())
 """
 
 from __future__ import annotations
@@ -173,6 +179,54 @@ class Driver(ABC):
         self.budget = budget
         self.generation = 0
         self._open: list[Candidate] | None = None
+        self._drawn = 0  # candidates that `draw` gave
+        self._out: dict[int, Candidate] = {}  # those of them that are not absorbed
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether candidates can be drawn while others are out."""
+        return False
+
+    @property
+    def quorum(self) -> int:
+        """How many evaluations `absorb` wants at once; fewer are all there are when the search ends."""
+        return 1
+
+    def draw(self) -> Candidate:
+        """One more candidate, whatever is still out; the first is the start.
+
+        Candidates are counted from 0. A driver is used either by `ask` and `tell` or by `draw` and `absorb`, and of
+        the latter there is no state to save: the same calls with the same values give the same candidates again.
+
+        Raises:
+            ValueError: The driver does not overlap.
+        """
+        if not self.overlaps:
+            raise ValueError(f"{self.name} makes one step after the other")
+        candidate = self._draw_one(self._drawn)
+        self._out[self._drawn] = candidate
+        self._drawn += 1
+        return candidate
+
+    def absorb(self, numbers: Sequence[int], evaluations: Sequence[Evaluation]) -> None:
+        """What some of the candidates that are out were worth, in any order; this counts as a generation.
+
+        Args:
+            numbers: Which ones.
+            evaluations: Theirs, with finite values (failures replaced by the worst finite value among them), or none
+                where no candidate could be scored.
+
+        Raises:
+            ValueError: A candidate is not out, or a value is not finite.
+        """
+        for number in numbers:
+            if number not in self._out:
+                raise ValueError(f"candidate {number} was not drawn, or is absorbed already")
+        _require_finite(evaluations)
+        if evaluations and len(evaluations) != len(numbers):
+            raise ValueError(f"{len(evaluations)} evaluations of {len(numbers)} candidates")
+        self._absorb({number: self._out.pop(number) for number in numbers}, list(evaluations))
+        self.generation += 1
 
     def ask(self) -> list[Candidate]:
         """The next generation. One that is still open is closed first, as nobody could score it.
@@ -201,9 +255,7 @@ class Driver(ABC):
         for asked, told in zip(self._open, candidates, strict=False):
             if not np.array_equal(asked.vector, told.vector):
                 raise ValueError("tell got a candidate that is not the one asked at its place")
-        for evaluation in evaluations:
-            if not math.isfinite(evaluation.value):
-                raise ValueError(f"tell got the value {evaluation.value}; give the worst finite one of the generation")
+        _require_finite(evaluations)
         self._tell(list(evaluations))
         self._open = None
         self.generation += 1
@@ -288,6 +340,14 @@ class Driver(ABC):
     def _tell(self, evaluations: list[Evaluation]) -> None:
         """Learn from the first ``len(evaluations)`` candidates of the open generation (maybe none)."""
 
+    def _draw_one(self, number: int) -> Candidate:
+        """Candidate ``number``."""
+        raise NotImplementedError
+
+    def _absorb(self, candidates: Mapping[int, Candidate], evaluations: list[Evaluation]) -> None:
+        """Learn from these candidates, by their numbers; there are no evaluations where none could be scored."""
+        raise NotImplementedError
+
     def _restart(self, vector: Vector) -> bool:
         """Take over ``vector``, which is within bounds, and forget the way that led elsewhere; False: cannot."""
         return False
@@ -299,3 +359,9 @@ class Driver(ABC):
     @abstractmethod
     def _load(self, state: State) -> None:
         """Take over what `_state` gave; ``generation`` is set already."""
+
+
+def _require_finite(evaluations: Sequence[Evaluation]) -> None:
+    for evaluation in evaluations:
+        if not math.isfinite(evaluation.value):
+            raise ValueError(f"told the value {evaluation.value}; give the worst finite one of the generation")

@@ -18,7 +18,9 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import cma
@@ -56,6 +58,15 @@ REASONS: dict[str, str] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A candidate that is out: pycma's own object (none for the start), and when it was drawn."""
+
+    solution: Vector | None
+    updates: int
+    restarts: int
+
+
 class CmaDriver(Driver):
     """CMA-ES (Hansen 2016), with active covariance update; diagonal (sep-CMA-ES) where `CmaConfig.covariance` says so.
 
@@ -82,6 +93,11 @@ class CmaDriver(Driver):
     stand at the end of the generation once more, on a second batch; the strategy is not told what they were worth
     there. With ``bounds: fold`` a sample x becomes lower + abs(x - lower), cut at the upper bound, and the strategy
     goes on with x: what mergekit-evolve does with its weights, whose sign it drops.
+
+    Without generations (`draw` and `absorb`, not with ``batch``) every candidate is drawn from the strategy as it is
+    then, and the strategy learns whenever as many values as a population has are there. What was drawn before it last
+    learnt is shortened to a distance that the strategy could have drawn (Hansen 2011), so that a step size that has
+    become smaller in the meantime does not grow by what is late; what was drawn before a restart is not told.
 
     >>> import numpy as np
     >>> variables = Variables(("a", "b"), lower=[0, 0], upper=[1, 1], start=[0.3, 0.3])
@@ -125,6 +141,16 @@ class CmaDriver(Driver):
         """Candidates per generation; the start stands before the first one's."""
         return self._least << self._restarts
 
+    @property
+    def overlaps(self) -> bool:
+        """Not where the candidates of a generation share a batch that others do not see."""
+        return self.config.batch is None
+
+    @property
+    def quorum(self) -> int:
+        """A population, and once the start."""
+        return self.population + (not self._start_known)
+
     def stop(self) -> dict[str, str]:
         """Reasons that pycma gives, in words, and ``flat`` when the objective does not tell candidates apart."""
         reasons = dict(self._reasons)
@@ -151,6 +177,10 @@ class CmaDriver(Driver):
         self._told: list[list[float]] = []  # every value by closed generation; the first one's begins with the start's
         self._size = self.config.batch or self._most  # examples of a batch
         self._noise: float | None = None  # as measured last
+        self._start_known = False  # where there are no generations
+        self._pool: deque[tuple[Vector, Vector | None]] = deque()  # drawn and not given out, with pycma's own objects
+        self._given: dict[int, _Given] = {}
+        self._updates = 0  # how often the strategy has learnt
         self._new_strategy()
         copies = 2 if len(self.variables) == 1 else 1
         if self._known:
@@ -182,6 +212,8 @@ class CmaDriver(Driver):
         }
         with warnings.catch_warnings(action="ignore"):
             self._strategy: Any = cma.CMAEvolutionStrategy(np.tile(box.start, copies), self.config.sigma, options)
+        self._asked_since = False
+        self._pool.clear()
         if self._whole.any():
             lowest, highest = np.tile(box.lower, copies), np.tile(box.upper, copies)
             self._strategy.integer_centering = Centring(lowest, highest, np.tile(self._whole > 0, copies))
@@ -190,10 +222,9 @@ class CmaDriver(Driver):
         self._look()
 
     def _ask(self) -> list[Candidate]:
-        self._draw()
-        vectors = [self._within(solution[: len(self.variables)]) for solution in self._solutions]
-        if not self.generation:  # the start, and what is known to the last bit, which the fold may have cost
-            vectors = [self.variables.start, *self._known, *vectors[len(self._known) :]]
+        vectors = self._population(first=not self.generation)
+        if not self.generation:
+            vectors = [self.variables.start, *vectors]
         if self._size >= self._most:
             return [self.candidate(vector) for vector in vectors]
         first, second = draw_batches(self.fit_sizes, self._size, seed=self.seed, generation=self.generation)
@@ -201,6 +232,38 @@ class CmaDriver(Driver):
         return [self.candidate(vector, examples=first) for vector in vectors] + [
             self.candidate(vector, examples=second) for vector in vectors[len(vectors) - again :]
         ]
+
+    def _population(self, *, first: bool) -> list[Vector]:
+        """The vectors of as many new samples as a population has; what is known stands first in the first one."""
+        self._draw()
+        vectors = [self._within(solution[: len(self.variables)]) for solution in self._solutions]
+        if first:  # to the last bit, which the fold may have cost
+            vectors = [*self._known, *vectors[len(self._known) :]]
+        return vectors
+
+    def _draw_one(self, number: int) -> Candidate:
+        if not self._pool:
+            vectors = self._population(first=not number)
+            self._pool += zip(vectors, self._solutions, strict=True)
+            if not number:
+                self._pool.appendleft((self.variables.start, None))
+        vector, solution = self._pool.popleft()
+        self._given[number] = _Given(solution, self._updates, self._restarts)
+        return self.candidate(vector)
+
+    def _absorb(self, candidates: Mapping[int, Candidate], evaluations: list[Evaluation]) -> None:
+        self._start_known = self._start_known or 0 in candidates
+        given = [self._given.pop(number) for number in candidates]
+        useful = [
+            (one, float(evaluation.value))
+            for one, evaluation in zip(given, evaluations, strict=False)  # of none, nothing is learnt
+            if one.solution is not None and one.restarts == self._restarts
+        ]
+        self._update(
+            [one.solution for one, _ in useful if one.solution is not None],
+            [value for _, value in useful],
+            late=[place for place, (one, _) in enumerate(useful) if one.updates < self._updates],
+        )
 
     def _within(self, sample: Vector) -> Vector:
         if self.config.bounds == "transform":
@@ -213,6 +276,7 @@ class CmaDriver(Driver):
     def _draw(self) -> None:
         with warnings.catch_warnings(action="ignore"):
             self._solutions = self._strategy.ask()
+        self._asked_since = True
 
     def _learn(self, values: list[float]) -> None:
         """Close a generation; resuming calls this with the same values in the same order."""
@@ -220,17 +284,26 @@ class CmaDriver(Driver):
         self._told.append(values)
         ours, again = ours[: self.population], ours[self.population :]
         self._treat_noise(ours, again)
+        self._update(self._solutions[: len(ours)], ours)
+
+    def _update(self, solutions: list[Vector], values: list[float], *, late: Sequence[int] = ()) -> None:
+        """Tell the strategy what solutions were worth; those that are ``late`` were drawn before it last learnt."""
         least = max(self._strategy.sp.weights.mu, min(self.population, 3))  # mu to recombine; pycma wants 3
-        if len(ours) < least:
+        if len(values) < least:
             return
-        if min(ours) == max(ours):
+        if min(values) == max(values):
             self._flat += 1
             self._restart_if_stopped()
             return
         self._flat = 0
+        if not self._asked_since:  # pycma is told once for every time that it was asked
+            self._draw()
         with warnings.catch_warnings(action="ignore"):  # about generations that the budget cut short
-            self._strategy.tell(self._solutions[: len(ours)], ours)
+            self._strategy.tell(solutions, values, check_points=list(late) or None)
             self._reasons = {word: REASONS.get(word, f"pycma's criterion {word}") for word in self._strategy.stop()}
+        self._asked_since = False
+        self._updates += 1
+        self._pool.clear()
         self._look()  # not in info(): both stop() and the lazy axes change the strategy, so they run once, here
         self._restart_if_stopped()
 

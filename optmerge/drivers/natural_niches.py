@@ -88,6 +88,10 @@ class NaturalNichesDriver(Driver):
         self._archive = Archive(config.archive, config.alpha)
         self._seeded = 0  # how many seeds were scored
 
+    @property
+    def overlaps(self) -> bool:  # noqa: D102 - as the base class says
+        return True
+
     def stop(self) -> dict[str, str]:
         """``converged`` when all individuals are the same and nothing mutates."""
         if self.config.mutation or self._seeded < len(self._seeds) or not self._archive.uniform():
@@ -103,16 +107,31 @@ class NaturalNichesDriver(Driver):
     def _ask(self) -> list[Candidate]:
         if self._seeded < len(self._seeds):
             return [self.candidate(vector, needs=_NEEDS) for vector in self._seeds[self._seeded :]]
-        return [self.candidate(self._child(), needs=_NEEDS)]
+        return [self.candidate(self._child(self.generation), needs=_NEEDS)]
+
+    def _draw_one(self, number: int) -> Candidate:
+        """The seeds first, then children: of any two seeds as long as nobody is in the archive."""
+        vector = self._seeds[number] if number < len(self._seeds) else self._child(number)
+        return self.candidate(vector, needs=_NEEDS)
 
     def _tell(self, evaluations: list[Evaluation]) -> None:
         assert self._open is not None, "tell closes an open generation"
         if self._seeded < len(self._seeds):
             # seeds that the budget cut off come next; if none can be scored, they are tried again or let go
             self._seeded += len(evaluations) or (len(self._seeds) if len(self._archive) else 0)
+        self._enter(self._open, evaluations)
+
+    def _absorb(self, candidates: Mapping[int, Candidate], evaluations: list[Evaluation]) -> None:
+        self._seeded += sum(number < len(self._seeds) for number in candidates)
+        self._enter(list(candidates.values()), evaluations)
+
+    def _enter(self, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation]) -> None:
+        """The first candidates that have evaluations enter the archive."""
+        if not evaluations:
+            return
         scored = [costs_of(evaluation) for evaluation in evaluations]
         by_value = all(costs is None for costs in scored) if not len(self._archive) else self._by_value
-        for candidate, evaluation, costs in zip(self._open, evaluations, scored, strict=False):
+        for candidate, evaluation, costs in zip(candidates, evaluations, scored, strict=False):
             if by_value:
                 scores, weights = np.array([0.5 * (1.0 - math.tanh(0.5 * evaluation.value))]), np.ones(1)
             elif costs is None:
@@ -126,22 +145,30 @@ class NaturalNichesDriver(Driver):
         """Whether the archive's one resource is the value."""
         return len(self._archive.weights) == 1
 
-    def _child(self) -> Vector:
-        config, archive = self.config, self._archive
-        spawned = (*self.seed.spawn_key, self.generation)
+    def _child(self, number: int) -> Vector:
+        """Of two of the archive; ``number`` says which random numbers it gets."""
+        config = self.config
+        spawned = (*self.seed.spawn_key, number)
         generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(self.seed.entropy, spawn_key=spawned)))
-        fitness = archive.fitness()
-        first = _roulette(fitness, generator)
-        wanted = archive.attraction(first) if config.attraction else fitness
-        if not wanted.any():  # nobody has anything that A lacks
-            wanted = fitness
-        parents = archive.vectors[first], archive.vectors[_roulette(wanted, generator)]
+        parents = self._parents(generator)
         split = int(generator.integers(self._groups[-1] + 1)) if config.split else 0
         ratio = float(generator.random())
         child = np.where(self._groups < split, self._between(*parents, ratio), self._between(*parents, 1.0 - ratio))
         if config.mutation:
             child = child + config.mutation * generator.standard_normal(len(child)) * self._widths
         return self.variables.project(child)
+
+    def _parents(self, generator: np.random.Generator) -> tuple[Vector, Vector]:
+        archive = self._archive
+        if not len(archive):  # what is out is all there is
+            chosen = generator.integers(len(self._seeds), size=2)
+            return self._seeds[chosen[0]], self._seeds[chosen[1]]
+        fitness = archive.fitness()
+        first = _roulette(fitness, generator)
+        wanted = archive.attraction(first) if self.config.attraction else fitness
+        if not wanted.any():  # nobody has anything that A lacks
+            wanted = fitness
+        return archive.vectors[first], archive.vectors[_roulette(wanted, generator)]
 
     def _between(self, first: Vector, second: Vector, ratio: float) -> Vector:
         """`slerp` of what is continuous, and the straight line of what is not."""

@@ -34,7 +34,8 @@ class OptunaDriver(Driver):
     ``gp`` maximises log expected improvement (Ament et al. 2023) under a Matérn-5/2 kernel with a length scale per
     variable; ``sobol`` (`SobolSampler`) and ``random`` learn nothing. ``nsga2``, ``nsga3`` and ``motpe`` are told each
     task's part (`optmerge.drivers.multi_objective`). The first ``known`` vectors of `Variables` are
-    trials before any sampler is asked, what Optuna calls enqueued.
+    trials before any sampler is asked, what Optuna calls enqueued. Drawn while others are out, a trial is proposed in
+    view of those that run, which tpe and gp take for bad ones (the constant liar of Ginsbourger et al. 2010).
 
     >>> import numpy as np
     >>> variables = Variables(("a", "b"), lower=[0, 0], upper=[1, 1], start=[0.3, 0.3])
@@ -65,6 +66,10 @@ class OptunaDriver(Driver):
         self._distributions = distributions_of(variables)
         self._begin()
 
+    @property
+    def overlaps(self) -> bool:  # noqa: D102 - as the base class says
+        return True
+
     def info(self) -> dict[str, float]:
         """``trials`` so far and the ``best`` value among them."""
         return {"trials": float(len(self._values))} | ({"best": min(self._values)} if self._values else {})
@@ -79,10 +84,18 @@ class OptunaDriver(Driver):
         self._values: list[float] = []
         self._parts: list[list[float]] = []  # of each trial, by task; empty for samplers that minimise one value
         self._asked: tuple[Vector, Trial | None] = (self.variables.start, None)
+        self._running: dict[int, Trial | None] = {}  # of what is drawn
 
     def _ask(self) -> list[Candidate]:
-        vector = self._propose(self.generation)
-        return [self.candidate(vector, needs=frozenset({"value", "per_task"} if self._tasks else {"value"}))]
+        return [self._trial(self._propose(self.generation))]
+
+    def _draw_one(self, number: int) -> Candidate:
+        vector = self._propose(number)
+        self._running[number] = self._asked[1]
+        return self._trial(vector)
+
+    def _trial(self, vector: Vector) -> Candidate:
+        return self.candidate(vector, needs=frozenset({"value", "per_task"} if self._tasks else {"value"}))
 
     def _propose(self, number: int) -> Vector:
         """The vector of a trial, by how many were begun before it."""
@@ -104,17 +117,22 @@ class OptunaDriver(Driver):
         self._asked = (vector, trial)
         return vector
 
-    def _close_trial(self) -> None:
+    def _close_trial(self, trial: Trial | None) -> None:
         """Samplers look past failed trials; what counts is added as a resumed run would add it."""
-        trial = self._asked[1]
         if trial is not None:
             with quiet():
                 self._study.tell(trial, state=TrialState.FAIL)
 
     def _tell(self, evaluations: list[Evaluation]) -> None:
-        self._close_trial()
+        self._close_trial(self._asked[1])
         for evaluation in evaluations:
             self._add(self._asked[0], float(evaluation.value), task_parts(evaluation, self._tasks))
+
+    def _absorb(self, candidates: Mapping[int, Candidate], evaluations: list[Evaluation]) -> None:
+        for number in candidates:
+            self._close_trial(self._running.pop(number))
+        for candidate, evaluation in zip(candidates.values(), evaluations, strict=False):  # none: nobody could score it
+            self._add(candidate.vector, float(evaluation.value), task_parts(evaluation, self._tasks))
 
     def _add(self, vector: Vector, value: float, parts: list[float]) -> None:
         params = params_of(self.variables, vector)

@@ -56,6 +56,11 @@ class PrunedOptunaDriver(OptunaDriver):
         self._pruner = make_pruner(config)
         super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
 
+    @property
+    def overlaps(self) -> bool:
+        """Not: what a rung says decides about the next."""
+        return False
+
     def info(self) -> dict[str, float]:
         """``trials`` so far, how many were ``pruned``, and the ``best`` value among the others."""
         whole = [values[-1] for values in self._told if len(values) == len(self._rungs)]
@@ -98,7 +103,7 @@ class PrunedOptunaDriver(OptunaDriver):
 
     def _tell(self, evaluations: list[Evaluation]) -> None:
         if self._vector is None:
-            self._close_trial()
+            self._close_trial(self._asked[1])
         vector = self._asked[0] if self._vector is None else self._vector
         dropped = not evaluations or self.prunes(self.candidate(vector), evaluations[0])
         if evaluations:

@@ -85,12 +85,13 @@ class Journal:
         share: float = 1.0,
         counts: int = 1,
         verdict: Callable[[Evaluation], bool] | None = None,
+        asked: int | None = None,
     ) -> tuple[Record, Evaluation]:
         """The next evaluation: the recorded one, or ``make()`` recorded.
 
         ``stage`` is the one whose search space ``vector`` is of; None is the one that asks. ``verdict`` says of a value
         on a ``share`` of the examples whether it is the vector's last. ``counts`` is how many evaluations it takes of
-        the budget.
+        the budget, and ``asked`` at which place it was asked for, where evaluations are recorded as they end.
 
         Raises:
             RunError: The recorded one is another evaluation than the one asked for.
@@ -99,12 +100,12 @@ class Journal:
         stage = self.stage if stage is None else stage
         if self.replaying:
             record = self.trajectory.records[self.cursor]
-            asked = (phase, split, digest, examples, name, stage)
+            wanted = (phase, split, digest, examples, name, stage)
             found = (record.phase, record.split, record.vector_sha256, record.examples, record.name, record.stage)
-            if asked != found:
+            if wanted != found:
                 raise RunError(
                     f"{self.trajectory.folder}: evaluation {record.id} in the trajectory is {found}, but the search "
-                    f"asks for {asked}. Its settings, seed or libraries have changed since; start a new run in another "
+                    f"asks for {wanted}. Its settings, seed or libraries have changed since; start a new run in another "
                     "folder."
                 )
             self.cursor += 1
@@ -126,6 +127,7 @@ class Journal:
             examples=examples,
             share=share,
             counts=counts,
+            asked=asked,
             pruned=verdict is not None and not evaluation.failed and verdict(evaluation),
             seconds=dict(evaluation.seconds),
             elapsed=self.elapsed,
