@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 import optmerge
 from optmerge.cli.init import render
@@ -110,6 +111,25 @@ def test_export_and_merge(run: Run, folder: Path, made: Path) -> None:
     merged = json.loads(run("merge", made / "recipe.yaml", "--to", "m", "--dtype", "bfloat16", "--json").out)
     assert (merged["path"], merged["dtype"]) == ("m", "bfloat16")
     assert run("merge", made, "--to", "m").code == 2
+
+
+def test_what_is_published_can_be_searched_again(run: Run, folder: Path, project: Path, made: Path) -> None:
+    assert run("export", made, "--format", "checkpoint", "--to", "published").code == 0
+    card = ModelCard.load(folder / "published" / "README.md")
+    (row,) = (row for row in json.loads((made / "result.json").read_text())["rows"] if row["kind"] == "search")
+    scores = {(each.task_name, each.metric_type): each.metric_value for each in card.data.eval_results or ()}
+    assert scores == {(task, name): value for task, found in row["report"].items() for name, value in found.items()}
+    assert "The search reaches" in card.text
+    assert "mergekit cannot make this merge: each expert keeps a head of its own" in card.text
+    shown = json.loads(run("push", "published", "me/published", "--dry-run", "--json").out)
+    assert {"README.md", "optmerge.json", "recipe.yaml", "body/config.json", "two/config.json"} <= set(shown["files"])
+    assert len(shown["notes"]) == 2  # no licence, and where the models are
+    places = {"base": project / "base", **{f"experts.{name}": project / name for name in LABELS}}
+    places |= {f"tasks.{name}.data": project / f"{name}.jsonl" for name in LABELS}
+    changes = [part for key, place in places.items() for part in ("--set", f"{key}={place}")]
+    again = run("search", "--reproduce", "published/optmerge.json", "--output", "again", *changes)
+    assert again.code == 0, again.err
+    assert "Reproduced: all" in again.out
 
 
 def test_try_shows_the_winner_beside_the_experts(run: Run, folder: Path, made: Path) -> None:
