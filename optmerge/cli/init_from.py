@@ -82,6 +82,8 @@ def write_translation(
     for line in translation.notes.lines():
         output.say(line)
     output.say(f"Wrote {to}. Next: {origin.then.format(to)}")
+    if origin.to == "recipe.yaml":
+        output.say(f"A search over the same models starts there with --set space.start={to}")
 
 
 def _recipe(file: Path, to: Path, allow_pickle: bool) -> Translation:

@@ -15,6 +15,7 @@ def validate(file: SearchFile, sets: Sets = None, json: Json = False) -> None:
     from optmerge.errors import ConfigError
     from optmerge.merging.alternatives import searched_directions
     from optmerge.merging.directions import known_directions
+    from optmerge.merging.recipe import Recipe
     from optmerge.runner.own_methods import absolute_methods
     from optmerge.runner.terms import absolute_terms, check_terms
 
@@ -26,6 +27,8 @@ def validate(file: SearchFile, sets: Sets = None, json: Json = False) -> None:
     ]
     if missing:
         raise ConfigError(f"{file} names data that is not there:\n" + "\n".join(missing))
+    if config.space.recipe is not None:
+        Recipe.load(file.parent / Path(config.space.recipe).expanduser())
     experts = list(config.experts)
     searched, chosen = searched_directions(config.directions, experts, config.method, config.alternatives)
     known_directions(searched if chosen is None else chosen.directions, config.baselines.methods, experts)

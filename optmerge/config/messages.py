@@ -119,6 +119,8 @@ def _expectation(detail: ErrorDetails) -> tuple[list[str], str]:
         return [], f"at least {context['min_length']} entries" if context["min_length"] > 1 else "at least one entry"
     if kind == "too_long":
         return [], f"at most {context['max_length']} entries"
+    if kind == "string_pattern_mismatch":
+        return [], "a file's name that ends with .yaml"
     if kind == "finite_number":
         return [], "a finite number"
     stem = kind.split("_")[0]

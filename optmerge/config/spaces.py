@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, FiniteFloat, StringConstraints, field_validator, model_validator
 
 from optmerge.config.base import Strict
 
@@ -12,6 +12,7 @@ Granularity = Literal[
     "model-wise", "task-wise", "layer-wise", "layer-kind-wise", "tensor-wise", "chunk-wise", "column-wise"
 ]
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
+RecipeFile = Annotated[str, StringConstraints(pattern=r"\.ya?ml$")]
 
 
 class RuleConfig(Strict):
@@ -64,10 +65,11 @@ class SpaceConfig(Strict):
 
     granularity: Granularity = Field("tensor-wise", description="what shares one coefficient per direction")
     bounds: tuple[FiniteFloat, FiniteFloat] = Field((-1.0, 3.0), description="lowest and highest coefficient")
-    start: FiniteFloat | Literal["best-baseline", "closed-form"] = Field(
+    start: FiniteFloat | Literal["best-baseline", "closed-form"] | RecipeFile = Field(
         "best-baseline",
-        description="a coefficient for every variable, the baseline that is best on select, or the best of those in "
-        "closed form (which are then scored, see baselines.closed_form)",
+        description="a coefficient for every variable; the baseline that is best on select; the best of those in "
+        "closed form (which are then scored, see baselines.closed_form); or the coefficients of a recipe's file, "
+        "NAME.yaml, which is then a baseline too",
     )
     normalise: Literal["none", "sum", "softmax"] = Field(
         "none",
@@ -97,6 +99,12 @@ class SpaceConfig(Strict):
         None, description="of granularity chunk-wise; a tensor that gets no chunk keeps the coefficients of the start"
     )
     rules: list[RuleConfig] = Field(default_factory=list, description="frozen groups and other bounds, by name")
+
+    @property
+    def recipe(self) -> str | None:
+        """The recipe's file that the search starts from, if it does."""
+        named = isinstance(self.start, str) and self.start not in ("best-baseline", "closed-form")
+        return str(self.start) if named else None
 
     @property
     def by_fisher(self) -> bool:

@@ -2,6 +2,7 @@
 
 base, every expert, uniform task arithmetic (its average and a grid), every whole method at a grid of scales, and what
 is searched in parts at one coefficient for all of them: experts' parts at the uniform grid, others at that of scales.
+The recipe that the search starts from, if it does, is the last.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from optmerge.records import Evaluation, SplitName, Vector
 from optmerge.runner.evaluator import Evaluator, Measurement
 from optmerge.runner.teachers import SPLITS
 from optmerge.runner.terms import term_hashes
+from optmerge.runner.warm_start import FAMILY as RECIPE
 
 if TYPE_CHECKING:
     from optmerge.runner.problem import Problem
@@ -37,8 +39,8 @@ class Baseline:
     """A recipe that needs no search.
 
     Attributes:
-        name: "base", "expert:NAME", "average", "uniform:C", "method:NAME:SCALE" or "parts:NAME:C".
-        family: What competes with what: base, expert, uniform, or a method's name.
+        name: "base", "expert:NAME", "average", "uniform:C", "method:NAME:SCALE", "parts:NAME:C" or "recipe".
+        family: What competes with what: base, expert, uniform, recipe, or a method's name.
         table: float64[G, D] over all directions.
     """
 
@@ -80,6 +82,8 @@ def make_baselines(problem: Problem) -> list[Baseline]:
         else:
             for scale in problem.config.baselines.method_grid:
                 baselines.append(Baseline(f"method:{name}:{scale:g}", name, constant(columns, scale)))
+    if problem.warm_start is not None:
+        baselines.append(Baseline(RECIPE, RECIPE, problem.warm_start))
     return baselines
 
 

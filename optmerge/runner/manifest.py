@@ -61,6 +61,7 @@ def make_manifest(problem: Problem) -> dict[str, Any]:
         "data": {name: data.sha256 for name, data in problem.calibration.tasks.items()},
         "terms": {k: v for s in problem.stages for k, v in term_hashes(s.config.objective, s.objective).items()},
         "methods": method_hashes(problem.directions),
+        "start": _file_hash(problem.config.space.recipe),
         "labelled_terms": list(dict.fromkeys(name for s in problem.stages for name in s.objective.answered)),
         "splits": {
             name: {split: data.splits[split].size for split in data.splits}
@@ -150,6 +151,8 @@ def changed_content(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
     for name, digest in stored["data"].items():
         if now["data"].get(name) != digest:
             problems.append(f"the data of task {name} has changed")
+    if stored.get("start") != now.get("start"):
+        problems.append("the recipe that the search starts from has changed")
     for kind in ("terms", "methods"):
         for name, digest in stored.get(kind, {}).items():
             if now[kind].get(name) != digest:
@@ -173,6 +176,10 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     if commit is None:
         return None
     return {"commit": commit, "clean": git("status", "--porcelain") == ""}
+
+
+def _file_hash(name: str | None) -> str | None:
+    return None if name is None else hashlib.sha256(Path(name).read_bytes()).hexdigest()
 
 
 def _hash(keys: Sequence[str]) -> str:

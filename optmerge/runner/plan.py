@@ -173,6 +173,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     baselines += (len(methods) + len(wholes) - by_expert) * len(config.baselines.method_grid)
     if config.closed_form:
         baselines += form_count(stages[0].config.space.granularity)
+    baselines += config.space.recipe is not None
     memory = worst_plan([plan_memory(s.config, family, known, s.space, calibration, device, dtype) for s in stages])
     rate = _product_rate(device, dtype) * EFFICIENCY
     forward = {split: 2.0 * _multiplied(family) * count / rate for split, count in tokens.items()}

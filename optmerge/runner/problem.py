@@ -55,6 +55,7 @@ from optmerge.runner.stages import Stage, prolonged
 from optmerge.runner.statistics import ExpertStatistics, methods_of_labels
 from optmerge.runner.terms import absolute_terms, open_terms
 from optmerge.runner.unseen import unseen_notes
+from optmerge.runner.warm_start import start_from
 from optmerge.space.build import build_space
 from optmerge.space.choices import choosing
 from optmerge.space.space import SearchSpace
@@ -80,6 +81,7 @@ class Problem:
         checkpointing: A context for gradient evaluations; None where activations are kept.
         stages: All stages of the search, as they begin.
         earlier: The search spaces of the stages before this one, as they began.
+        warm_start: Coefficients [G, D] over all directions of the recipe that the search starts from, if it does.
     """
 
     config: SearchConfig
@@ -101,6 +103,7 @@ class Problem:
     checkpointing: Checkpointing | None
     stages: tuple[Stage, ...]
     earlier: tuple[SearchSpace, ...] = ()
+    warm_start: Table | None = None
 
     def expand(self, vector: Vector) -> Table:
         """The space's vector as coefficients [G, D] over all directions."""
@@ -117,9 +120,7 @@ class Problem:
         return self if number == len(self.earlier) else replace(self, space=self.earlier[number])
 
     def _over_all(self, searched: Table) -> Table:
-        table = np.zeros((self.space.num_rows, len(self.directions)))
-        table[:, self.columns] = searched
-        return table
+        return _widened(searched, self.columns, len(self.directions))
 
     def column(self, name: str) -> int:
         """The column of the direction called ``name``."""
@@ -199,6 +200,13 @@ class Problem:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
+def _widened(searched: Table, columns: Sequence[int], count: int) -> Table:
+    """Coefficients of the searched directions as coefficients [G, D] of all ``count`` directions."""
+    table = np.zeros((len(searched), count))
+    table[:, columns] = searched
+    return table
+
+
 def absolute_references(config: SearchConfig, root: Path) -> SearchConfig:
     """The config with every local path made absolute, so that its run can be resumed from anywhere."""
 
@@ -212,6 +220,11 @@ def absolute_references(config: SearchConfig, root: Path) -> SearchConfig:
     return absolute_methods(config, root).model_copy(
         update={
             "base": model(config.base),
+            "space": config.space
+            if config.space.recipe is None
+            else config.space.model_copy(
+                update={"start": str((root / Path(config.space.recipe).expanduser()).resolve())}
+            ),
             "text_model": config.text_model if config.text_model == "base" else model(config.text_model),
             "experts": {name: model(reference) for name, reference in config.experts.items()},
             "objective": absolute_terms(config.objective, root),
@@ -316,10 +329,16 @@ def open_problem(
     first = opened[0]
     for note in [*memory.notes, *unseen_notes(family, first.space)]:
         log.warning("%s", note)
+    started = None
+    if config.space.recipe is not None:
+        started = start_from(Path(config.space.recipe), family, first.space, searched, untouched)
+        for note in started.notes:
+            log.warning("%s", note)
     resident = ResidentModel(family, device=device, dtype=dtype)
     statistics.collect(deltas.statistics_wanted, resident, progress)
     deltas.prepare(progress)
     columns = [direction.name for direction in directions]
+    searched_columns = [columns.index(direction.name) for direction in searched]
     if kept is None:
         kept = (*(["base"] if memory.base_resident else []), *memory.resident)
     engine = Engine(
@@ -340,7 +359,7 @@ def open_problem(
         objective=first.objective,
         space=first.space,
         directions=directions,
-        columns=[columns.index(direction.name) for direction in searched],
+        columns=searched_columns,
         kept=tuple(kept),
         device=device,
         dtype=dtype,
@@ -349,6 +368,7 @@ def open_problem(
         statistics=statistics,
         checkpointing=Checkpointing(map(resident.model_for, family.experts)) if config.checkpointing else None,
         stages=tuple(opened),
+        warm_start=None if started is None else _widened(started.table, searched_columns, len(columns)),
     )
 
 

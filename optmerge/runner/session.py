@@ -27,6 +27,7 @@ from optmerge.runner.budget import StageLimits, next_stage, remaining
 from optmerge.runner.closed_form import FAMILY as CLOSED_FORM
 from optmerge.runner.closed_form import best_of_forms, best_uniform, make_closed_forms
 from optmerge.runner.evaluator import Evaluator
+from optmerge.runner.executor import InProcess
 from optmerge.runner.finalists import make_finalists
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.geometry import make_geometry
@@ -40,6 +41,7 @@ from optmerge.runner.shared_study import named_study
 from optmerge.runner.stages import chosen_examples, look_at, measured_curvature, open_stage, prolonged
 from optmerge.runner.state import StateStore
 from optmerge.runner.teachers import Teachers
+from optmerge.runner.warm_start import FAMILY as RECIPE
 
 log = logging.getLogger(__name__)
 
@@ -195,10 +197,14 @@ class Session:
         return [able[name] for name in sorted(values, key=values.__getitem__)]
 
     def _start(self, ranked: Sequence[Baseline]) -> Vector:
-        """The configured start, or the baseline within the space that is best on select."""
+        """The configured start: a number, a recipe, or the baseline within the space that is best on select."""
         problem = self.problem
         start = problem.config.space.start
-        if start == "closed-form":
+        if problem.warm_start is not None:
+            ranked = [baseline for baseline in ranked if baseline.family == RECIPE]
+            if not ranked:
+                raise RunFailed(f"The recipe {start} could not be scored on select, so nothing can start from it.")
+        elif start == "closed-form":
             ranked = [baseline for baseline in ranked if baseline.family == CLOSED_FORM]
             if not ranked:
                 raise ConfigError(
@@ -243,7 +249,7 @@ class Session:
         with closing(driver):
             outcome = run_loop(
                 driver,
-                self,
+                InProcess(self),
                 self.journal,
                 budget,
                 StateStore(states / f"stage-{number + 1}" if number else states),

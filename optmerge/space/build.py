@@ -227,7 +227,7 @@ def _along_depth(values: Sequence[_Value], degree: int) -> tuple[list[_Value], B
 
 
 def _start_value(settled: Settled) -> float:
-    """The configured start; where a baseline gives it, a usual coefficient within the bounds until then."""
+    """The configured start; where a baseline or a recipe gives it, a usual coefficient within the bounds until then."""
     if isinstance(settled.start, str):
         return min(max(DEFAULT_START, settled.bounds[0]), settled.bounds[1])
     return float(settled.start)

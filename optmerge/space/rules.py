@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from optmerge.config.spaces import RuleConfig, SpaceConfig
 from optmerge.errors import ConfigError, did_you_mean
@@ -23,13 +23,13 @@ class Settled(NamedTuple):
     Attributes:
         freeze: Its value where it is not searched.
         bounds: Of its variable.
-        start: Of its variable.
+        start: Of its variable; a text where it is not known before the search begins.
         tie: What its variable is called, where all groups of that name have one.
     """
 
     freeze: float | None
     bounds: tuple[float, float]
-    start: float | Literal["best-baseline", "closed-form"]
+    start: float | str
     tie: str | None = None
 
 
