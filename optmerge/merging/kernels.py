@@ -1,6 +1,7 @@
 """The compiled passes over weights: C for host memory, built once by the C compiler here; `fused` for CUDA.
 
-`kernels.c` has those with a coefficient per tensor, `sliced_kernels.c` those with one per column or row.
+`kernels.c` has those with a coefficient per tensor, `sliced_kernels.c` those with one per column or row, and
+`drop_kernels.c` the random drops of merging methods.
 
 They only make merging faster: where nothing can be compiled the same arithmetic is done by torch's own operations, with
 the same bits for a merge, and the sums of a contraction in another order. Which of them is used is logged, shown by
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the enum in kernels.c
 PIECE = 1 << 18  # elements of one job: small enough to share out evenly, large enough to cost nothing to hand out
 MOST = 1024  # sources of one job, as in kernels.c
+LANES = 16  # running sums of magnitudes, as in drop_kernels.c
 STRIP = 2048  # columns of one job that is contracted by columns, as in sliced_kernels.c
 SOURCE = np.dtype([("data", "u8"), ("type", "i4"), ("absolute", "i4"), ("coefficient", "f8")], align=True)
 JOB = np.dtype(
@@ -76,7 +78,7 @@ SLICED_JOB = np.dtype(
     align=True,
 )
 
-_SOURCE_FILE = Path(__file__).with_name("sliced_kernels.c")
+_SOURCE_FILES = [Path(__file__).with_name(name) for name in ("sliced_kernels.c", "drop_kernels.c")]
 _INCLUDED = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _TUNED = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
@@ -93,6 +95,10 @@ class Library:
         assert self._library.sliced_struct_sizes() == SLICED_SOURCE.itemsize * 1000 + SLICED_JOB.itemsize
         assert self._library.most_sources() == MOST
         assert self._library.most_columns() == STRIP
+        assert self._library.drop_lanes() == LANES
+        pointer, whole, word = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
+        self._library.drop.argtypes = [pointer, *[whole] * 3, word, word, pointer, pointer, whole, pointer, pointer]
+        self._library.keep.argtypes = [pointer, pointer, ctypes.c_double, whole]
         self.half = bool(self._library.has_half())
         self._pool: ThreadPoolExecutor | None = None
 
@@ -121,6 +127,38 @@ class Library:
     def contract_sliced(self, jobs: Jobs) -> None:
         """Run contraction jobs of slices; each one's ``out`` is the gradient, and its sums are added to ``slices``."""
         self._share(self._library.contract_sliced, jobs)
+
+    def drop(
+        self,
+        rows: torch.Tensor,
+        start: int,
+        key: int,
+        below: npt.NDArray[np.uint64],
+        factors: npt.NDArray[np.float64],
+        *,
+        stays: npt.NDArray[np.uint8] | None,
+        sums: npt.NDArray[np.float64] | None,
+    ) -> None:
+        """Drop entries of ``rows``, fp32 and contiguous, in place; see `optmerge.merging.methods.thinning.thin`."""
+        narrow = factors.astype(np.float32)
+        done = self._library.drop(
+            rows.data_ptr(),
+            *rows.shape,
+            start,
+            key & (2**64 - 1),
+            key >> 64,
+            below.ctypes.data,
+            narrow.ctypes.data,
+            len(below),
+            None if stays is None else stays.ctypes.data,
+            None if sums is None else sums.ctypes.data,
+        )
+        if not done:
+            raise MemoryError(f"There is no memory to rank {rows.shape[-1]} entries.")
+
+    def keep(self, values: torch.Tensor, stays: npt.NDArray[np.uint8], scale: float) -> None:
+        """Multiply fp32 values by ``scale`` where ``stays`` is 1, by 0 elsewhere, in place."""
+        self._library.keep(values.data_ptr(), stays.ctypes.data, scale, values.numel())
 
     def _share(self, function: ctypes._NamedFuncPointer, jobs: Jobs, *rest: object) -> None:
         threads = min(torch.get_num_threads(), len(jobs))
@@ -211,7 +249,7 @@ def _build() -> Path:
     compiler = _compiler()
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
     identity = [
-        _SOURCE_FILE.read_text(),
+        *(source.read_text() for source in _SOURCE_FILES),
         _INCLUDED.read_text(),
         *compiler,
         version,
@@ -244,7 +282,7 @@ def _compile(compiler: list[str], to: Path) -> None:
     for tuned in _TUNED:
         with tempfile.TemporaryDirectory() as folder:  # compilers leave temporary files beside the output
             built = Path(folder, "kernels.so")
-            command = [*compiler, *_FLAGS, *tuned, "-o", str(built), str(_SOURCE_FILE)]
+            command = [*compiler, *_FLAGS, *tuned, "-o", str(built), *map(str, _SOURCE_FILES)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
             if done.returncode == 0:
                 shutil.copyfile(built, to)

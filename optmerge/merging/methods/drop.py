@@ -7,35 +7,15 @@ dropped at .3 is dropped at .5 too). Philox (Salmon et al. 2011) counts instead 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
+from optmerge.merging.methods.thinning import Odds, Stays, Sums, Words, keep, new_sums, thin, totals
 from optmerge.merging.methods.vectors import Chunk, TaskVectors
 
 Rescale = Literal["inverse", "l1", "none"]
-
-_BLOCK = 8  # 32-bit words that Philox makes per count
-
-
-class Words:
-    """The random 32-bit words of one expert's parameter, by flat index."""
-
-    def __init__(self, seed: int, expert: str, name: str) -> None:
-        digest = hashlib.sha256(json.dumps([seed, expert, name]).encode()).digest()
-        self._key = int.from_bytes(digest[:16], "little")
-
-    def slice(self, start: int, count: int) -> NDArray[np.uint32]:
-        """[count] words, those of entries ``start`` to ``start + count``."""
-        first, skip = divmod(start, _BLOCK)
-        generator = np.random.Philox(key=self._key, counter=first)
-        words = generator.random_raw((skip + count + 1) // 2).astype("<u8", copy=False).view("<u4")
-        return words[skip : skip + count]
 
 
 class Dropped(TaskVectors):
@@ -66,32 +46,29 @@ class Dropped(TaskVectors):
     def _kept(self, expert: str, name: str) -> Iterator[Chunk]:
         """What stays, each entry rescaled by what its probability says."""
         words = Words(self.seed, expert, name)
-        scale = 1 / (1 - self.drop) if self.rescale == "inverse" else 1.0
         for chunk in self.vectors.chunks(expert, name):
-            chunk.values.mul_(self._mask(words, chunk))
-            yield chunk._replace(values=chunk.values.mul_(scale)) if scale != 1 else chunk
+            self._thin(chunk, words)
+            yield chunk
 
     def _to_norm(self, expert: str, name: str) -> Iterator[Chunk]:
         """What stays, rescaled to the L1 norm that the parameter had; a bit an entry remembers what that is."""
-        words = Words(self.seed, expert, name)
-        before = after = 0.0
+        words, sums = Words(self.seed, expert, name), new_sums()
         bits = []
         for chunk in self.vectors.chunks(expert, name):
-            before += _l1(chunk.values)
-            mask = self._mask(words, chunk)
-            bits.append(np.packbits(mask.view(-1).numpy() != 0))
-            after += _l1(chunk.values.mul_(mask))
+            stays = np.empty(chunk.values.numel(), np.uint8)
+            self._thin(chunk, words, stays=stays, sums=sums)
+            bits.append(np.packbits(stays))
+        before, after = totals(sums)
         scale = before / after if after else 1.0  # nothing is left: there is nothing to scale
         for chunk, packed in zip(self.vectors.chunks(expert, name), bits, strict=True):
-            stays = np.unpackbits(packed, count=chunk.values.numel())
-            chunk.values.mul_(torch.from_numpy(stays).view(chunk.values.shape))
-            yield chunk._replace(values=chunk.values.mul_(scale)) if scale != 1 else chunk
+            keep(chunk.values, np.unpackbits(packed, count=chunk.values.numel()), scale)
+            yield chunk
 
-    def _mask(self, words: Words, chunk: Chunk) -> torch.Tensor:
-        """By what a chunk's entries are multiplied, their common scale apart: bool[*box]."""
-        kept = words.slice(chunk.offset, chunk.values.numel()) >= round(self.drop * 2**32)
-        return torch.from_numpy(kept).view(chunk.values.shape)
+    def _thin(self, chunk: Chunk, words: Words, *, stays: Stays | None = None, sums: Sums | None = None) -> None:
+        odds = self._odds(chunk.values.shape[-1] if chunk.values.ndim else 1)
+        thin(chunk.values, words, chunk.offset, odds, stays=stays, sums=sums)
 
-
-def _l1(values: torch.Tensor) -> float:
-    return float(values.abs().sum(dtype=torch.float64))
+    def _odds(self, size: int) -> Odds:
+        """Those of a row of ``size`` entries: here the same for all."""
+        scale = 1 / (1 - self.drop) if self.rescale == "inverse" else 1.0
+        return Odds(np.array([round(self.drop * 2**32)], np.uint64), np.array([scale]))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from optmerge.merging.methods.drop import Dropped, Rescale, Words
+from optmerge.merging.methods.drop import Dropped, Rescale
+from optmerge.merging.methods.thinning import Words
 from optmerge.merging.methods.vectors import RawVectors
 from tests.merging.methods.toy import ToyModels, of_deltas, random
 
