@@ -1,7 +1,7 @@
 """mergekit-evolve's search as a driver of our loop, so that it can be judged by any objective on any models.
 
     driver = MergekitEvolve(CmaConfig(), variables, seed=np.random.SeedSequence(0), fit_sizes={}, budget=100)
-    outcome = run_loop(driver, judge, journal, BudgetConfig(evaluations=whole_generations(100, 24)), store)
+    outcome = run_loop(driver, InProcess(judge), journal, BudgetConfig(evaluations=whole_generations(100, 24)), store)
 
 What it does is what mergekit 0.1.5's ``mergekit-evolve`` asks of pycma: CMA-ES with its own defaults from 1/n in every
 coordinate, sigma 1/6, no bounds, and weights that are the coordinates' absolute values (``allow_negative_weights`` is

@@ -3,7 +3,7 @@
 judge = Judge(settings)                                  # the content of a search file
 judge.table_of({"vit.layernorm.weight": [0.3, 0.2], ...})
 judge.select_table(table).value, judge.report(table)     # the objective; mean accuracy over tasks
-run_loop(driver, judge, ...)                             # it is the loop's judge, too
+run_loop(driver, InProcess(judge), ...)                             # it is the loop's judge, too
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Judge:
             self.problem.objective.on(split).set_normalisers(split, measured.means)
 
     def fit(self, candidate: Candidate) -> Evaluation:
-        """See `optmerge.runner.loop.Judge`."""
+        """See `optmerge.runner.executor.Judge`."""
         return self._evaluator.evaluate(
             candidate.vector, "fit", examples=candidate.examples, gradient="gradient" in candidate.needs
         )
 
     def select(self, vector: Vector) -> Evaluation:
-        """See `optmerge.runner.loop.Judge`."""
+        """See `optmerge.runner.executor.Judge`."""
         return self._evaluator.evaluate(vector, "select")
 
     def select_table(self, table: Table) -> Evaluation:

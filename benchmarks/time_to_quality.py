@@ -53,6 +53,7 @@ from optmerge.config.drivers import CmaConfig
 from optmerge.config.schema import BudgetConfig
 from optmerge.drivers.base import Variables
 from optmerge.records import Trajectory
+from optmerge.runner.executor import InProcess
 from optmerge.runner.journal import Journal
 from optmerge.runner.loop import run_loop
 from optmerge.runner.state import StateStore
@@ -226,7 +227,7 @@ def _replay(judge: Judge, folder: Path, seed: int, evaluations: int) -> Curve:
         journal = Journal(trajectory)
         outcome = run_loop(
             driver,
-            judge,
+            InProcess(judge),
             journal,
             BudgetConfig(evaluations=evaluations),
             StateStore(folder / "state"),

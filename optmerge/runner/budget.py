@@ -133,6 +133,16 @@ def stage_done(limits: StageLimits, progress: Progress) -> str | None:
     return None
 
 
+def settled(budget: BudgetConfig, limits: StageLimits, progress: Progress) -> bool:
+    """Whether select, or an alarm, has ended the stage: what has not been judged by now cannot count any more."""
+    return (
+        progress.ended is not None
+        or (budget.target is not None and progress.best is not None and progress.best <= budget.target)
+        or (budget.patience is not None and progress.stale >= budget.patience)
+        or (limits.patience is not None and progress.stage_stale >= limits.patience)
+    )
+
+
 def out_of_time(budget: BudgetConfig, progress: Progress) -> str | None:
     """The reason when the clock has run out, or None."""
     if budget.minutes is not None and progress.seconds >= budget.minutes * 60:

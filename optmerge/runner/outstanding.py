@@ -114,7 +114,6 @@ class Outstanding:
             if place in dropped:
                 self._executor.cancel(handle)
                 del self._handles[handle]
-        self._unsubmitted = deque(place for place in self._unsubmitted if place not in dropped)
         for place in dropped:
             self.fits -= self._open.pop(place).split == "fit"
             self._ended.pop(place, None)
@@ -127,12 +126,12 @@ class Outstanding:
 
     def _submit(self) -> None:
         """Give the executor what nobody has recorded."""
-        if self._unsubmitted and self._began is None:
-            self._began = time.perf_counter()
         while self._unsubmitted:
             place = self._unsubmitted.popleft()
-            asked = self._open[place]
-            self._handles[self._executor.submit(Job(asked.split, asked.candidate))] = place
+            asked = self._open.get(place)
+            if asked is not None:  # else it was recorded, or dropped
+                self._began = self._began or time.perf_counter()
+                self._handles[self._executor.submit(Job(asked.split, asked.candidate))] = place
 
     def _outcome(self, place: int, stop: Callable[[], str | None]) -> Evaluation:
         while place not in self._ended:

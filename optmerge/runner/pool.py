@@ -27,6 +27,7 @@ from optmerge.drivers import make_driver
 from optmerge.errors import ConfigError, RunError, RunFailed
 from optmerge.records import Candidate, Evaluation, Progress, Record, SplitName, Trajectory, Vector
 from optmerge.runner.evaluator import Evaluator
+from optmerge.runner.executor import InProcess
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.geometry import make_geometry
 from optmerge.runner.journal import Journal
@@ -169,7 +170,7 @@ class _Choices:
             budget=config.budget.evaluations,
         )
         store = StateStore(path / "state")
-        run_loop(driver, self, self.journal, config.budget, store, stop=stop, collapse="warn")
+        run_loop(driver, InProcess(self), self.journal, config.budget, store, stop=stop, collapse="warn")
         records = [record for record in self.journal.trajectory.records if record.phase == "search"]
         told = [record for record in records if record.gradient is not None]
         if not told:

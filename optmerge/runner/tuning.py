@@ -28,6 +28,7 @@ from optmerge.drivers import make_driver
 from optmerge.drivers.base import Variables
 from optmerge.errors import RunError, RunFailed, RunInterrupted
 from optmerge.records import Candidate, Evaluation, Trajectory, Vector
+from optmerge.runner.executor import InProcess
 from optmerge.runner.journal import Journal
 from optmerge.runner.loop import run_loop
 from optmerge.runner.making import Maker
@@ -127,7 +128,7 @@ class Tuning:
                 budget = BudgetConfig(evaluations=evaluations)
                 journal = Journal(trajectory)
                 outcome = run_loop(
-                    driver, self, journal, budget, StateStore(folder / "state"), stop=stop, collapse="warn"
+                    driver, InProcess(self), journal, budget, StateStore(folder / "state"), stop=stop, collapse="warn"
                 )
         finally:
             trajectory.close()

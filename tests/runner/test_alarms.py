@@ -17,6 +17,7 @@ from optmerge.drivers import Variables, make_driver
 from optmerge.errors import RunInterrupted
 from optmerge.records import Candidate, Evaluation, Record, Trajectory, Vector
 from optmerge.runner.alarms import Alarms, RaisedAlarm, by_task, raised_alarms
+from optmerge.runner.executor import InProcess
 from optmerge.runner.journal import Journal
 from optmerge.runner.loop import Outcome, run_loop
 from optmerge.runner.state import StateStore
@@ -211,7 +212,7 @@ def run(folder: Path, collapse: Any, *, driver: str = "adam", stop: Any = lambda
     try:
         return run_loop(
             made,
-            Cliff(),
+            InProcess(Cliff()),
             journal,
             BudgetConfig(evaluations=40 if driver == "cma" else 12),
             store,

@@ -19,6 +19,7 @@ from optmerge.drivers.optuna_driver import OptunaDriver
 from optmerge.errors import RunError, RunFailed, RunInterrupted
 from optmerge.records import Candidate, Evaluation, Record, Trajectory, Vector
 from optmerge.runner.budget import Progress, StageLimits
+from optmerge.runner.executor import InProcess
 from optmerge.runner.journal import Journal, substitute_failures
 from optmerge.runner.loop import Outcome, run_loop
 from optmerge.runner.state import StateStore
@@ -71,7 +72,12 @@ def run(
     trajectory = Trajectory.open(folder)
     try:
         return run_loop(
-            driver, judge or Quadratic(), Journal(trajectory), budget or BUDGET, StateStore(folder / "state"), stop=stop
+            driver,
+            InProcess(judge or Quadratic()),
+            Journal(trajectory),
+            budget or BUDGET,
+            StateStore(folder / "state"),
+            stop=stop,
         )
     finally:
         trajectory.close()
@@ -281,7 +287,9 @@ def shared(folder: Path, stop: Callable[[], str | None]) -> tuple[Sharing, Calla
 
     def search() -> Outcome:
         with closing(Trajectory.open(folder)) as trajectory:
-            return run_loop(driver, Quadratic(), Journal(trajectory), limits, StateStore(folder / "state"), stop=stop)
+            return run_loop(
+                driver, InProcess(Quadratic()), Journal(trajectory), limits, StateStore(folder / "state"), stop=stop
+            )
 
     return driver, search
 
@@ -338,7 +346,7 @@ def test_the_last_generation_is_scored_though_the_driver_stops_by_itself(tmp_pat
         driver = Ending(OptunaConfig(startup=3), variables, seed=np.random.SeedSequence(5), fit_sizes={}, budget=41)
         limits = BudgetConfig(evaluations=41, select_every=4)
         with closing(Trajectory.open(tmp_path)) as trajectory:
-            return run_loop(driver, Quadratic(), Journal(trajectory), limits, StateStore(tmp_path / "state"))
+            return run_loop(driver, InProcess(Quadratic()), Journal(trajectory), limits, StateStore(tmp_path / "state"))
 
     outcome = search()
     assert outcome.reason == "optuna stopped by itself: six trials"
@@ -358,7 +366,7 @@ def test_the_start_of_a_stage_does_not_use_up_its_patience(tmp_path: Path) -> No
     with closing(Trajectory.open(tmp_path)) as trajectory:
         outcome = run_loop(
             driver,
-            Quadratic(),
+            InProcess(Quadratic()),
             Journal(trajectory),
             BudgetConfig(evaluations=6),
             StateStore(tmp_path / "state"),

@@ -16,6 +16,7 @@ from optmerge.drivers import Variables, make_driver
 from optmerge.errors import RunInterrupted
 from optmerge.records import OBJECTIVE, Candidate, Evaluation, EvaluationCount, Record, Trajectory, Vector
 from optmerge.runner.budget import Progress, next_stage
+from optmerge.runner.executor import InProcess
 from optmerge.runner.journal import Journal
 from optmerge.runner.loop import Outcome, run_loop
 from optmerge.runner.search import Run, resume, search
@@ -63,7 +64,7 @@ def loop(folder: Path, name: str, judge: Judged, *, evaluations: int, stop_after
     try:
         return run_loop(
             driver,
-            judge,
+            InProcess(judge),
             Journal(trajectory),
             BudgetConfig(evaluations=evaluations),
             StateStore(folder / "state"),
