@@ -10,7 +10,7 @@ report split is not looked at.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from optmerge.runner.geometry import make_geometry
 from optmerge.runner.knockout import Block, Knockouts, choose_blocks
 from optmerge.runner.manifest import check_content, make_manifest
 from optmerge.runner.problem import Problem, open_problem
+from optmerge.runner.reproduce import read_manifest
 from optmerge.runner.sensitivity import Sensitivity, measure_sensitivity, why_insensitive
 from optmerge.runner.stages import open_stage
 from optmerge.runner.teachers import Teachers
@@ -61,7 +62,8 @@ def explain(
         What is written as explain.json: plain data.
 
     Raises:
-        RunError: There is no finished run, its models or data changed, or the best recipe cannot be judged.
+        RunError: There is no finished run, it is of another version of optmerge, its models or data changed, or the
+            best recipe cannot be judged.
     """
     folder = RunFolder.open(path)
     result = folder.read_json("result.json")
@@ -70,16 +72,16 @@ def explain(
             f"{path} is not finished, so there is no best recipe to explain. Go on with `optmerge resume {path}`, "
             "and look at `optmerge report` meanwhile."
         )
-    begun = folder.read_json("manifest.json") or {}
+    begun = read_manifest(path)
     with folder.locked():
         problem = open_problem(folder.config(), progress=progress, form=begun.get("gradient"), kept=begun.get("kept"))
         check_content(begun, make_manifest(problem), path)
         records = Trajectory.read(path).records
-        best = records[result["best"]["record"]]
+        best = _best(records, result, path)
         for stage in range(1, best.stage + 1):
             problem = open_stage(problem, stage)
         evaluator = Evaluator(problem, Teachers.make(problem, progress, splits=SPLITS))
-        _set_normalisers(problem, records)
+        _set_normalisers(problem, records, path)
         table = best_table(problem, Recipe.load(path / "recipe.yaml"))
         assert best.vector is not None, "the best iterate has a vector"
         problem.space = problem.space.started_at(table[:, problem.columns])
@@ -106,12 +108,40 @@ def best_table(problem: Problem, recipe: Recipe) -> Table:
     return table
 
 
-def _set_normalisers(problem: Problem, records: Sequence[Record]) -> None:
-    """What the search divided by: the base's means, as recorded when the objective was this stage's."""
+def _best(records: Sequence[Record], result: Mapping[str, Any], path: Path) -> Record:
+    """The record of the best iterate.
+
+    Raises:
+        RunError: The result does not name it, or the trajectory does not hold it.
+    """
+    number = (result.get("best") or {}).get("record")
+    if number is None or number >= len(records):
+        raise _older(path, "result.json names no record of the trajectory as the best")
+    return records[number]
+
+
+def _set_normalisers(problem: Problem, records: Sequence[Record], path: Path) -> None:
+    """What the search divided by: the base's means, as recorded when the objective was this stage's.
+
+    Raises:
+        RunError: A term has no mean there.
+    """
     for record in records:
         is_base = record.phase == "baseline" and record.name == "base" and record.error is None
         if is_base and record.split in SPLITS and problem.stages[record.stage].objective is problem.objective:
-            problem.objective.on(record.split).set_normalisers(record.split, record.metrics)
+            objective = problem.objective.on(record.split)
+            for term in objective.terms:
+                for task in objective.shares:
+                    if term.name not in record.metrics.get(task, {}):
+                        raise _older(path, f"record {record.id} has no {term.name} of the base on task {task}")
+            objective.set_normalisers(record.split, record.metrics)
+
+
+def _older(path: Path, what: str) -> RunError:
+    return RunError(
+        f"{path} cannot be explained: {what}, so it is not of this version of optmerge. Search again with `optmerge "
+        f"search {path / 'search.yaml'} --output FOLDER`, or explain it with the version that its manifest.json names."
+    )
 
 
 class _Explanation:

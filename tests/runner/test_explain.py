@@ -251,6 +251,33 @@ def test_a_run_that_is_not_finished_or_has_changed_is_refused(settings: Settings
         explain(run.folder)
 
 
+def test_a_run_that_lacks_what_this_version_needs_is_refused_in_one_paragraph(
+    settings: Settings, tmp_path: Path
+) -> None:
+    run = search(build_config(settings(budget={"evaluations": 1}), root=tmp_path), root=tmp_path)
+
+    def refused(name: str, text: str) -> str:
+        file = run.folder / name
+        before = file.read_bytes()
+        file.write_text(text)
+        with pytest.raises(RunError) as told:
+            explain(run.folder)
+        file.write_bytes(before)
+        return str(told.value)
+
+    assert "is no manifest of a run" in refused("manifest.json", '{"created": "long ago"}')
+    assert "names no record of the trajectory as the best" in refused("result.json", '{"status": "finished"}')
+    lines = [json.loads(line) for line in (run.folder / "trajectory.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["metrics"] = {task: {"kl": 1.0} for task in line["metrics"]}
+    told = refused("trajectory.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    assert "has no expert-kl of the base on task a" in told
+    assert f"optmerge search {run.folder / 'search.yaml'} --output FOLDER" in told
+    (run.folder / "manifest.json").unlink()
+    with pytest.raises(RunError, match="There is no manifest"):
+        explain(run.folder)
+
+
 def test_moves_solve_the_second_order_model() -> None:
     gradient, curvature = np.array([0.5, -3.0, 0.0, 0.0]), np.array([2.0, 0.0, 8.0, 0.0])
     moves = allowed_moves(gradient, curvature, 0.01)
