@@ -91,7 +91,8 @@ class BackgroundSink:
     """Feeds ``sink`` from a thread of its own.
 
     A full queue drops the event, with one warning; sinks that are used here read the trajectory in ``finish`` and make
-    up for what they missed. A sink that raises is switched off with one warning.
+    up for what they missed. A sink that raises is switched off with one warning; one that has an ``abandon`` is then
+    asked, in its own thread, to let go of what it holds open. Nobody waits for that.
 
     Args:
         sink: What is fed.
@@ -173,4 +174,14 @@ class BackgroundSink:
                     log.debug("the failure of %s in full", self.label, exc_info=problem)
                 else:
                     warn_disabled(self.sink, problem)
+                self._abandon()
                 return
+
+    def _abandon(self) -> None:
+        abandon: Callable[[], None] | None = getattr(self.sink, "abandon", None)
+        if abandon is None:
+            return
+        try:
+            abandon()
+        except BaseException as problem:  # the user knows already that it has failed
+            log.debug("%s does not let go", self.label, exc_info=problem)

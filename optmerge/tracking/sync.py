@@ -9,6 +9,7 @@ there twice. In another project it is a run of its own.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,6 +78,8 @@ def sync_run(
     except UserError:
         raise
     except Exception as problem:
+        with contextlib.suppress(Exception):
+            sink.abandon()
         what = " ".join(str(problem).split()) or type(problem).__name__
         raise RunError(
             f"W&B did not take {run}: {what}. The run itself is untouched; sync it again when W&B can be reached, or "

@@ -44,7 +44,7 @@ class Files:
 
 
 class Tracker(Protocol):
-    """One run at a tracking service. Everything is called from one thread, `open` first and `close` last."""
+    """One run at a service. Everything is called from one thread, `open` first and `close` or `abandon` last."""
 
     label: str
     remedy: str  # what a user does about a tracker that has failed
@@ -76,5 +76,9 @@ class Tracker(Protocol):
     def close(self, view: RunView) -> None:
         """End the run there."""
 
+    def abandon(self) -> None:
+        """Let go of the run after a failure, so that this process can open it again; it may not have been opened."""
 
+
+ABANDONED = 1  # the exit code of a run whose tracker failed; the search itself may have gone well
 EXIT_CODES: Mapping[Status, int] = {"finished": 0, "failed": 3, "interrupted": 130}  # those of `optmerge search`

@@ -90,6 +90,10 @@ class TrackerSink:
             )
         self.tracker.close(view)
 
+    def abandon(self) -> None:
+        """Let go of the run at the service after a failure."""
+        self.tracker.abandon()
+
     def _log(self, record: Record, extra: dict[str, float] | None = None) -> None:
         self._seen = record.id
         row = self._rows.row(record) | (extra or {})

@@ -88,6 +88,10 @@ class TrackioTracker:
 
     def close(self, view: RunView) -> None:
         """Finish the run."""
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Finish the run."""
         import trackio
 
         with contextlib.redirect_stdout(sys.stderr):

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from optmerge.atomic import atomic_write
 from optmerge.config.schema import TrackingConfig
 from optmerge.errors import RunError, UserError
-from optmerge.tracking.tracker import EXIT_CODES, Files, Level, Table
+from optmerge.tracking.tracker import ABANDONED, EXIT_CODES, Files, Level, Table
 from optmerge.tracking.view import RunView
 from optmerge.tracking.wandb_facts import config, group, tags
 from optmerge.tracking.wandb_rows import Value
@@ -173,6 +173,12 @@ class WandbTracker:
         if view.status == "interrupted":
             self._run.mark_preempting()
         self._run.finish(exit_code=EXIT_CODES.get(view.status, 0))
+
+    def abandon(self) -> None:
+        """Close what is open as failed: W&B opens no run twice in a process."""
+        run, self._run = self._run, None
+        if run is not None:
+            run.finish(exit_code=ABANDONED)
 
 
 def _model(name: str, model: Mapping[str, Any]) -> Any:

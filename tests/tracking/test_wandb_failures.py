@@ -8,12 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from optmerge.config.schema import TrackingConfig
+from optmerge.records import Trajectory
 from optmerge.tracking.sinks import BackgroundSink, SafeSinks
 from optmerge.tracking.tracker_sink import TrackerSink
 from optmerge.tracking.view import RunView
@@ -140,6 +142,37 @@ def test_an_exception_in_its_thread(
     _same(run.folder, plain.folder)
     (warning,) = _warnings(caplog)
     assert "out of the thread" in warning
+
+
+def test_a_search_is_resumed_in_the_process_where_its_tracker_failed(
+    fake: Callable[..., FakeRun], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fake("tracked")
+
+    def tracked() -> SafeSinks:
+        sinks = SafeSinks([BackgroundSink(TrackerSink(WandbTracker(TrackingConfig(wandb="offline"))))])
+        sinks.start(run.folder)
+        run.on_record = sinks.record
+        return sinks
+
+    def broken(*_: object) -> None:
+        raise ConnectionError("the server is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WandbTracker, "log", broken)
+        sinks = tracked()
+        run.baselines().search(2).ended("interrupted", "Ctrl-C")
+        sinks.finish(run.folder, "Ctrl-C")
+        for thread in threading.enumerate():
+            if thread.name == f"optmerge {WandbTracker.label}":
+                thread.join(60)
+    sinks = tracked()
+    run.trajectory = Trajectory.open(run.folder)
+    run.search(3).finish()
+    sinks.finish(run.folder, "done")
+    told = _warnings(caplog)
+    assert [("FAILED" in text, "only the newest" in text) for text in told] == [(True, False), (False, True)], told
+    assert [row["record"] for row in segments(run.folder)[-1].evaluations] == [record.id for record in run.records]
 
 
 def test_a_run_that_is_still_open_in_this_process_is_left_alone(
