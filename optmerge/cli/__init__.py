@@ -8,6 +8,7 @@ Exit codes: 0 done, 2 a mistake that the user can mend, 3 the run failed, 130 in
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -17,7 +18,9 @@ def main() -> None:
 
     try:
         from optmerge.cli.app import make_app
+        from optmerge.cli.completion import join_assignments
 
+        join_assignments(os.environ)
         make_app()(prog_name="optmerge")
     except OptmergeError as error:
         sys.stderr.write(f"{error}\n")

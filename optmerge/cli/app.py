@@ -36,6 +36,7 @@ from optmerge.cli import (
     try_model,
     validate,
 )
+from optmerge.cli.examples import epilog
 
 # "\\b" keeps the lines of a paragraph as they are.
 EPILOG = """A search in four steps:
@@ -79,7 +80,6 @@ def make_app() -> typer.Typer:
     """The typer application with every verb."""
     # Plain help: it is ASCII, and formatting it with rich would double the time that it takes.
     app = typer.Typer(
-        add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
@@ -87,7 +87,7 @@ def make_app() -> typer.Typer:
     )
     app.callback(epilog=EPILOG, invoke_without_command=True)(_root)
     for name, verb in VERBS.items():
-        app.command(name)(verb)
+        app.command(name, epilog=epilog(name))(verb)
     return app
 
 

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from optmerge.cli.completion import methods as method_names
+from optmerge.cli.completion import runs
 from optmerge.cli.options import AllowPickle, Json, Limit, Quiet, SearchFile, Sets, Verbose, overrides
 from optmerge.cli.output import Output
 
@@ -16,7 +18,13 @@ from optmerge.cli.output import Output
 def baseline(
     file: SearchFile,
     methods: Annotated[
-        str | None, typer.Option("--methods", metavar="A,B", help="Only these methods; all that fit if not given.")
+        str | None,
+        typer.Option(
+            "--methods",
+            metavar="A,B",
+            autocompletion=method_names,
+            help="Only these methods; all that fit if not given.",
+        ),
     ] = None,
     tune: Annotated[
         int | None,
@@ -30,7 +38,10 @@ def baseline(
     against: Annotated[
         list[Path] | None,
         typer.Option(
-            "--against", metavar="RUN", help="A finished search of the same models and data; may be repeated."
+            "--against",
+            metavar="RUN",
+            autocompletion=runs,
+            help="A finished search of the same models and data; may be repeated.",
         ),
     ] = None,
     sets: Sets = None,

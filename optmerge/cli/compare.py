@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
+from optmerge.cli.completion import runs as runs_below
 from optmerge.cli.options import Json
 from optmerge.cli.output import Output
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs; the first is the reference.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", autocompletion=runs_below, help="Folders of runs; the first is the reference."),
+    ],
     picture: Annotated[
         Path | None,
         typer.Option("--picture", metavar="FILE.png", help="Draw all trajectories into one PNG; never overwritten."),

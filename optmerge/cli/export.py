@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from optmerge.cli.completion import formats
 from optmerge.cli.options import AllowPickle, Json, RunFolder
 from optmerge.cli.output import Output
 
@@ -14,7 +15,10 @@ from optmerge.cli.output import Output
 def export(
     run: RunFolder,
     format: Annotated[
-        str, typer.Option("--format", "-f", metavar="FORMAT", help="checkpoint, mergekit or coefficients.")
+        str,
+        typer.Option(
+            "--format", "-f", metavar="FORMAT", autocompletion=formats, help="checkpoint, mergekit or coefficients."
+        ),
     ],
     to: Annotated[Path, typer.Option("--to", metavar="PATH", help="Folder or file to write; never overwritten.")],
     weights: Annotated[

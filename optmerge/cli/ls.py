@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from optmerge.cli.completion import KINDS, kinds
 from optmerge.cli.options import Json
 from optmerge.cli.output import Output
 
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
     from optmerge.merging.recipe import Direction
     from optmerge.models.family import Family
 
-KINDS = ("spaces", "objectives", "schedules", "drivers", "methods")
-
 
 def ls(
     kind: Annotated[
-        str | None, typer.Argument(metavar="KIND", help=f"One of {', '.join(KINDS)}; all of them if not given.")
+        str | None,
+        typer.Argument(
+            metavar="KIND", autocompletion=kinds, help=f"One of {', '.join(KINDS)}; all of them if not given."
+        ),
     ] = None,
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="A search file, to show each space's dimension.")

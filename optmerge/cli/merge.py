@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 
+from optmerge.cli.completion import DTYPES, dtypes
 from optmerge.cli.options import AllowPickle, Json
 from optmerge.cli.output import Output, size
-
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def merge(
@@ -20,7 +19,13 @@ def merge(
     ],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder of the checkpoint; a new or empty one.")],
     dtype: Annotated[
-        str | None, typer.Option("--dtype", metavar="TYPE", help=f"{', '.join(DTYPES)}; the recipe's if not given.")
+        str | None,
+        typer.Option(
+            "--dtype",
+            metavar="TYPE",
+            autocompletion=dtypes,
+            help=f"{', '.join(DTYPES)}; the recipe's if not given.",
+        ),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read all files again, compare them with what was written, print hashes.")

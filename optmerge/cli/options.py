@@ -8,13 +8,20 @@ from typing import Annotated
 
 import typer
 
+from optmerge.cli.completion import runs, settings
+
 SearchFile = Annotated[Path, typer.Argument(metavar="FILE", help="The search file.", show_default=False)]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False, autocompletion=runs)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the facts as JSON on stdout.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a key of the search file, e.g. driver.lr=0.02; repeat for more."
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=settings,
+        help="Change a key of the search file, e.g. driver.lr=0.02; repeat for more.",
     ),
 ]
 Limit = Annotated[

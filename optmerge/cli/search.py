@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from optmerge.cli.completion import modes
 from optmerge.cli.options import AllowPickle, Json, Limit, Quiet, Sets, Verbose, overrides
 from optmerge.cli.output import Output
 
@@ -23,7 +24,10 @@ def search(
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run; a new or empty one.")
     ] = None,
     wandb: Annotated[
-        str | None, typer.Option("--wandb", metavar="MODE", help="Weights & Biases: online, offline or disabled.")
+        str | None,
+        typer.Option(
+            "--wandb", metavar="MODE", autocompletion=modes, help="Weights & Biases: online, offline or disabled."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="What all randomness derives from.")] = None,
     budget: Annotated[
