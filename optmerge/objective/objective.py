@@ -57,6 +57,10 @@ from optmerge.records import SplitName
 _ROUNDING = 1e-4  # how far below 0 a base cost may be that is 0 but for rounding
 _LEAST_SHARE = 1e-3  # a base cost below this share of the tasks' mean is raised to it: such a task has nothing to gain
 
+_JUDGED: tuple[SplitName, ...] = ("fit", "select")
+
+Normalisers = Mapping[SplitName, Mapping[str, Mapping[str, float]]]
+"""Split -> task -> term -> what its mean is divided by."""
 Number = TypeVar("Number", float, npt.NDArray[np.float64], Tensor)
 
 
@@ -213,6 +217,15 @@ class Objective:
             for task, cost in costs.items():
                 divisors[task][name] = max(cost, least) or 1.0
         self._divisors[split] = divisors
+
+    def normalisers(self) -> Normalisers:
+        """What fit and select are divided by, as far as it is set: all that `set_normalisers` has changed."""
+        return {split: self.on(split)._divisors[split] for split in _JUDGED if split in self.on(split)._divisors}
+
+    def restore(self, normalisers: Normalisers) -> None:
+        """Divide by what `normalisers` gave elsewhere."""
+        for split, divisors in normalisers.items():
+            self.on(split)._divisors[split] = {task: dict(terms) for task, terms in divisors.items()}
 
     def combine(
         self,

@@ -40,7 +40,7 @@ _OF_MODEL = ("marginal-entropy", "top-share")
 
 
 @dataclass(eq=False)
-class _Predictions:
+class Predictions:
     """Sums over rows: of probabilities, fp32[C] (one more for the classes that are not told apart), and of choices."""
 
     mass: Tensor
@@ -48,13 +48,22 @@ class _Predictions:
     rows: int = 0
 
     @classmethod
-    def none(cls, classes: int, device: torch.device, *, others: bool = False) -> _Predictions:
+    def none(cls, classes: int, device: torch.device, *, others: bool = False) -> Predictions:
+        """No rows yet; with ``others`` there is one class more, of all that are not told apart."""
         return cls(
             torch.zeros(classes + others, dtype=torch.float32, device=device),
             torch.zeros(classes, dtype=torch.int64, device=device),
         )
 
+    def __iadd__(self, other: Predictions) -> Predictions:
+        """Add the sums over other rows, wherever they are."""
+        self.mass += other.mass.to(self.mass.device)
+        self.chosen += other.chosen.to(self.chosen.device)
+        self.rows += other.rows
+        return self
+
     def count(self, choice: Tensor) -> None:
+        """Add rows' choices, int64[N]."""
         self.rows += len(choice)
         self.chosen.scatter_add_(0, choice, torch.ones_like(choice))
 
@@ -65,13 +74,22 @@ class _Predictions:
         return entropy / math.log(max(2, len(self.chosen))), self.chosen.max() / self.rows
 
 
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """What a watch saw of some examples, by task, on the CPU: sums over them, which can be pickled and added up."""
+
+    models: dict[str, Predictions]
+    experts: dict[str, Predictions]
+    agreeing: dict[str, int]
+
+
 class Signals:
     """Watches the predictions of one evaluation."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._models: dict[str, _Predictions] = {}
-        self._experts: dict[str, _Predictions] = {}
+        self._models: dict[str, Predictions] = {}
+        self._experts: dict[str, Predictions] = {}
         self._agreeing: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -86,7 +104,7 @@ class Signals:
         """
         classes = logits.shape[-1]
         if task not in self._models:
-            self._models[task] = _Predictions.none(classes, self._device)
+            self._models[task] = Predictions.none(classes, self._device)
         model = self._models[task]
         choices = []
         for chunk in torch.split(logits.detach(), max(1, _ROWS // classes)):
@@ -97,7 +115,7 @@ class Signals:
         if teacher is None:
             return
         if task not in self._experts:
-            self._experts[task] = _Predictions.none(classes, self._device, others=True)
+            self._experts[task] = Predictions.none(classes, self._device, others=True)
             self._agreeing[task] = torch.zeros((), dtype=torch.int64, device=self._device)
         expert = self._experts[task]
         probabilities = teacher.log_probs.float().exp()
@@ -109,6 +127,26 @@ class Signals:
             expert.mass[-1] += probabilities[:, -1].sum()
         expert.count(teacher.choice)
         self._agreeing[task] += (choice == teacher.choice).sum()
+
+    def sums(self) -> Watched:
+        """What was seen so far, on the CPU."""
+        return Watched(
+            {task: _on_cpu(model) for task, model in self._models.items()},
+            {task: _on_cpu(expert) for task, expert in self._experts.items()},
+            {task: int(count) for task, count in self._agreeing.items()},
+        )
+
+    def include(self, seen: Watched) -> None:
+        """Add what another watch saw of other examples."""
+        for mine, theirs, others in ((self._models, seen.models, False), (self._experts, seen.experts, True)):
+            for task, sums in theirs.items():
+                if task not in mine:
+                    mine[task] = Predictions.none(len(sums.chosen), self._device, others=others)
+                mine[task] += sums
+        for task, count in seen.agreeing.items():
+            self._agreeing[task] = (
+                self._agreeing.get(task, torch.zeros((), dtype=torch.int64, device=self._device)) + count
+            )
 
     def pending(self) -> dict[str, Tensor]:
         """Name -> fp32 scalar on the device, for whoever reads it together with other values."""
@@ -126,6 +164,10 @@ class Signals:
         if not pending:
             return {}
         return dict(zip(pending, torch.stack(list(pending.values())).tolist(), strict=True))
+
+
+def _on_cpu(sums: Predictions) -> Predictions:
+    return Predictions(sums.mass.cpu(), sums.chosen.cpu(), sums.rows)
 
 
 def row_sums(table: Vector) -> dict[str, float]:

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from optmerge.calibration.batches import Batch
     from optmerge.objective.geometry import Geometry
     from optmerge.objective.objective import Objective
-    from optmerge.runner.evaluator import Evaluator, Examples
+    from optmerge.runner.evaluator import Evaluator
+    from optmerge.runner.look import Examples
     from optmerge.runner.problem import Problem
 
 Matrix = npt.NDArray[np.float64]

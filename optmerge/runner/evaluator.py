@@ -14,7 +14,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -29,8 +29,9 @@ from optmerge.models.device import out_of_memory, release_memory
 from optmerge.objective import report_metrics
 from optmerge.objective.base import scored_logits
 from optmerge.objective.signals import Signals, row_sums, share_at_bound
-from optmerge.records import OBJECTIVE, Evaluation, SplitName, Vector
+from optmerge.records import OBJECTIVE, Candidate, Evaluation, SplitName, Vector
 from optmerge.runner.curvature import measure_curvature
+from optmerge.runner.look import Examples, Look
 from optmerge.runner.tally import Tally
 from optmerge.runner.teachers import Teachers
 from optmerge.runner.terms import whole_terms
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Examples = Mapping[str, Sequence[int]] | None
-"""Task -> positions in a split; None is all of it."""
 Slopes = Mapping[str, Mapping[str, torch.Tensor]]
 """Task -> summary term -> the derivative [m] of its value by its means."""
 
@@ -72,16 +71,6 @@ class Measurement:
     curvature: Vector | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """What an evaluation looks at: which examples, and which terms of them."""
-
-    split: SplitName
-    examples: Examples
-    objective: bool
-    metrics: bool
-
-
 class Evaluator:
     """Judges vectors of a problem's search space, and tables of coefficients over all directions.
 
@@ -99,6 +88,21 @@ class Evaluator:
         self.batch_tokens = problem.config.batch_tokens
         self.geometry: Geometry | None = None
         self._kind: Kind = next(iter(problem.calibration.tasks.values())).kind
+
+    def fit(self, candidate: Candidate) -> Evaluation:
+        """The objective of a candidate on its part of the fit split, with what it needs."""
+        return self.evaluate(
+            candidate.vector,
+            "fit",
+            examples=candidate.examples,
+            gradient="gradient" in candidate.needs,
+            jacobian="jacobian" in candidate.needs,
+            per_example="per_example" in candidate.needs,
+        )
+
+    def select(self, vector: Vector) -> Evaluation:
+        """The objective of a vector on the whole select split, with the metrics that need no label."""
+        return self.evaluate(vector, "select", metrics=True)
 
     def evaluate(
         self,
@@ -124,22 +128,30 @@ class Evaluator:
         """
 
         def work() -> Measurement:
-            table, space = self.problem.expand(vector), self.problem.space
             measured = self.measure(
-                table, split, examples=examples, gradient=gradient, metrics=metrics, per_example=per_example
+                self.problem.expand(vector),
+                split,
+                examples=examples,
+                gradient=gradient,
+                metrics=metrics,
+                per_example=per_example,
             )
             shares = self.problem.objective.on(split).by_example(split, measured.per_example)
             measured = replace(measured, per_example={task: {OBJECTIVE: costs} for task, costs in shares.items()})
-            at_bound = share_at_bound(vector, space.lower, space.upper, choices=space.integer)
-            signals = {**measured.signals, "at-bound": at_bound}
-            measured = replace(measured, signals=signals)
             if jacobian:
                 matrix = measure_curvature(self, vector, split, measured.means, examples=examples)
                 measured = replace(measured, curvature=matrix)
-            return self._regularised(measured, vector) if split == "fit" else measured
+            return self.completed(measured, vector, split)
 
         measured = self.attempt(work, split, examples=examples)
         return measured if isinstance(measured, Evaluation) else self.judge(measured, split, vector)
+
+    def completed(self, measured: Measurement, vector: Vector, split: SplitName) -> Measurement:
+        """A measurement at a vector with what the vector alone says: its signals, and on fit what terms of it add."""
+        space = self.problem.space
+        at_bound = share_at_bound(vector, space.lower, space.upper, choices=space.integer)
+        measured = replace(measured, signals={**measured.signals, "at-bound": at_bound})
+        return self._regularised(measured, vector) if split == "fit" else measured
 
     def attempt(
         self, work: Callable[[], Measurement], split: SplitName, *, examples: Examples = None
@@ -255,18 +267,18 @@ class Evaluator:
         begun = time.perf_counter()
         self.engine.apply(table)
         merged = time.perf_counter()
-        look = _Look(split, examples, objective, metrics)
-        tally = Tally(self.problem.device, self._terms(look), per_example=per_example)
+        look = Look(split, examples, objective, metrics)
+        tally = Tally(self.problem.device, self.terms(look), per_example=per_example)
         composed = self.problem.objective.on(split)
         table_gradient = None
         if gradient and not composed.two_passes:
-            table_gradient = self._gradient(look, tally, composed.shares)
+            table_gradient = self.gradient(look, tally, composed.shares)
         else:
-            self._pass(look, tally)
+            self.look_at(look, tally)
         means, signals = tally.read()
         if gradient and composed.two_passes and math.isfinite(composed.combine(split, means)[0]):
-            look = _Look(split, examples, objective=True, metrics=False)
-            table_gradient = self._gradient(look, None, composed.weigh(split, means), tally.slopes())
+            look = Look(split, examples, objective=True, metrics=False)
+            table_gradient = self.gradient(look, None, composed.weigh(split, means), tally.slopes())
         arrays = tally.arrays()
         # A report shows the terms of the whole model that steered: the driver's and those of select.
         whole = composed.whole if objective else whole_terms(self.problem.objective) if split == "report" else []
@@ -275,19 +287,19 @@ class Evaluator:
         seconds = {"merge": merged - begun, "evaluate": done - merged}
         return Measurement(means, arrays, table_gradient, parts, seconds, {**signals, **row_sums(table)})
 
-    def _gradient(
-        self, look: _Look, tally: Tally | None, weights: Mapping[str, float], slopes: Slopes | None = None
+    def gradient(
+        self, look: Look, tally: Tally | None, weights: Mapping[str, float], slopes: Slopes | None = None
     ) -> Table:
         """The gradient by the coefficients, float64[G, D], of the tasks' parts in a weighted sum."""
         problem = self.problem
         gathering = self.engine.gradient(problem.space.searched_groups, problem.columns)
         with gathering as gatherer, problem.checkpointing or nullcontext():
-            self._pass(look, tally, weights, slopes or {})
+            self.look_at(look, tally, weights, slopes or {})
         return gatherer.table()
 
-    def _pass(
+    def look_at(
         self,
-        look: _Look,
+        look: Look,
         tally: Tally | None,
         weights: Mapping[str, float] | None = None,
         slopes: Slopes | None = None,
@@ -308,11 +320,12 @@ class Evaluator:
             if weight == 0.0 and tally is None:
                 continue
             source = data.splits[look.split]
-            terms = self._terms(look, labelled=source.has_labels)
-            count = source.size if look.examples is None else len(look.examples[task])
-            ranks = None if look.examples is None else _ranks(look.examples[task], source.size)
+            terms = self.terms(look, labelled=source.has_labels)
+            count, ranks = look.count(task, source), look.ranks(task, source)
+            positions = look.positions(task, source)
             with torch.set_grad_enabled(weight != 0.0):
-                for batch in self.batches(task, look.split, look.examples, self.batch_tokens) if terms else ():
+                batches = source.batches(batch_tokens=self.batch_tokens, positions=positions) if terms else []
+                for batch in batches:
                     values = self._judge_batch(batch, terms, task, look.split, None if tally is None else tally.watch)
                     if weight != 0.0:
                         steep = (slopes or {}).get(task, {})
@@ -344,7 +357,7 @@ class Evaluator:
             watch.add(task, scored_logits(outputs.logits, moved), teacher)
         return {name: term.per_example(outputs, moved, teacher) for name, term in terms.items()}
 
-    def _terms(self, look: _Look, *, labelled: bool = True) -> dict[str, ModelTerm]:
+    def terms(self, look: Look, *, labelled: bool = True) -> dict[str, ModelTerm]:
         """The terms to look at, by name; the objective's own stand before a metric of the same name."""
         chosen: dict[str, ModelTerm] = {}
         if look.objective:
@@ -353,10 +366,3 @@ class Evaluator:
             for term in report_metrics(self._kind, labelled):
                 chosen.setdefault(term.name, term)
         return chosen
-
-
-def _ranks(positions: Sequence[int], size: int) -> torch.Tensor:
-    """int64[size], where each of the positions stands among them; -1 for all others."""
-    ranks = torch.full((size,), -1, dtype=torch.int64)
-    ranks[torch.as_tensor(positions, dtype=torch.int64)] = torch.arange(len(positions))
-    return ranks

@@ -11,12 +11,28 @@ Of a summary term the statistics are summed, and the value is what the term make
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
 from optmerge.objective.base import ModelTerm
-from optmerge.objective.signals import Signals
+from optmerge.objective.signals import Signals, Watched
 from optmerge.records import Vector
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """A tally of some of an evaluation's examples, on the CPU: it can be pickled and added up.
+
+    Attributes:
+        values: Task and term -> sum over these examples, a scalar or a summary's [m].
+        counts: Task -> examples of the whole evaluation.
+        watched: What the predictions warn of.
+    """
+
+    values: dict[tuple[str, str], torch.Tensor]
+    counts: dict[str, int]
+    watched: Watched
 
 
 class Tally:
@@ -54,6 +70,18 @@ class Tally:
             self._sums[key].add_(value.sum(0, dtype=self._dtype))
             if self._per_example:
                 self._kept[key][positions.to(self._device, non_blocking=True)] = value.to(self._dtype)
+
+    def sums(self) -> Sums:
+        """What was added so far, on the CPU; of single values nothing."""
+        return Sums({key: value.cpu() for key, value in self._sums.items()}, dict(self._counts), self.watch.sums())
+
+    def include(self, sums: Sums) -> None:
+        """Add what another tally has of other examples of the same evaluation."""
+        self._counts |= sums.counts
+        for key, value in sums.values.items():
+            known = self._sums.get(key)
+            self._sums[key] = value.to(self._device) if known is None else known + value.to(self._device)
+        self.watch.include(sums.watched)
 
     def read(self) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
         """Task -> term -> its value (a mean, or what a summary is), and the signals; one synchronisation for both."""

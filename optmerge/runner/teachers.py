@@ -14,7 +14,9 @@ import hashlib
 import json
 import logging
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,11 +39,22 @@ log = logging.getLogger(__name__)
 SPLITS: tuple[SplitName, ...] = ("fit", "select", "report")
 
 
-class Teachers:
-    """Teacher outputs of every task and split."""
+Files = Mapping[tuple[str, SplitName], Path]
+"""Task and split -> the file that holds the teacher's outputs."""
 
-    def __init__(self, outputs: dict[tuple[str, SplitName], TeacherOutputs]) -> None:
+
+class Teachers:
+    """Teacher outputs of every task and split.
+
+    Attributes:
+        files: Where they are kept.
+    """
+
+    def __init__(
+        self, outputs: dict[tuple[str, SplitName], TeacherOutputs], files: Files = MappingProxyType({})
+    ) -> None:
         self._outputs = outputs
+        self.files = files
 
     @property
     def nbytes(self) -> int:
@@ -62,6 +75,7 @@ class Teachers:
             RunFailed: There is no memory for one example of a task.
         """
         outputs: dict[tuple[str, SplitName], TeacherOutputs] = {}
+        files: dict[tuple[str, SplitName], Path] = {}
         total = len(problem.calibration.tasks) * len(splits)
         for task, data in problem.calibration.tasks.items():
             for split in splits:
@@ -75,9 +89,15 @@ class Teachers:
                         made.save(temporary)
                 # What was just made is read back too, so that a first and a later run see the same bits.
                 outputs[task, split] = TeacherOutputs.load(path, device=problem.device)
+                files[task, split] = path
                 if progress:
                     progress("teachers", len(outputs), total)
-        return cls(outputs)
+        return cls(outputs, files)
+
+    @classmethod
+    def load(cls, files: Files, *, device: torch.device) -> Teachers:
+        """Outputs that another process has made."""
+        return cls({key: TeacherOutputs.load(path, device=device) for key, path in files.items()}, files)
 
 
 def _collect(problem: Problem, task: str, split: SplitName) -> TeacherOutputs:
