@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from optmerge.config.base import Strict
+from optmerge.config.drivers import GRADIENT_DRIVERS
 
 
 class ExecutorConfig(Strict):
@@ -53,3 +55,43 @@ class ExecutorConfig(Strict):
     def in_process(self) -> bool:
         """Whether this process evaluates by itself: it could not end an evaluation of its own that hangs."""
         return self.name == "local" and self.workers == 1 and self.timeout is None
+
+
+def executor_problems(executor: Mapping[str, Any], drivers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What drivers cannot do with the executor, a sentence each.
+
+    Args:
+        executor: Its settings as plain data.
+        drivers: Those of the stages, as plain data.
+
+    >>> executor_problems({"workers": 4}, [{"name": "optuna", "storage": "sqlite:///study.db"}])[0][:31]
+    'executor.workers is 4, and opt'
+    """
+    problems = []
+    workers = executor.get("workers", 1)
+    if isinstance(workers, int) and workers > 1 and any(driver.get("storage") is not None for driver in drivers):
+        problems.append(
+            f"executor.workers is {workers}, and optuna's storage shares its study among runs that each do one trial "
+            "after the other. Start one run for each worker, or take storage out."
+        )
+    sequential = [why for why in map(_in_steps, drivers) if why is not None]
+    if executor.get("deterministic") is False and drivers and len(sequential) == len(drivers):
+        problems.append(
+            f"executor.deterministic is false, and {sequential[0]}, so there is nothing to go on with while an "
+            "evaluation runs. Leave deterministic out, or use cma, optuna or natural-niches as they are."
+        )
+    return problems
+
+
+def _in_steps(driver: Mapping[str, Any]) -> str | None:
+    """Why a driver cannot ask for more before it knows what the last was worth."""
+    name = driver.get("name", "adam")
+    if name in GRADIENT_DRIVERS:
+        return f"{name} makes each step from the gradient at the last"
+    if name == "cma" and driver.get("batch") is not None:
+        return "cma with a batch compares the candidates of a generation on examples of their own"
+    if name == "optuna" and driver.get("pruner", "none") != "none":
+        return "optuna with a pruner decides from one rung of a trial about the next"
+    if name == "optuna" and driver.get("storage") is not None:
+        return "optuna with a storage does one trial after the other"
+    return None

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field
 from optmerge.config.alternatives import one_of
 from optmerge.config.base import Strict, named
 from optmerge.config.drivers import GRADIENT_DRIVERS, NO_GRADIENT_DRIVERS, DriverConfig
+from optmerge.config.executor import executor_problems
 from optmerge.config.objectives import TERM_CONFIGS, ObjectiveConfig, no_gradient
 from optmerge.config.several_objectives import not_of_a_task
 from optmerge.config.spaces import Granularity
@@ -69,6 +70,8 @@ def stage_problems(data: Mapping[str, Any]) -> list[str]:
         problems += _one_stage(prefix, stage, data)
     usual = _mapping(data.get("space")).get("granularity", "tensor-wise")
     problems += _curvature(list(_stages(data)), usual)
+    drivers = [_mapping(named(stage.get("driver"))) for _, stage in _stages(data)]
+    problems += executor_problems(_mapping(named(data.get("executor"))), drivers)
     schedule = data.get("schedule")
     if schedule is None:
         return problems

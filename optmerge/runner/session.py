@@ -108,6 +108,8 @@ class Session:
             "transductive": config.splits.transductive,
             "labels": {task: problem.labelled(task) for task in config.tasks},
         }
+        if not config.executor.in_process:
+            result["workers"] = {"count": config.executor.workers, "idle": outcome.idle}
         if len(problem.stages) > 1:
             result["stages"] = self.ends
         self.folder.write_json("result.json", result)
@@ -258,6 +260,7 @@ class Session:
                 limits=limits,
                 before=before,
                 look=lambda candidate: look_at(candidate, chosen),
+                deterministic=config.executor.deterministic,
             )
         if outcome.best is None:
             raise RunFailed(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from optmerge.records import EvaluationCount, Record
 from optmerge.runner.alarms import COLLAPSE
+from optmerge.runner.folder import RunFolder
 from optmerge.tracking.markdown import number
 from optmerge.tracking.view import RunView
 
@@ -115,6 +116,9 @@ class TerminalSink:
         if not self._console.is_terminal and self._evaluations:
             self._say(self.line())
         self._say(f"stopped: {reason}" if reason else "stopped")
+        workers = (RunFolder(run).read_json("result.json") or {}).get("workers")
+        if workers is not None and workers["idle"] is not None:
+            self._say(f"{workers['count']} workers, which evaluated nothing for {workers['idle']:.0%} of their time")
 
     def line(self) -> str:
         """Where the search stands, in one line."""

@@ -104,3 +104,12 @@ def test_the_rate_is_of_evaluations_of_the_budget(fake) -> None:
         run.add(phase="search", driver="optuna", split="fit", value=0.4, share=0.25)
     run.close()
     assert "2.8 s each" in sink.line()
+
+
+def test_the_end_says_how_idle_the_workers_were(fake) -> None:
+    out = io.StringIO()
+    run = fake(evaluations=20)
+    (run.folder / "result.json").write_text('{"workers": {"count": 16, "idle": 0.034}}')
+    TerminalSink(Console(file=out, width=200, highlight=False)).finish(run.folder, "enough")
+    run.close()
+    assert out.getvalue().splitlines()[-1] == "16 workers, which evaluated nothing for 3% of their time"
