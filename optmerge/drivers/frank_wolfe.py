@@ -25,18 +25,19 @@ import numpy as np
 import numpy.typing as npt
 
 from optmerge.config.frank_wolfe import FrankWolfeConfig
-from optmerge.drivers.base import Driver, Variables, read_only
-from optmerge.drivers.gradient import NEEDS, RESTART_SCALE, norm, share_at_bounds, usable
+from optmerge.drivers.base import Variables, read_only
+from optmerge.drivers.gradient import RESTART_SCALE, norm, share_at_bounds, usable
 from optmerge.drivers.simplex import project_capped
 from optmerge.drivers.state import State
-from optmerge.records import Candidate, Evaluation, Vector
+from optmerge.drivers.trial import Point, TrialDriver
+from optmerge.records import Evaluation, Vector
 
 REJECTED = 30  # trials in a row that did not fall as the smoothness allows end the search
 EASED = 0.5  # of the smoothness constant, tried after every accepted step (Pedregosa et al. 2020, eta)
 FIRST_STEP = 0.5  # how far towards the first vertex the first trial goes
 
 
-class FrankWolfeDriver(Driver):
+class FrankWolfeDriver(TrialDriver):
     """Frank-Wolfe with the open-loop step 2 / (t + 2), or with backtracking (Pedregosa et al. 2020, algorithm 1).
 
     Backtracking: with L the smoothness that is assumed, a trial at x + s is accepted when f(x + s) <= f(x) + <g, s> +
@@ -59,7 +60,6 @@ class FrankWolfeDriver(Driver):
     """
 
     name: ClassVar[str] = "frank-wolfe"
-    needs_gradient: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -84,18 +84,16 @@ class FrankWolfeDriver(Driver):
         self._begin(variables.start)
 
     def _begin(self, vector: Vector) -> None:
+        super()._begin(vector)
         # The soft hull is the set of sums within `_rooms`, grown so that it holds the start.
         self._low = np.minimum(self._origin, vector)
         self._high = np.maximum(self._ends, vector)
         self._rooms = [max(self.config.scale, float((vector - self._low)[members].sum())) for members in self._members]
-        self._trial = vector
-        self._base: tuple[Vector, float, Vector] | None = None  # x, f and g
         self._smoothness: float | None = None  # L
         self._active = vector > self._low
         self._corrections = 0  # steps of the weights since the oracle was asked
         self._rejected = 0
         self._gap = np.inf
-        self._info: dict[str, float] = {}
 
     def info(self) -> dict[str, float]:
         """``at_bounds``; after the first evaluation ``gap``, ``gradient_norm``, how many variables are ``active``."""
@@ -109,9 +107,6 @@ class FrankWolfeDriver(Driver):
             return {"stalled": f"{REJECTED} trials in a row found no lower value"}
         return {}
 
-    def _ask(self) -> list[Candidate]:
-        return [self.candidate(self._trial, needs=NEEDS)]
-
     def _tell(self, evaluations: list[Evaluation]) -> None:
         told = evaluations[0] if evaluations and usable(evaluations[0].gradient) else None
         if told is None:
@@ -120,7 +115,7 @@ class FrankWolfeDriver(Driver):
             return
         gradient = np.asarray(told.gradient, dtype=np.float64)
         if self._base is not None and self.config.step == "backtracking":
-            vector, best, slope = self._base
+            vector, best, slope, _ = self._base
             step = self._trial - vector
             assert self._smoothness is not None
             allowed = best + float(slope @ step) + 0.5 * self._smoothness * float(step @ step)
@@ -133,7 +128,7 @@ class FrankWolfeDriver(Driver):
         if self._base is not None:
             self._rounds += 1
         self._rejected = 0
-        self._base = (self._trial, told.value, read_only(gradient))
+        self._base = Point(self._trial, told.value, read_only(gradient))
         if self.config.variant == "soft" and self._corrections % self.config.corrections == 0:
             self._take_vertices(gradient)
         self._corrections += 1
@@ -142,12 +137,12 @@ class FrankWolfeDriver(Driver):
     def _halve(self) -> None:
         """Half the step: there is no value here, which says nothing of the smoothness."""
         assert self._base is not None
-        self._trial = self.variables.project(self._base[0] + 0.5 * (self._trial - self._base[0]))
+        self._trial = self.variables.project(self._base.vector + 0.5 * (self._trial - self._base.vector))
 
     def _propose(self) -> None:
         """The next trial from the base."""
         assert self._base is not None
-        vector, _, gradient = self._base
+        vector, _, gradient, _ = self._base
         along = (self._corner(gradient) if self.config.variant == "soft" else self._vertex(gradient)) - vector
         self._gap = max(0.0, -float(gradient @ along))
         self._info = {
@@ -210,7 +205,7 @@ class FrankWolfeDriver(Driver):
     def _take_vertices(self, gradient: Vector) -> None:
         """Members without weight leave; the best ``top`` others that promise anything come in."""
         assert self._base is not None
-        self._active = self._base[0] > self._low
+        self._active = self._base.vector > self._low
         scores = self._scores(gradient)
         if self.config.oracle == "task-wise":
             experts = np.unique(self._direction).tolist()
@@ -232,7 +227,7 @@ class FrankWolfeDriver(Driver):
     def _weights(self, moved: Vector) -> Vector:
         """The nearest point of the hull of the set's members; what is not in the set stays."""
         assert self._base is not None
-        found = self._base[0].copy()
+        found = self._base.vector.copy()
         for members, room in zip(self._members, self._rooms, strict=True):
             active = members[self._active[members]]
             rest = float((found - self._low)[members].sum() - (found - self._low)[active].sum())
@@ -245,9 +240,8 @@ class FrankWolfeDriver(Driver):
         self._begin(vector)
         return True
 
-    def _state(self) -> State:
-        state: State = {
-            "trial": self._trial,
+    def _memory(self) -> State:
+        return {
             "low": self._low,
             "high": self._high,
             "rooms": np.array(self._rooms),
@@ -256,15 +250,9 @@ class FrankWolfeDriver(Driver):
             "scale": self._scale,
             "counts": [self._rounds, self._corrections, self._rejected],
             "gap": float(self._gap),
-            "info": dict(self._info),
         }
-        if self._base is not None:
-            vector, value, gradient = self._base
-            state["base"] = {"vector": vector, "value": value, "gradient": gradient}
-        return state
 
-    def _load(self, state: State) -> None:
-        self._begin(read_only(cast(Vector, state["trial"])))
+    def _recall(self, state: State) -> None:
         self._low, self._high = (cast(Vector, state[key]) for key in ("low", "high"))
         self._rooms = cast(Vector, state["rooms"]).tolist()
         self._active = cast("npt.NDArray[np.bool_]", state["active"])
@@ -272,7 +260,3 @@ class FrankWolfeDriver(Driver):
         self._scale = cast(float, state["scale"])
         self._rounds, self._corrections, self._rejected = cast("list[int]", state["counts"])
         self._gap = cast(float, state["gap"])
-        self._info = dict(cast("dict[str, float]", state["info"]))
-        base = cast("dict[str, Vector] | None", state.get("base"))
-        if base is not None:
-            self._base = (read_only(base["vector"]), cast(float, base["value"]), read_only(base["gradient"]))

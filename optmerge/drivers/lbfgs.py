@@ -16,17 +16,18 @@ from typing import ClassVar, cast
 import numpy as np
 
 from optmerge.config.gradient_drivers import LbfgsConfig
-from optmerge.drivers.base import Driver, Variables, read_only
-from optmerge.drivers.gradient import NEEDS, RESTART_SCALE, norm, share_at_bounds, usable
+from optmerge.drivers.base import Variables, read_only
+from optmerge.drivers.gradient import RESTART_SCALE, norm, share_at_bounds, usable
 from optmerge.drivers.state import State
-from optmerge.records import Candidate, Evaluation, Vector
+from optmerge.drivers.trial import Point, TrialDriver
+from optmerge.records import Evaluation, Vector
 
 DECREASE = 1e-4  # c1: of the fall that the slope promises
 FLATTER = 0.9  # c2: of the slope, which a strong-Wolfe step brings below this share
 _LEAST = 1e-10  # cosine between step and change of gradient, below which a step says nothing about curvature
 
 
-class LbfgsDriver(Driver):
+class LbfgsDriver(TrialDriver):
     """L-BFGS (Nocedal 1980; Nocedal & Wright 2006, algorithm 7.4) on the projected path x(t) = P(x + t d).
 
     Variables at a bound that the gradient holds there take no part in d (Bertsekas 1982). A trial is accepted when the
@@ -45,7 +46,6 @@ class LbfgsDriver(Driver):
     """
 
     name: ClassVar[str] = "lbfgs"
-    needs_gradient: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -62,14 +62,12 @@ class LbfgsDriver(Driver):
         self._begin(variables.start)
 
     def _begin(self, vector: Vector) -> None:
-        self._trial = vector
-        self._base: tuple[Vector, float, Vector] | None = None  # x, f and g where the line starts
+        super()._begin(vector)  # the point is where the line starts
         self._along = read_only(np.zeros(len(vector)))  # d
         self._pairs: list[tuple[Vector, Vector]] = []
         self._line = [1.0, 0.0, math.inf]  # t of the trial, and the interval that it is in
         self._tried, self._judged = 0, 0  # trials on this line, and those of them that had a value
         self._stalled = False
-        self._info: dict[str, float] = {}
 
     def info(self) -> dict[str, float]:
         """The step ``t`` along the line, the share ``at_bounds``, and ``gradient_norm`` after the first evaluation."""
@@ -79,16 +77,11 @@ class LbfgsDriver(Driver):
         """Converged, or no lower value along the gradient itself."""
         if self._base is None:
             return {}
-        vector, _, gradient = self._base
-        reach = float(np.abs(self.variables.project(vector - gradient) - vector).max())
-        if reach <= self.config.tolerance:
-            return {"converged": f"within {self.config.tolerance:g}, no coefficient is moved by the gradient any more"}
+        if converged := self._converged(self.config.tolerance):
+            return converged
         if self._stalled:
             return {"stalled": f"{self.config.trials} trials along the gradient found no lower value"}
         return {}
-
-    def _ask(self) -> list[Candidate]:
-        return [self.candidate(self._trial, needs=NEEDS)]
 
     def _tell(self, evaluations: list[Evaluation]) -> None:
         told = evaluations[0] if evaluations and usable(evaluations[0].gradient) else None
@@ -120,7 +113,7 @@ class LbfgsDriver(Driver):
     def _verdict(self, value: float, gradient: Vector) -> int:
         """0: accepted; 1: too far; -1: not far enough."""
         assert self._base is not None
-        vector, best, before = self._base
+        vector, best, before, _ = self._base
         moved = self._trial - vector
         if not value <= best + DECREASE * float(before @ moved):
             return 1
@@ -134,17 +127,17 @@ class LbfgsDriver(Driver):
 
     def _accept(self, value: float, gradient: Vector) -> None:
         if self._base is not None:
-            step, change = self._trial - self._base[0], gradient - self._base[2]
+            step, change = self._trial - self._base.vector, gradient - self._base.gradient
             if step @ change > _LEAST * norm(step) * norm(change):
                 self._pairs = [*self._pairs, (read_only(step), read_only(change))][-self.config.memory :]
-        self._base = (self._trial, value, read_only(gradient))
+        self._base = Point(self._trial, value, read_only(gradient))
         self._info = {"gradient_norm": norm(gradient)}
         self._search()
 
     def _search(self) -> None:
         """A new line from where the last one ended."""
         assert self._base is not None
-        vector, _, gradient = self._base
+        vector, _, gradient, _ = self._base
         low, high = self.variables.lower, self.variables.upper
         free = ~(((vector <= low) & (gradient > 0)) | ((vector >= high) & (gradient < 0)))
         along = np.where(free, self._direction(np.where(free, gradient, 0.0)), 0.0)
@@ -160,7 +153,7 @@ class LbfgsDriver(Driver):
 
     def _place(self) -> None:
         assert self._base is not None
-        self._trial = self.variables.project(self._base[0] + self._line[0] * self._along)
+        self._trial = self.variables.project(self._base.vector + self._line[0] * self._along)
 
     def _direction(self, gradient: Vector) -> Vector:
         """The two-loop recursion (Nocedal & Wright 2006, algorithm 7.4)."""
@@ -182,24 +175,17 @@ class LbfgsDriver(Driver):
         self._begin(vector)
         return True
 
-    def _state(self) -> State:
-        state: State = {
-            "trial": self._trial,
+    def _memory(self) -> State:
+        return {
             "along": self._along,
             "steps": [step for step, _ in self._pairs],
             "changes": [change for _, change in self._pairs],
             "line": read_only(self._line),
             "scale": self._scale,
             "counts": [self._tried, self._judged, int(self._stalled)],
-            "info": dict(self._info),
         }
-        if self._base is not None:
-            vector, value, gradient = self._base
-            state["base"] = {"vector": vector, "value": value, "gradient": gradient}
-        return state
 
-    def _load(self, state: State) -> None:
-        self._begin(read_only(cast(Vector, state["trial"])))
+    def _recall(self, state: State) -> None:
         steps, changes = cast("list[Vector]", state["steps"]), cast("list[Vector]", state["changes"])
         self._pairs = [(read_only(step), read_only(change)) for step, change in zip(steps, changes, strict=True)]
         self._along = read_only(cast(Vector, state["along"]))
@@ -207,7 +193,3 @@ class LbfgsDriver(Driver):
         self._scale = cast(float, state["scale"])
         self._tried, self._judged, stalled = cast("list[int]", state["counts"])
         self._stalled = bool(stalled)
-        self._info = dict(cast("dict[str, float]", state["info"]))
-        base = cast("dict[str, Vector] | None", state.get("base"))
-        if base is not None:
-            self._base = (read_only(base["vector"]), cast(float, base["value"]), read_only(base["gradient"]))

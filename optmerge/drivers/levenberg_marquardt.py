@@ -15,24 +15,21 @@ from collections.abc import Mapping
 from typing import ClassVar, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from optmerge.config.gradient_drivers import LevenbergMarquardtConfig
-from optmerge.drivers.base import Driver, Variables, read_only
+from optmerge.drivers.base import Variables, read_only
 from optmerge.drivers.box_quadratic import box_step
 from optmerge.drivers.gradient import norm, share_at_bounds, usable
 from optmerge.drivers.state import State
-from optmerge.records import Candidate, Evaluation, Need, Vector
+from optmerge.drivers.trial import Matrix, Point, TrialDriver
+from optmerge.records import Evaluation, Need, Vector
 
-Matrix = npt.NDArray[np.float64]
-
-NEEDS: frozenset[Need] = frozenset({"value", "gradient", "jacobian"})
 REJECTED = 12  # trials in a row without a lower value end the search
 RESTART_DAMPING = 10.0  # of the damping at every restart
 LEAST_DAMPING = 1e-12  # of the matrix's largest diagonal entry, so that the damped matrix can be solved for
 
 
-class LevenbergMarquardtDriver(Driver):
+class LevenbergMarquardtDriver(TrialDriver):
     """Damped Gauss-Newton steps (Marquardt 1963), the damping by the gain ratio (Nielsen 1999, equation 3.1).
 
     A trial is x + s with s the minimum of g's + s'(G + mu I)s/2 within bounds. It is accepted when the value is lower;
@@ -53,7 +50,7 @@ class LevenbergMarquardtDriver(Driver):
     """
 
     name: ClassVar[str] = "levenberg-marquardt"
-    needs_gradient: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"value", "gradient", "jacobian"})
 
     def __init__(
         self,
@@ -70,12 +67,10 @@ class LevenbergMarquardtDriver(Driver):
         self._begin(variables.start)
 
     def _begin(self, vector: Vector) -> None:
-        self._trial = vector
-        self._base: tuple[Vector, float, Vector, Matrix] | None = None  # x, f, g and G there
+        super()._begin(vector)
         self._mu, self._nu = 0.0, 2.0
         self._predicted = 0.0
         self._rejected = 0
-        self._info: dict[str, float] = {}
 
     def info(self) -> dict[str, float]:
         """``damping``, the share of variables ``at_bounds``, ``gain`` and ``gradient_norm`` after the first trial."""
@@ -85,16 +80,11 @@ class LevenbergMarquardtDriver(Driver):
         """Converged, or no lower value however near."""
         if self._base is None:
             return {}
-        vector, _, gradient, _ = self._base
-        reach = float(np.abs(self.variables.project(vector - gradient) - vector).max())
-        if reach <= self.config.tolerance:
-            return {"converged": f"within {self.config.tolerance:g}, no coefficient is moved by the gradient any more"}
+        if converged := self._converged(self.config.tolerance):
+            return converged
         if self._rejected >= REJECTED:
             return {"stalled": f"{REJECTED} trials in a row found no lower value"}
         return {}
-
-    def _ask(self) -> list[Candidate]:
-        return [self.candidate(self._trial, needs=NEEDS)]
 
     def _tell(self, evaluations: list[Evaluation]) -> None:
         for evaluation in evaluations:
@@ -110,7 +100,7 @@ class LevenbergMarquardtDriver(Driver):
     def _judge(self, value: float, gradient: Vector, matrix: Matrix) -> None:
         gain = 0.0
         if self._base is not None:
-            best = self._base[1]
+            best = self._base.value
             gain = (best - value) / self._predicted if self._predicted > 0 else 0.0
             self._info = {"gain": gain, "gradient_norm": norm(gradient)}
             if not value < best:
@@ -123,7 +113,7 @@ class LevenbergMarquardtDriver(Driver):
             self._mu = self._damping * (float(matrix.diagonal().max()) or norm(gradient))
             self._info = {"gain": gain, "gradient_norm": norm(gradient)}
         self._nu, self._rejected = 2.0, 0
-        self._base = (self._trial, value, read_only(gradient), read_only(matrix))
+        self._base = Point(self._trial, value, read_only(gradient), read_only(matrix))
         self._propose()
 
     def _nearer(self, factor: float) -> None:
@@ -136,6 +126,7 @@ class LevenbergMarquardtDriver(Driver):
         """The next trial, and how far its value should fall by the quadratic model."""
         assert self._base is not None
         vector, _, gradient, matrix = self._base
+        assert matrix is not None, "every trial has one"
         largest = float(matrix.diagonal().max()) or norm(gradient)
         self._mu = max(self._mu, LEAST_DAMPING * largest)
         damped = matrix + (self._mu or 1.0) * np.eye(len(vector))  # 1: nothing moves anything, no gradient either
@@ -148,24 +139,12 @@ class LevenbergMarquardtDriver(Driver):
         self._begin(vector)
         return True
 
-    def _state(self) -> State:
-        state: State = {
-            "trial": self._trial,
+    def _memory(self) -> State:
+        return {
             "damping": [self._damping, self._mu, self._nu, self._predicted],
             "rejected": self._rejected,
-            "info": dict(self._info),
         }
-        if self._base is not None:
-            vector, value, gradient, matrix = self._base
-            state["base"] = {"vector": vector, "value": value, "gradient": gradient, "matrix": matrix}
-        return state
 
-    def _load(self, state: State) -> None:
-        self._begin(read_only(cast(Vector, state["trial"])))
+    def _recall(self, state: State) -> None:
         self._damping, self._mu, self._nu, self._predicted = cast("list[float]", state["damping"])
         self._rejected = cast(int, state["rejected"])
-        self._info = dict(cast("dict[str, float]", state["info"]))
-        base = cast("dict[str, Vector]", state.get("base"))
-        if base is not None:
-            value = cast(float, base["value"])
-            self._base = (read_only(base["vector"]), value, read_only(base["gradient"]), read_only(base["matrix"]))
