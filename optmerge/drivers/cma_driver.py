@@ -97,7 +97,9 @@ class CmaDriver(Driver):
     Without generations (`draw` and `absorb`, not with ``batch``) every candidate is drawn from the strategy as it is
     then, and the strategy learns whenever as many values as a population has are there. What was drawn before it last
     learnt is shortened to a distance that the strategy could have drawn (Hansen 2011), so that a step size that has
-    become smaller in the meantime does not grow by what is late; what was drawn before a restart is not told.
+    become smaller in the meantime does not grow by what is late; what was drawn before a restart is not told. The step
+    size is then always adapted by the evolution path: pycma's two-point adaptation, which it takes from 300 variables
+    on, compares two samples of one generation.
 
     >>> import numpy as np
     >>> variables = Variables(("a", "b"), lower=[0, 0], upper=[1, 1], start=[0.3, 0.3])
@@ -134,6 +136,7 @@ class CmaDriver(Driver):
         self._deviations = np.where(whole, spread, deviations) if whole.any() else deviations
         self._most = max(self.fit_sizes.values(), default=0)  # examples of a batch that sees every task whole
         self._known = list(variables.known[: min(config.known, self._least // 2)])
+        self._in_generations = True
         self._begin()
 
     @property
@@ -202,6 +205,7 @@ class CmaDriver(Driver):
             "popsize": self.population,
             "CMA_diagonal": self.diagonal,
             "CMA_stds": None if plain else np.tile(self._deviations, copies).tolist(),
+            "AdaptSigma": True if self._in_generations else cma.sigma_adaptation.CMAAdaptSigmaCSA,
             "randn": self._generator.randn,  # numpy's global generator otherwise, which evaluators reseed
             "seed": np.nan,  # "do not seed anything"
             "tolflatfitness": np.inf,
@@ -242,6 +246,9 @@ class CmaDriver(Driver):
         return vectors
 
     def _draw_one(self, number: int) -> Candidate:
+        if not number:
+            self._in_generations = False
+            self._begin()
         if not self._pool:
             vectors = self._population(first=not number)
             self._pool += zip(vectors, self._solutions, strict=True)
