@@ -93,14 +93,19 @@ class FrontView:
 
     def markdown(self) -> str:
         """Two tables: the objective by task on select (or fit so far), and the report's metric."""
+        verb = "is" if self.size == 1 else "are"
         told = (
-            f"{self.size} of {self.evaluated} candidates are not beaten by another on every task of the {self.split} "
-            "split"
+            f"{self.size} of {self.evaluated} candidates {verb} not beaten by another on every task of the "
+            f"{self.split} split"
         )
         if not self.final:
-            note = "were not scored for it" if self.ended else "are scored for it when the search ends"
+            note = (
+                "none of them was scored on report for it (`budget.front` says how many are)"
+                if self.ended
+                else "select and report are scored for it when the search ends"
+            )
             shown = self._select(self.split if self.ended else f"{self.split} so far")
-            return f"{told}; select and report {note}.\n\n{shown}\n"
+            return f"{told}; {note}.\n\n{shown}\n"
         left = sum(member.on_front for member in self.members)
         told += f"; {len(self.members)} were scored on select, where {left} are not beaten"
         note = (

@@ -42,6 +42,19 @@ def number(value: float | None) -> str:
     return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:.3g}"
 
 
+def numbers(value: float, *others: float) -> list[str]:
+    """Objective values that belong together, all with the decimals of the first.
+
+    >>> numbers(0.0189, 0.00758, 0.034), numbers(0.00123, -0.01)
+    (['0.019', '0.008', '0.034'], ['0.00123', '-0.01000'])
+    """
+    first = number(value)
+    if "e" in first:
+        return [first, *map(number, others)]
+    decimals = len(first.partition(".")[2])
+    return [first, *(f"{other:.{decimals}f}" for other in others)]
+
+
 def score(value: float | None) -> str:
     """A share between 0 and 1, to a tenth of a point."""
     return NONE if value is None else f"{value:.3f}"

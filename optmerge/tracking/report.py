@@ -21,12 +21,12 @@ from optmerge.tracking import explain_page
 from optmerge.tracking.evidence_plots import results_figure, signals_figure
 from optmerge.tracking.front import hypervolume_curve, open_front
 from optmerge.tracking.front_plots import front_figure, hypervolume_figure
-from optmerge.tracking.markdown import number, ranged, signed, table
+from optmerge.tracking.markdown import number, numbers, ranged, signed, table
 from optmerge.tracking.page import PAGE, render_page
 from optmerge.tracking.plots import heat_map_figure, save_figure, trajectory_figure
 from optmerge.tracking.signals import curves
 from optmerge.tracking.stages import stage_section
-from optmerge.tracking.terminal import duration
+from optmerge.tracking.standing import duration
 from optmerge.tracking.verdict import answer
 from optmerge.tracking.view import Row, RunView
 
@@ -201,7 +201,8 @@ def _finalists(view: RunView) -> list[str]:
 def _lead(lead: Mapping[str, float] | None) -> str:
     if lead is None:
         return ""
-    return f"{number(lead['difference'])} [{number(lead['low'])}, {number(lead['high'])}]"
+    difference, low, high = numbers(lead["difference"], lead["low"], lead["high"])
+    return f"{difference} [{low}, {high}]"
 
 
 def _comparisons(view: RunView) -> list[str]:
@@ -233,9 +234,15 @@ def _pictures(view: RunView, pictures: Sequence[str]) -> list[str]:
         parts += ["## Trajectory", f"![Fit and select objective against evaluations, with the baselines]({TRAJECTORY})"]
     if SIGNALS in pictures:
         parts += ["## Signals on select", f"![What the collapse alarm looks at, with its thresholds]({SIGNALS})"]
+        parts.append("One line per task. Beyond the dashed line is what the collapse alarm looks for.")
     if COEFFICIENTS in pictures:
         title = "Best coefficients" if view.status == "finished" else "Best coefficients so far"
         parts += [f"## {title}", f"![Coefficients by tensor group and direction]({COEFFICIENTS})"]
+        where = " `recipe.yaml` has the numbers." if view.recipe is not None else ""
+        parts.append(
+            "A row per tensor group in the order of depth, lines between layers; a column per direction. White is 0, "
+            f"nothing of the direction.{where}"
+        )
     if (view.folder / EXPLANATION).is_file():
         parts.append(f"[What it has learnt]({EXPLANATION}): who relies on whom, what could be dropped, sensitivity.")
     return parts
@@ -371,7 +378,11 @@ def _going_on(view: RunView) -> list[str]:
     lines = [made]
     if view.status != "finished":
         lines.append("optmerge resume RUN                                        # go on where it stopped")
-    lines.append("optmerge search RUN/search.yaml --set output=runs/again     # the same search again, same seed")
+    lines.append(
+        "optmerge search --reproduce RUN/manifest.json               # the same search again, compared with this one"
+        if "search" in view.manifest
+        else "optmerge search RUN/search.yaml --set output=runs/again     # the same search again, same seed"
+    )
     if view.recipe is not None:
         lines += [
             "optmerge export RUN --format checkpoint --to merged         # a model that transformers loads",

@@ -111,7 +111,7 @@ def test_a_run_that_kept_no_front_says_so(fake: Fake) -> None:
     (folder / "front.json").unlink()
     front = opened(folder)
     assert (front.final, front.ended) == (False, True)
-    assert "select and report were not scored for it." in front.markdown()
+    assert "none of them was scored on report for it (`budget.front`" in front.markdown()
 
 
 def test_no_front_of_one_task_or_before_anything_was_judged(fake: Fake) -> None:
