@@ -5,6 +5,7 @@
 #   make test-peers   mergekit and FusionBench beside ours, in environments of their own
 #   make test-postgres  two processes on one Optuna study in PostgreSQL, one of them killed (Debian's package)
 #   make test-browser   the report of the quick demo in Chromium (Debian's package), checked by axe-core (npm)
+#   make test-reproduce  the quick demo's search again from its manifest, by a wheel in a new environment (20 minutes)
 #   make test-triton  the kernels for CUDA devices, interpreted and compiled on the CPU, in an environment of its own
 #   make example-language   real language: LoRA experts of a small instruct model, trained here and merged
 #   make bench        every measurement of benchmarks/, beside the peers (34 GB of disk; --work DIR chooses which)
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 
 BENCHES := startup apply gradient memory merge large lora directions closed-form objectives selection time-to-quality levenberg-marquardt leaderboard static-methods
 
-.PHONY: help demo example-language test lint test-peers test-triton test-postgres test-browser bench bench-env $(BENCHES:%=bench-%) clean-env
+.PHONY: help demo example-language test lint test-peers test-triton test-postgres test-browser test-reproduce bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
 
 help:
@@ -70,11 +71,22 @@ test-browser: $(VENV)/.installed
 	  { apt-get update && apt-get install -y --no-install-recommends chromium; } || \
 	  { echo "Chromium is not installed, and this user cannot: apt-get install chromium" >&2; exit 1; }
 	@$(BIN)/python -c 'import playwright' 2>/dev/null || \
-	  $(BIN)/python -m pip install --disable-pip-version-check --quiet 'playwright>=1.50'
-	@test -f build/node_modules/axe-core/axe.min.js || npm install --silent --no-fund --no-audit --prefix build axe-core
+	  $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -r requirements/browser.txt
+	@test -f build/node_modules/axe-core/axe.min.js || npm install --silent --no-fund --no-audit --prefix build axe-core@4.14.1
 	$(BIN)/optmerge demo --quick --output build/browser
 	OPTMERGE_REPORT=build/browser/adam/report.html OPTMERGE_AXE=build/node_modules/axe-core/axe.min.js \
 	  $(BIN)/pytest -m browser tests/browser
+
+# All is new: a clone of the last commit with its environment, and another one with the wheel that is built from it.
+test-reproduce: check-python
+	rm -rf build/reproduce
+	git clone --quiet . build/reproduce/clone
+	$(MAKE) -C build/reproduce/clone PYTHON=$(PYTHON) .venv/.installed
+	build/reproduce/clone/.venv/bin/optmerge demo --quick --output build/reproduce/first
+	$(PYTHON) -m venv build/reproduce/other
+	build/reproduce/other/bin/python -m pip install --disable-pip-version-check --progress-bar off \
+	  -c constraints.txt ./build/reproduce/clone
+	cd build/reproduce/clone && OPTMERGE_REPRODUCE=$(CURDIR)/build/reproduce .venv/bin/pytest -m reproduce tests/reproduce
 
 # Options for any of them: make bench-merge BENCH='--work /data/bench'
 bench: $(BENCHES:%=bench-%)
