@@ -42,32 +42,35 @@ def kronecker_mean(
         shrink: Off-diagonal entries of all matrices are multiplied by it.
 
     Returns:
-        [d_out, d_in] in the dtype of the deltas. Sums are in fp64, in which one pair of matrices is held at a time.
+        [d_out, d_in] in the dtype of the deltas. Sums are in fp64, in which all matrices are held, once.
     """
     used = [index for index, weight in enumerate(weights) if weight > 0]
-
-    def weighted(index: int, matrix: torch.Tensor) -> torch.Tensor:
-        product = matrix @ shrunken(grams[index], shrink).mul_(weights[index])
-        return product if output_grams is None else shrunken(output_grams[index], shrink) @ product
-
-    def operator(matrix: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros_like(matrix)
-        for index in used:
-            total += weighted(index, matrix)
-        return total
-
-    begin = torch.zeros_like(deltas[0], dtype=torch.float64)
-    target = torch.zeros_like(begin)
-    for index in used:
-        begin.add_(deltas[index], alpha=start * weights[index])
-        target += weighted(index, deltas[index].double())
+    inner = torch.stack([shrunken(grams[index], shrink).mul_(weights[index]) for index in used])
+    tuned = torch.stack([deltas[index].double() for index in used])
+    begin = torch.zeros_like(tuned[0])
+    for delta, index in zip(tuned, used, strict=True):
+        begin.add_(delta, alpha=start * weights[index])
     if output_grams is None:  # K products with one matrix are one with their sum
-        summed = torch.zeros_like(grams[0], dtype=torch.float64)
-        for index in used:
-            summed += shrunken(grams[index], shrink).mul_(weights[index])
-        operator = partial(torch.matmul, other=summed)
+        operator: Operator = partial(torch.matmul, other=inner.sum(0))
+        target = (tuned @ inner).sum(0)
+    else:
+        outer = torch.cat([shrunken(output_grams[index], shrink) for index in used], dim=1)
+        operator = partial(_kronecker_sum, inner=inner, outer=outer)
+        target = _kronecker_sum(tuned, inner, outer)
+    del tuned  # what the steps do not need
     solved = conjugate_gradient(operator, target, begin, iterations=iterations, tolerance=tolerance)
     return solved.to(deltas[0].dtype)
+
+
+def _kronecker_sum(matrices: torch.Tensor, inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+    """sum_i H_i X_i G_i in two products: the sum over i is a part of the second one's.
+
+    Args:
+        matrices: [K, d_out, d_in], or [d_out, d_in] where all X_i are the same.
+        inner: [K, d_in, d_in], the G_i.
+        outer: [d_out, K * d_out], the H_i side by side.
+    """
+    return outer @ torch.matmul(matrices, inner).flatten(0, 1)
 
 
 def conjugate_gradient(

@@ -10,6 +10,7 @@ import torch
 from optmerge.config.methods import MatsConfig, Need, RegMeanConfig
 from optmerge.merging.methods import TensorKind, build_method
 from optmerge.merging.methods.conjugate_gradient import conjugate_gradient, kronecker_mean
+from optmerge.merging.methods.gram_solve import shrunken
 from tests.merging.methods.toy import ToyModels, every_kind, random
 
 OUT, IN, COUNT = 5, 4, 3
@@ -187,6 +188,37 @@ def test_a_common_scale_of_the_matrices_cancels() -> None:
     expected = solve(deltas, grams, outputs)
     scaled = solve(deltas, [1e-6 * gram for gram in grams], [1e3 * gram for gram in outputs])
     torch.testing.assert_close(scaled, expected)
+
+
+def one_by_one(deltas: Matrices, grams: Matrices, outputs: Matrices, *, iterations: int) -> torch.Tensor:
+    """The same steps with the experts' products one after the other."""
+    triples = list(zip(WEIGHTS, outputs, grams, strict=True))
+
+    def operator(matrix: torch.Tensor) -> torch.Tensor:
+        return torch.stack([weight * h @ (matrix @ g) for weight, h, g in triples]).sum(0)
+
+    products = [weight * h @ (delta @ g) for (weight, h, g), delta in zip(triples, deltas, strict=True)]
+    begin = torch.stack([0.3 * weight * delta for weight, delta in zip(WEIGHTS, deltas, strict=True)]).sum(0)
+    return conjugate_gradient(operator, torch.stack(products).sum(0), begin, iterations=iterations, tolerance=1e-13)
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 3, 500])
+def test_two_products_a_step_are_those_of_the_experts_one_by_one(iterations: int) -> None:
+    matrices = layer()
+    expected = one_by_one(*matrices, iterations=iterations)
+    torch.testing.assert_close(solve(*matrices, iterations=iterations), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_matrices_are_made_ready_once_and_not_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: Matrices = []
+
+    def counted(gram: torch.Tensor, shrink: float) -> torch.Tensor:
+        made.append(gram)
+        return shrunken(gram, shrink)
+
+    monkeypatch.setattr("optmerge.merging.methods.conjugate_gradient.shrunken", counted)
+    solve(*layer(), iterations=20, tolerance=0.0)
+    assert len(made) == 2 * COUNT
 
 
 def test_shrinking_is_of_both_matrices() -> None:
