@@ -24,9 +24,10 @@ from optmerge.errors import ModelError
 from optmerge.models.adapter_config import adapted_class, adapted_kind, scaling_of
 from optmerge.models.architecture import model_on_meta
 from optmerge.models.checkpoint import Checkpoint, list_names
+from optmerge.models.conversions import checkpoint_map
 from optmerge.models.lora_factors import LoraFactors
 from optmerge.models.mapped import WeightFile
-from optmerge.models.mapping import CheckpointMap, Piece, checkpoint_map, extent
+from optmerge.models.mapping import CheckpointMap, Piece, extent
 
 _ROOT = "base_model.model."
 _KEY = re.compile(

@@ -27,8 +27,9 @@ from optmerge.models.ahead import read_ahead
 from optmerge.models.aligned import AlignedCheckpoint
 from optmerge.models.architecture import AUTO_CLASSES, GENERATIVE, ModelKind, body_prefix, kind_of, model_on_meta
 from optmerge.models.checkpoint import Checkpoint, open_checkpoint
+from optmerge.models.conversions import checkpoint_map
 from optmerge.models.layouts import Layout, Parameter, layout_key, recall_layout, remember_layout
-from optmerge.models.mapping import CheckpointMap, checkpoint_map
+from optmerge.models.mapping import CheckpointMap
 from optmerge.models.roles import Role, input_first, roles
 from optmerge.models.ties import OUTPUT, has_own_output, untie
 from optmerge.models.validation import (

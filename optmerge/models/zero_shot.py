@@ -24,7 +24,7 @@ from optmerge.atomic import atomic_path
 from optmerge.errors import ModelError
 from optmerge.models.cache import cache_dir
 from optmerge.models.checkpoint import Checkpoint
-from optmerge.models.mapping import checkpoint_map
+from optmerge.models.conversions import checkpoint_map
 from optmerge.models.resident import fill
 from optmerge.models.tokenizer import load_tokenizer
 

@@ -13,7 +13,8 @@ import transformers
 from transformers import PreTrainedModel
 
 from optmerge.errors import ModelError
-from optmerge.models.mapping import CheckpointMap, checkpoint_map
+from optmerge.models.conversions import checkpoint_map
+from optmerge.models.mapping import CheckpointMap
 from tests.models.stand_in import HeaderCheckpoint, MemoryCheckpoint, saved
 from tests.tiny import TinyFamily, make_model
 
