@@ -12,6 +12,7 @@ between two samples can be missed.
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import threading
 import time
@@ -30,11 +31,13 @@ class Measured:
 
     Attributes:
         seconds: Wall-clock time from start to end.
+        processor: Seconds of processors, of the process and its children: what else runs hardly changes it.
         peak: Most anonymous memory seen at once, in bytes, summed over the process and its children.
         output: Its standard output.
     """
 
     seconds: float
+    processor: float
     peak: int
     output: str
 
@@ -52,7 +55,7 @@ def run_measured(
     Raises:
         SystemExit: It failed; the message ends with what it wrote to standard error.
     """
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), _processor_seconds()
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -66,7 +69,13 @@ def run_measured(
     seconds = time.perf_counter() - begun
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{errors[-4000:]}")
-    return Measured(seconds, sampler.peak, output)
+    return Measured(seconds, _processor_seconds() - used, sampler.peak, output)
+
+
+def _processor_seconds() -> float:
+    """Of all children so far that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 class PeakSampler:

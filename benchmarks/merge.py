@@ -135,11 +135,13 @@ class Turns:
 
     Attributes:
         seconds: Side -> median over the runs.
+        processor: Side -> median of the seconds of processors.
         peak: Side -> largest over the runs, in bytes.
         first: Our first run, with an empty cache.
     """
 
     seconds: Mapping[str, float]
+    processor: Mapping[str, float]
     peak: Mapping[str, int]
     first: Measured
 
@@ -153,6 +155,14 @@ class Turns:
             ]
             cells[4:] = [mebibytes(self.peak["mergekit"]), f"{self.peak['mergekit'] / self.peak['ours']:.1f}x"]
         return cells
+
+    def processor_cells(self) -> list[str]:
+        """The same of the processors' seconds: ours, mergekit's and how many times less ours are."""
+        ours = self.processor["ours"]
+        if "mergekit" not in self.processor:
+            return [f"{ours:.1f} s", "-", "-"]
+        theirs = self.processor["mergekit"]
+        return [f"{ours:.1f} s", f"{theirs:.1f} s", f"{theirs / ours:.1f}x"]
 
 
 def take_turns(
@@ -192,6 +202,7 @@ def take_turns(
             found.append(run(name))
     return Turns(
         {name: statistics.median(one.seconds for one in found) for name, found in runs.items()},
+        {name: statistics.median(one.processor for one in found) for name, found in runs.items()},
         {name: max(one.peak for one in found) for name, found in runs.items()},
         first["ours"],
     ), out

@@ -95,13 +95,16 @@ def main() -> None:
         for method in registered({method: OURS[method] for method in wanted}):
             rounds = 1 if chosen.small else chosen.rounds
             turns, _ = take_turns(method, our_recipe(method, family), their_config(method, family), work, rounds)
-            rows.append([method, *turns.cells()])
+            rows.append([method, *turns.cells(), *turns.processor_cells()])
             print(f"{method}: {turns.seconds['ours']:.1f} s", file=sys.stderr)
     show(
         f"Writing methods: {family.parameters / 1e6:.0f} M parameters, {EXPERTS} experts, bf16",
-        ["", "ours", "mergekit", "faster", "our peak", "its peak", "smaller"],
+        ["", "ours", "mergekit", "faster", "our peak", "its peak", "smaller", "our CPU", "its CPU", "less"],
         rows,
-        ["Whole processes. peak: largest sum of anonymous memory of a process and its children over all runs."],
+        [
+            "Whole processes. peak: largest sum of anonymous memory of a process and its children over all runs.",
+            "CPU: seconds of processors, which what else runs on the machine hardly changes.",
+        ],
     )
 
 

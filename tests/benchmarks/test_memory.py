@@ -48,6 +48,13 @@ def test_output_comes_back_and_failures_say_what_was_written() -> None:
         run_measured([sys.executable, "-c", "import sys; sys.stderr.write('why'); sys.exit(3)"])
 
 
+def test_the_seconds_of_processors_are_of_work_and_not_of_waiting() -> None:
+    work = "import time\nwhile time.process_time() < 0.5: pass"
+    assert run_measured([sys.executable, "-c", work]).processor >= 0.5
+    waited = run_measured([sys.executable, "-c", "import time; time.sleep(1)"])
+    assert waited.processor < 0.5 < waited.seconds
+
+
 def test_a_process_that_has_ended_counts_nothing() -> None:
     impossible = 2**22 + 1  # above the largest process id of Linux
     assert anonymous(impossible) == 0

@@ -42,7 +42,12 @@ def test_methods_that_are_not_there_are_left_out_by_name(capsys: pytest.CaptureF
 
 
 def test_ratios_are_of_mergekit_to_ours() -> None:
-    first = Measured(9.0, 0, "")
-    both = Turns({"ours": 2.0, "mergekit": 8.0}, {"ours": 2**20, "mergekit": 6 * 2**20}, first)
+    first = Measured(9.0, 5.0, 0, "")
+    both = Turns(
+        {"ours": 2.0, "mergekit": 8.0}, {"ours": 1.5, "mergekit": 9.0}, {"ours": 2**20, "mergekit": 6 * 2**20}, first
+    )
     assert both.cells() == ["2.0 s", "8.0 s", "4.0x", "1 MiB", "6 MiB", "6.0x"]
-    assert Turns({"ours": 2.0}, {"ours": 2**20}, first).cells() == ["2.0 s", "-", "-", "1 MiB", "-", "-"]
+    assert both.processor_cells() == ["1.5 s", "9.0 s", "6.0x"]
+    alone = Turns({"ours": 2.0}, {"ours": 1.5}, {"ours": 2**20}, first)
+    assert alone.cells() == ["2.0 s", "-", "-", "1 MiB", "-", "-"]
+    assert alone.processor_cells() == ["1.5 s", "-", "-"]
