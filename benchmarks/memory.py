@@ -31,7 +31,7 @@ class Measured:
 
     Attributes:
         seconds: Wall-clock time from start to end.
-        processor: Seconds of processors, of the process and its children: what else runs hardly changes it.
+        processor: Seconds of processors, of the process and its children: what else runs changes it less.
         peak: Most anonymous memory seen at once, in bytes, summed over the process and its children.
         output: Its standard output.
     """

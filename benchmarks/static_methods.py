@@ -103,7 +103,7 @@ def main() -> None:
         rows,
         [
             "Whole processes. peak: largest sum of anonymous memory of a process and its children over all runs.",
-            "CPU: seconds of processors, which what else runs on the machine hardly changes.",
+            "CPU: seconds of processors, which what else runs on the machine changes less than the clock.",
         ],
     )
 
