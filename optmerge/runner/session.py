@@ -27,7 +27,6 @@ from optmerge.runner.budget import StageLimits, next_stage, remaining
 from optmerge.runner.closed_form import FAMILY as CLOSED_FORM
 from optmerge.runner.closed_form import best_of_forms, best_uniform, make_closed_forms
 from optmerge.runner.evaluator import Evaluator
-from optmerge.runner.executor import InProcess
 from optmerge.runner.finalists import make_finalists
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.geometry import make_geometry
@@ -42,6 +41,7 @@ from optmerge.runner.stages import chosen_examples, look_at, measured_curvature,
 from optmerge.runner.state import StateStore
 from optmerge.runner.teachers import Teachers
 from optmerge.runner.warm_start import FAMILY as RECIPE
+from optmerge.runner.workers import make_executor
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +78,13 @@ class Session:
         ranked = self._ranked(baselines, scored)
         start = self._start(ranked)
         self.evaluator.geometry = make_geometry(problem, start)
-        self.origin = problem.space.decode(start)
-        driver, outcome = self._search(start, ranked, SearchProgress(), stop)
-        while not outcome.over and self.journal.stage + 1 < len(problem.stages):
-            baselines, scored, start, progress = self._enter(baselines, scored, outcome, stop)
-            driver, outcome = self._search(start, self._ranked(baselines, scored), progress, stop)
+        self.origin, self.anchor = problem.space.decode(start), start
+        self.executor = make_executor(self.evaluator, self, self.folder.config())
+        with closing(self.executor):
+            driver, outcome = self._search(start, ranked, SearchProgress(), stop)
+            while not outcome.over and self.journal.stage + 1 < len(problem.stages):
+                baselines, scored, start, progress = self._enter(baselines, scored, outcome, stop)
+                driver, outcome = self._search(start, self._ranked(baselines, scored), progress, stop)
         assert outcome.best is not None, "a stage without a best does not end"
         finalists, leads = self.reporting.finalists(driver, outcome)
         self.reporting.front(driver, finalists, stop=stop)
@@ -117,18 +119,11 @@ class Session:
 
     def fit(self, candidate: Candidate) -> Evaluation:
         """The objective of a candidate on its part of the fit split."""
-        return self.evaluator.evaluate(
-            candidate.vector,
-            "fit",
-            examples=candidate.examples,
-            gradient="gradient" in candidate.needs,
-            jacobian="jacobian" in candidate.needs,
-            per_example="per_example" in candidate.needs,
-        )
+        return self.evaluator.fit(candidate)
 
     def select(self, vector: Vector) -> Evaluation:
         """The objective of a vector on the whole select split, with the metrics that need no label."""
-        return self.evaluator.evaluate(vector, "select", metrics=True)
+        return self.evaluator.select(vector)
 
     def _score_baselines(self, baselines: Sequence[Baseline], stop: Stop) -> list[Scored]:
         scored: list[Scored] = []
@@ -248,10 +243,11 @@ class Session:
             budget=remaining(budget, before, limits),
         )
         states = self.folder.path / "state"
+        self.executor.use(self.evaluator, self.anchor)
         with closing(driver):
             outcome = run_loop(
                 driver,
-                InProcess(self),
+                self.executor,
                 self.journal,
                 budget,
                 StateStore(states / f"stage-{number + 1}" if number else states),
@@ -307,7 +303,8 @@ class Session:
                 "the one before. Give both stages the same granularity."
             )
         self.origin = prolonged(self.origin, before.space, problem.space)
-        self.evaluator.geometry = make_geometry(problem, problem.space.encode(self.origin))
+        self.anchor = problem.space.encode(self.origin)
+        self.evaluator.geometry = make_geometry(problem, self.anchor)
         baselines = [replace(b, table=prolonged(b.table, before.space, problem.space)) for b in baselines]
         self.reporting.baselines = {baseline.name: baseline for baseline in baselines}
         progress = next_stage(outcome.progress, comparable=comparable)

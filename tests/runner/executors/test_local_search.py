@@ -1,0 +1,42 @@
+"""Searches whose evaluations are made by processes of this machine: the same as in this one, whatever dies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optmerge.config.schema import SearchConfig
+from optmerge.records import Trajectory
+from optmerge.runner.search import search
+from tests.zoo import facts
+
+Settings = Callable[..., dict[str, Any]]
+CMA = {"driver": {"name": "cma", "population": 4}, "budget": {"evaluations": 12}}
+
+
+def run(settings: dict[str, Any], root: Path) -> Path:
+    root.mkdir()
+    return search(SearchConfig.model_validate(settings), root=root).folder
+
+
+def test_two_workers_find_what_one_process_finds(settings: Settings, tmp_path: Path) -> None:
+    one = run(settings(**CMA), tmp_path / "one")
+    two = run(settings(**CMA, executor={"workers": 2}), tmp_path / "two")
+    assert facts(two) == facts(one)
+    assert (two / "recipe.yaml").read_text() == (one / "recipe.yaml").read_text()
+
+
+def test_a_gradient_is_made_in_shares(settings: Settings, tmp_path: Path) -> None:
+    one = run(settings(budget={"evaluations": 3}), tmp_path / "one")
+    two = run(settings(budget={"evaluations": 3}, executor={"workers": 2}), tmp_path / "two")
+    expected, found = (Trajectory.read(folder).records for folder in (one, two))
+    assert [(record.phase, record.name) for record in found] == [(record.phase, record.name) for record in expected]
+    first = next(number for number, record in enumerate(expected) if record.phase == "search")
+    gradients = found[first].gradient, expected[first].gradient
+    assert gradients[1] is not None
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=0, atol=1e-6 * float(np.abs(gradients[1]).max()))
+    assert [record.value for record in found] == pytest.approx([record.value for record in expected], abs=1e-4)
