@@ -19,7 +19,7 @@ FUSIONBENCH := .venv-fusionbench
 TRITON := .venv-triton
 BIN := $(VENV)/bin
 
-BENCHES := startup apply gradient memory merge large lora directions closed-form objectives selection time-to-quality levenberg-marquardt leaderboard static-methods
+BENCHES := startup apply gradient memory merge large lora directions closed-form objectives selection time-to-quality levenberg-marquardt leaderboard static-methods idle-workers loop-cost
 
 .PHONY: help demo example-language test lint test-peers test-triton test-postgres test-browser test-reproduce bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
@@ -98,6 +98,12 @@ bench-startup bench-apply bench-large bench-lora bench-directions bench-objectiv
 
 bench-closed-form: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.closed_form $(BENCH)
+
+bench-idle-workers: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.idle_workers $(BENCH)
+
+bench-loop-cost: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.loop_cost $(BENCH)
 
 bench-gradient: $(VENV)/.installed $(FUSIONBENCH)/.installed
 	$(BIN)/python -m benchmarks.gradient $(BENCH)
