@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from optmerge.config.load import build_config, load_config
 from optmerge.config.schema import SearchConfig
@@ -46,7 +46,7 @@ def search(
     overrides: Sequence[str] = (),
     root: Path | None = None,
     sinks: Sequence[Sink] = (),
-    terminal: bool = False,
+    terminal: bool | Literal["json"] = False,
     stop: Stop = lambda: None,
 ) -> Run:
     """Run a search and write its report.
@@ -56,7 +56,7 @@ def search(
         overrides: ``dotted.key=value`` changes to a file or mapping.
         root: What relative paths are relative to; default the file's folder, or the working directory.
         sinks: More views, beside W&B (where the config says so) and the Optuna mirror.
-        terminal: Show progress on stderr.
+        terminal: Show progress on stderr; "json": as JSON lines where stderr is no terminal.
         stop: Asked before every evaluation; a reason ends the run with its state saved.
 
     Raises:
@@ -66,10 +66,18 @@ def search(
     """
     config, folder = _open(source, overrides, root)
 
-    return runner.search(config, root=folder, sinks=[standard_sinks(config, terminal=terminal), *sinks], stop=stop)
+    return runner.search(
+        config, root=folder, sinks=[standard_sinks(config, terminal=terminal, stop=stop), *sinks], stop=stop
+    )
 
 
-def resume(folder: Path | str, *, sinks: Sequence[Sink] = (), terminal: bool = False, stop: Stop = lambda: None) -> Run:
+def resume(
+    folder: Path | str,
+    *,
+    sinks: Sequence[Sink] = (),
+    terminal: bool | Literal["json"] = False,
+    stop: Stop = lambda: None,
+) -> Run:
     """Continue an interrupted run; a finished one is returned as it is. See `search` for the arguments.
 
     Raises:
@@ -78,7 +86,7 @@ def resume(folder: Path | str, *, sinks: Sequence[Sink] = (), terminal: bool = F
     path = Path(folder)
     config = RunFolder.open(path).config()
 
-    return runner.resume(path, sinks=[standard_sinks(config, terminal=terminal), *sinks], stop=stop)
+    return runner.resume(path, sinks=[standard_sinks(config, terminal=terminal, stop=stop), *sinks], stop=stop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +108,7 @@ def reproduce(
     manifest: Path | str,
     *,
     overrides: Sequence[str] = (),
-    terminal: bool = False,
+    terminal: bool | Literal["json"] = False,
     stop: Stop = lambda: None,
     told: Callable[[Sequence[Mismatch]], None] = lambda found: None,
 ) -> Reproduced:
@@ -109,7 +117,7 @@ def reproduce(
     Args:
         manifest: A manifest.json, or the folder of a run.
         overrides: Where models, data and the new run's folder are, as ``dotted.key=value``.
-        terminal: Show progress on stderr.
+        terminal: Show progress on stderr; "json": as JSON lines where stderr is no terminal.
         stop: Asked before every evaluation; a reason ends the run with its state saved.
         told: Told what differs, before anything is run.
 
@@ -132,7 +140,7 @@ def reproduce(
     run = runner.search(
         config,
         root=Path.cwd(),
-        sinks=[standard_sinks(config, terminal=terminal)],
+        sinks=[standard_sinks(config, terminal=terminal, stop=stop)],
         stop=stop,
         like=stored,
         check=check,

@@ -95,7 +95,7 @@ def join_assignments(environment: MutableMapping[str, str]) -> None:
     key, sign, value = words[-1].partition("=")
     if sign:
         environment[KEY], words[-1] = key, value
-    environment |= {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+    environment.update(COMP_WORDS="\n".join(words), COMP_CWORD=str(len(words) - 1))
 
 
 def _beginning(incomplete: str, known: Iterable[str]) -> list[str]:

@@ -11,9 +11,9 @@ def resume(run: RunFolder, json: Json = False, quiet: Quiet = False, verbose: Ve
 
     Its trajectory will be that of a run that was never interrupted.
     """
-    from optmerge.cli.running import configure_logging, watch
+    from optmerge.cli.running import configure_logging, shown, watch
 
     configure_logging(quiet=quiet, verbose=verbose)
     from optmerge.api import resume as run_resume
 
-    watch(lambda stop: run_resume(run, terminal=not quiet, stop=stop), run, Output(json))
+    watch(lambda stop: run_resume(run, terminal=shown(quiet=quiet, json=json), stop=stop), run, Output(json))

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from optmerge.cli.output import Output, duration
 from optmerge.cli.signals import stop_on_interrupt
@@ -36,6 +36,11 @@ def watch(work: Callable[[Stop], Run], folder: Path, output: Output) -> None:
     with interruptible(f"optmerge resume {shlex.quote(str(folder))}") as stop:
         run = work(stop)
     show_result(run, output)
+
+
+def shown(*, quiet: bool, json: bool) -> bool | Literal["json"]:
+    """How a verb shows progress: not at all, as JSON lines where stderr is no terminal, or for people."""
+    return False if quiet else "json" if json else True
 
 
 @contextmanager

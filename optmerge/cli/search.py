@@ -63,13 +63,13 @@ def search(
         return
     assert file is not None
     config = load_config(file, overrides=changes)
-    from optmerge.cli.running import configure_logging, watch
+    from optmerge.cli.running import configure_logging, shown, watch
 
     configure_logging(quiet=quiet, verbose=verbose)
     from optmerge.api import search as run_search
 
     watch(
-        lambda stop: run_search(config, root=file.parent, terminal=not quiet, stop=stop),
+        lambda stop: run_search(config, root=file.parent, terminal=shown(quiet=quiet, json=json), stop=stop),
         file.parent / config.output,
         Output(json),
     )
@@ -78,12 +78,16 @@ def search(
 def _reproduce(manifest: Path, changes: list[str], output: Output, *, quiet: bool, verbose: bool) -> None:
     """Run a search again, and say whether it came to the same."""
     from optmerge.api import reproduce
-    from optmerge.cli.running import configure_logging, interruptible, show_result
+    from optmerge.cli.running import configure_logging, interruptible, show_result, shown
 
     configure_logging(quiet=quiet, verbose=verbose)
     with interruptible("optmerge resume FOLDER (the new run's)") as stop:
         made = reproduce(
-            manifest, overrides=changes, terminal=not quiet, stop=stop, told=lambda found: _tell(found, output)
+            manifest,
+            overrides=changes,
+            terminal=shown(quiet=quiet, json=output.json),
+            stop=stop,
+            told=lambda found: _tell(found, output),
         )
     if output.json:
         output.facts(made)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+NOTE = "Finishing the current evaluation, then saving. Ctrl-C again stops at once."
+
 
 class StopFlag:
     """Whether the user asked the search to stop. Calling it gives the reason, or None.
@@ -24,10 +26,19 @@ class StopFlag:
     >>> flag.reason = "interrupted by Ctrl-C"
     >>> flag()
     'interrupted by Ctrl-C'
+
+    Attributes:
+        reason: Why.
+        viewed: Whether a live view shows `note`; a line on stderr would be drawn over.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.viewed = False
+
+    def note(self) -> str:
+        """What the user is told once a signal was understood; empty before."""
+        return "" if self.reason is None else NOTE
 
     def __call__(self) -> str | None:  # noqa: D102 - said in the class
         return self.reason
@@ -38,7 +49,7 @@ def stop_on_interrupt(note: Callable[[str], None]) -> Iterator[StopFlag]:
     """Catch SIGINT and SIGTERM inside the block, and put the handlers back after it.
 
     Args:
-        note: Tells the user that the first signal was understood.
+        note: Tells the user that the first signal was understood, where no live view does.
 
     Yields:
         The flag that the signals set. A second signal raises KeyboardInterrupt instead.
@@ -53,7 +64,8 @@ def stop_on_interrupt(note: Callable[[str], None]) -> Iterator[StopFlag]:
         if flag.reason is not None:
             raise KeyboardInterrupt
         flag.reason = f"interrupted by {names[signal.Signals(number)]}"
-        note("Finishing the current evaluation, then saving. Ctrl-C again stops at once.")
+        if not flag.viewed:
+            note(flag.note())
 
     before = {number: signal.signal(number, handle) for number in names}
     try:

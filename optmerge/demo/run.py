@@ -139,7 +139,7 @@ def result_markdown(
     import torch
     import transformers
 
-    from optmerge.tracking.terminal import duration
+    from optmerge.tracking.standing import duration
 
     searched = sum(line.seconds or 0.0 for line in table.searches)
     command = "optmerge demo --quick" if quick else "optmerge demo"
@@ -248,7 +248,7 @@ def _without_bars() -> Iterator[None]:
 def _introduction(plan: DemoPlan, zoo: Zoo, output: Path) -> str:
     """What will happen and how long it takes."""
     from optmerge.runner.folder import RunFolder
-    from optmerge.tracking.terminal import duration
+    from optmerge.tracking.standing import duration
 
     finished = {
         search.name

@@ -18,7 +18,7 @@ from optmerge.demo.plan import METHOD, DemoPlan
 from optmerge.runner.bootstrap import Interval, paired_bootstrap
 from optmerge.runner.folder import RunFolder
 from optmerge.tracking.markdown import NONE, number, score, signed, table
-from optmerge.tracking.terminal import duration
+from optmerge.tracking.standing import duration
 
 if TYPE_CHECKING:
     from optmerge.records import Vector

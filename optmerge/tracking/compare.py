@@ -19,7 +19,7 @@ from optmerge.records import Vector
 from optmerge.runner.bootstrap import paired_bootstrap
 from optmerge.runner.folder import RunFolder
 from optmerge.tracking.markdown import NONE, number, ranged, signed, table
-from optmerge.tracking.terminal import duration
+from optmerge.tracking.standing import duration
 from optmerge.tracking.view import RunView
 
 _SAID_ELSEWHERE = ("output", "tracking")  # settings that cannot change a result

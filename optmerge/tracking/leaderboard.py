@@ -18,7 +18,7 @@ from optmerge.config.methods import METHOD_CONFIGS
 from optmerge.runner.board import TUNED, BoardRow, Leaderboard, Line
 from optmerge.tracking.markdown import NONE, number, ranged, score, signed, table
 from optmerge.tracking.plots import save_figure
-from optmerge.tracking.terminal import duration
+from optmerge.tracking.standing import duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

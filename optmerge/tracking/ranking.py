@@ -19,7 +19,7 @@ from typing import Any
 
 from optmerge.errors import OptmergeError, RunError
 from optmerge.tracking.markdown import number, ranged, table
-from optmerge.tracking.terminal import duration
+from optmerge.tracking.standing import duration
 from optmerge.tracking.view import RunView
 
 _HEAD = ["run", "models", "driver", "space", "evaluations", "select", "report", "time"]

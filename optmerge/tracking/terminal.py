@@ -1,25 +1,25 @@
-"""A run on the terminal: bars for long work, then where the search stands. On stderr; plain lines in a pipe.
+"""A run on the terminal, on stderr: a live picture of where the search stands; plain lines in a pipe.
 
     sink = TerminalSink()
     sink.start(run); sink.record(record); sink.finish(run, reason)
 
-Colours follow the terminal and NO_COLOR.
+The picture has the best iterate and the best baseline, a bar per task, the budget with the estimated end, and alarms.
+It fits 80 columns. Colours follow the terminal and NO_COLOR.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from optmerge.records import EvaluationCount, Record
-from optmerge.runner.alarms import COLLAPSE
+from optmerge.records import Record
 from optmerge.runner.folder import RunFolder
 from optmerge.tracking.markdown import number
+from optmerge.tracking.standing import Score, Standing, duration
 from optmerge.tracking.view import RunView
 
 if TYPE_CHECKING:
@@ -27,7 +27,21 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 PLAIN_SECONDS = 10.0  # between two plain lines, unless there is news
-_RECENT = 20  # evaluations that the rate is measured over
+MOST_TASKS = 12  # that have a bar each; of more, those that agree least
+BAR = 24
+
+
+class Interrupt(Protocol):
+    """What a Ctrl-C sets, as `optmerge.cli.signals.StopFlag`.
+
+    Attributes:
+        viewed: Whether a view shows `note`; set by the view.
+    """
+
+    viewed: bool
+
+    def note(self) -> str:
+        """What the user should be told now; may be empty."""
 
 
 class TerminalSink:
@@ -36,20 +50,28 @@ class TerminalSink:
     Args:
         console: Where to; a console on stderr when not given. Whoever logs to the terminal should log to the same one.
         clock: Seconds from any start.
+        interrupt: What may ask the search to stop, and has something to say to the user then.
     """
 
     label = "the terminal display"
 
-    def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        interrupt: Interrupt | None = None,
+    ) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._console = console or Console(file=sys.stderr, highlight=False)
         self._clock = clock
+        self._interrupt = interrupt
         self._live: Live | None = None
         self._bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(BAR),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=self._console,
@@ -57,42 +79,26 @@ class TerminalSink:
         self._tasks: dict[str, object] = {}
         self._shares: dict[str, int] = {}
         self._said = float("-inf")
-        self._ticks: deque[tuple[float, float]] = deque(maxlen=_RECENT)  # evaluations made, and when
-        self._evaluations = 0
-        self._count = EvaluationCount()
-        self._failed = 0
-        self._value: float | None = None
-        self._best: float | None = None
-        self._baseline: tuple[str, float] | None = None
-        self._limit: int | None = None
-        self._minutes: float | None = None
-        self._elapsed = 0.0
-        self._begun: float | None = None
-        self._alarms: dict[str, str] = {}
-        self._stage = 0
-        self._collapsed = False  # whether an iterate that has collapsed may be the best
+        self._taken = clock()
+        self.standing = Standing()
 
     def start(self, run: Path) -> None:
         """Take over what an interrupted run has done already."""
-        view = RunView.open(run, vectors=False)
-        self._limit = view.budget.get("evaluations")
-        self._minutes = view.budget.get("minutes")
-        self._collapsed = view.collapsed
-        for record in view.records:
-            self._take(record)
-        self._ticks.clear()
-        if view.evaluations:
-            self._say(f"{view.name}: going on after {view.evaluations} evaluations")
+        self.standing.begin(RunView.open(run, vectors=False))
+        if self.standing.evaluations:
+            self._say(f"{self.standing.name}: going on after {self.standing.evaluations} evaluations")
 
     def record(self, record: Record) -> None:
         """Show a record."""
-        known = set(self._alarms)
-        news = self._take(record)
-        for kind in self._alarms.keys() - known:
-            self._say(f"ALARM ({kind}): {self._alarms[kind]}")
+        known = set(self.standing.alarms)
+        news = self.standing.take(record)
+        self._taken = self._clock()
         if self._console.is_terminal:
             self._show()
-        elif record.phase != "baseline" and (news or self._clock() - self._said >= PLAIN_SECONDS):
+            return
+        for kind in self.standing.alarms.keys() - known:
+            self._say(f"ALARM ({kind}): {self.standing.alarms[kind]}")
+        if record.phase != "baseline" and (news or self._clock() - self._said >= PLAIN_SECONDS):
             self._say(self.line())
 
     def progress(self, stage: str, done: int, total: int | None) -> None:
@@ -113,7 +119,8 @@ class TerminalSink:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        if not self._console.is_terminal and self._evaluations:
+            self._view(shown=False)
+        if not self._console.is_terminal and self.standing.evaluations:
             self._say(self.line())
         self._say(f"stopped: {reason}" if reason else "stopped")
         workers = (RunFolder(run).read_json("result.json") or {}).get("workers")
@@ -122,73 +129,11 @@ class TerminalSink:
 
     def line(self) -> str:
         """Where the search stands, in one line."""
-        done = f"{self._evaluations}/{self._limit}" if self._limit else str(self._evaluations)
-        parts = [f"evaluations {done}"]
-        if self._stage:
-            parts.append(f"stage {self._stage + 1}")
-        if self._best is not None:
-            parts.append(f"best select {number(self._best)}")
-        if self._value is not None:
-            parts.append(f"fit {number(self._value)}")
-        if self._baseline is not None:
-            parts.append(f"best baseline {number(self._baseline[1])} ({self._baseline[0]})")
-        rate = self._rate()
-        if rate is not None:
-            parts.append(f"{rate:.2f}/s" if rate >= 1 else f"{1 / rate:.1f} s each")
-        left = self._seconds_left(rate)
-        if left is not None:
-            parts.append(f"about {duration(left)} left")
-        if self._failed:
-            parts.append(f"{self._failed} FAILED")
-        parts += [f"ALARM {kind}" for kind in self._alarms]
-        return " | ".join(parts)
-
-    def _take(self, record: Record) -> bool:
-        """Note a record; whether it is news (a new best, a failure)."""
-        self._elapsed = record.elapsed
-        for kind, sentence in record.alarms.items():
-            self._alarms.setdefault(kind, sentence)
-        if record.error is not None:
-            self._failed += record.phase == "search"
-        if record.stage > self._stage:
-            self._stage = record.stage
-            if record.phase == "baseline":  # of another objective: values before cannot be compared
-                self._baseline = self._best = None
-        if record.phase == "baseline":
-            lowest = self._baseline[1] if self._baseline else math.inf
-            if record.split == "select" and record.value is not None and record.name and record.value < lowest:
-                self._baseline = (record.name, record.value)
-            self._begun = self._begun if record.stage else record.elapsed
-            return False
-        if record.phase == "search":
-            self._evaluations = self._count(record)
-            self._ticks.append((self._count.made, record.elapsed))
-            if record.value is not None and record.share == 1.0:
-                self._value = record.value
-            return record.error is not None
-        if record.phase != "select" or record.value is None or (COLLAPSE in record.alarms and not self._collapsed):
-            return False
-        better = self._best is None or record.value < self._best
-        self._best = record.value if better else self._best
-        return better
-
-    def _rate(self) -> float | None:
-        """Evaluations a second, lately."""
-        if len(self._ticks) < 2:
-            return None
-        (before, begun), (made, now) = self._ticks[0], self._ticks[-1]
-        return (made - before) / (now - begun) if made > before and now > begun else None
-
-    def _seconds_left(self, rate: float | None) -> float | None:
-        limits: list[float] = []
-        if self._limit and rate:
-            limits.append((self._limit - self._evaluations) / rate)
-        if self._minutes and self._begun is not None:
-            limits.append(self._minutes * 60 - (self._elapsed - self._begun))
-        return max(0.0, min(limits)) if limits else None
+        return self.standing.line()
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        # A pipe has no width that lines should be folded to.
+        self._console.print(text, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)
         self._said = self._clock()
 
     def _show(self) -> None:
@@ -200,30 +145,103 @@ class TerminalSink:
                 get_renderable=self._picture, console=self._console, refresh_per_second=4, redirect_stdout=False
             )
             self._live.start()
+            self._view(shown=True)
+
+    def _view(self, *, shown: bool) -> None:
+        if self._interrupt is not None:
+            self._interrupt.viewed = shown
 
     def _picture(self) -> RenderableType:
         from rich.console import Group
-        from rich.progress_bar import ProgressBar
         from rich.text import Text
 
         parts: list[RenderableType] = [self._bars]
-        if self._evaluations:
-            if self._limit:
-                parts.append(ProgressBar(total=self._limit, completed=self._evaluations, width=60))
-            parts.append(Text(self.line()))
+        if self.standing.evaluations:
+            parts.append(picture(self.standing, since=self._clock() - self._taken, now=datetime.now()))
+        if self._interrupt is not None and self._interrupt.note():
+            parts.append(Text(self._interrupt.note(), style="bold"))
         return Group(*parts)
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people.
+def picture(standing: Standing, *, since: float, now: datetime) -> RenderableType:
+    """Where a search stands, as lines of at most 80 columns.
 
-    >>> duration(42), duration(754), duration(7380)
-    ('42 s', '12 min 34 s', '2 h 03 min')
+    Args:
+        standing: The state.
+        since: Seconds since its latest record.
+        now: The time of day.
     """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(no_wrap=True)
+    rows.add_column(overflow="fold")
+    stage = f", stage {standing.stage + 1}" if standing.stage else ""
+    rows.add_row("search", Text(f"{standing.name} ({standing.driver}{stage})", style="bold"))
+    made: RenderableType = str(standing.evaluations)
+    if standing.limit:
+        made = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=standing.limit, completed=standing.evaluations, width=BAR)
+        made.add_row(bar, f"{standing.evaluations}/{standing.limit}")
+    rows.add_row("evaluations", made)
+    rows.add_row("best select", Text(_best(standing)))
+    if standing.baseline is not None:
+        rows.add_row("baseline", Text(f"{number(standing.baseline.value)}, {standing.baseline.name}"))
+    rows.add_row("time", Text(_time(standing, since, now)))
+    if standing.failed:
+        rows.add_row("failed", Text(f"{standing.failed} evaluations", style="red"))
+    parts: list[RenderableType] = [rows]
+    if standing.best is not None and standing.best.tasks:
+        parts.append(_tasks(standing, standing.best))
+    parts += [Text(f"ALARM ({kind}): {sentence}", style="bold red") for kind, sentence in standing.alarms.items()]
+    return Group(*parts)
+
+
+def _best(standing: Standing) -> str:
+    if standing.best is None:
+        return "none yet"
+    latest = "" if standing.value is None else f"; latest fit {number(standing.value)}"
+    against = ""
+    if standing.baseline is not None and standing.baseline.value > 0:
+        gain = 1 - standing.best.value / standing.baseline.value
+        against = f" ({abs(gain):.1%} {'below' if gain > 0 else 'above'} the best baseline)" if gain else ""
+    return f"{number(standing.best.value)} after {standing.best.evaluations}{against}{latest}"
+
+
+def _time(standing: Standing, since: float, now: datetime) -> str:
+    parts = [f"{duration(standing.elapsed + since)} so far"]
+    if standing.pace:
+        parts.append(standing.pace)
+    if standing.seconds_left is not None:
+        left = max(0.0, standing.seconds_left - since)
+        end = now + timedelta(seconds=left)
+        parts.append(f"about {duration(left)} left, until {end:%H:%M}" + (f" on {end:%d %b}" if left > 86_400 else ""))
+    return ", ".join(parts)
+
+
+def _tasks(standing: Standing, best: Score) -> RenderableType:
+    """A bar per task: agreement with the expert where that is measured, and the objective beside the baseline's."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    agrees = bool(best.agreement)
+    rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    rows.add_column("task", no_wrap=True, overflow="ellipsis", max_width=24)
+    if agrees:
+        rows.add_column("agreement with its expert")
+        rows.add_column("")
+    rows.add_column("objective", justify="right")
+    rows.add_column("baseline's", justify="right")
+    names = sorted(best.tasks, key=lambda task: best.agreement.get(task, -best.tasks[task]))[:MOST_TASKS]
+    baseline = {} if standing.baseline is None else standing.baseline.tasks
+    for task in (name for name in best.tasks if name in names):
+        share = best.agreement.get(task, 0.0)
+        bar = (ProgressBar(total=1.0, completed=share, width=BAR), f"{share:.3f}") if agrees else ()
+        rows.add_row(task, *bar, number(best.tasks[task]), number(baseline[task]) if task in baseline else "-")
+    left = len(best.tasks) - len(names)
+    if left:
+        rows.add_row(f"and {left} more")
+    return rows

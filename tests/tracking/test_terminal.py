@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+from datetime import datetime
 
+import pytest
 from rich.console import Console
 
-from optmerge.tracking.terminal import TerminalSink
+from optmerge.tracking.standing import Standing
+from optmerge.tracking.terminal import TerminalSink, picture
+from optmerge.tracking.view import RunView
 from optmerge.tracking.wandb_rows import RowMaker
 
 
@@ -46,14 +50,14 @@ def test_plain_lines(fake) -> None:
 def test_terminal_shows_bars(fake) -> None:
     text = _watch(fake, terminal=True)
     assert "teachers" in text
-    assert "evaluations 12/20" in text
+    assert "12/20" in text
     assert "\x1b[" in text
 
 
 def test_no_color(fake) -> None:
     text = _watch(fake, terminal=True, environment={"NO_COLOR": "1"})
     assert "\x1b[3" not in text  # no colour; moving the cursor is no colour
-    assert "evaluations 12/20" in text
+    assert "12/20" in text
 
 
 def test_resume_starts_from_what_is_there(fake) -> None:
@@ -113,3 +117,65 @@ def test_the_end_says_how_idle_the_workers_were(fake) -> None:
     TerminalSink(Console(file=out, width=200, highlight=False)).finish(run.folder, "enough")
     run.close()
     assert out.getvalue().splitlines()[-1] == "16 workers, which evaluated nothing for 3% of their time"
+
+
+def _picture(fake, width: int, tasks: tuple[str, ...] = ("sentiment", "topics")) -> list[str]:
+    run = fake(evaluations=20, tasks=tasks).baselines().search(12, fail=(3,))
+    run.add(
+        phase="select",
+        driver="adam",
+        split="select",
+        value=0.25,
+        per_task=dict.fromkeys(tasks, 0.25),
+        signals={f"agreement/{task}": 0.5 + number / 100 for number, task in enumerate(tasks)},
+        alarms={"drift": "task topics goes away from its expert on select"},
+    )
+    run.close()
+    standing = Standing()
+    standing.begin(RunView.open(run.folder, vectors=False))
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, color_system=None, _environ={"TERM": "xterm"})
+    console.print(picture(standing, since=1.0, now=datetime(2026, 11, 26, 23, 59)))
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_picture(fake, width: int) -> None:
+    lines = _picture(fake, width)
+    assert len(lines) <= 16
+    assert max(map(len, lines)) <= 80
+    words = [line.split() for line in lines]
+    assert ["failed", "1", "evaluations"] in words
+    assert any(line.startswith("evaluations") and line.endswith("12/20") for line in lines)
+    assert any(line.startswith("best select  0.250 after 12 (50.0% below the best baseline)") for line in lines)
+    assert any(line.startswith("baseline     0.500, method:iso-c:1.4") for line in lines)
+    assert any(line.startswith("topics") and " 0.510 " in line and " 0.250 " in line for line in lines)
+    assert "ALARM (drift): task topics goes away from its expert on select" in lines
+
+
+def test_of_many_tasks_those_that_agree_least_have_bars(fake) -> None:
+    lines = _picture(fake, 80, tuple(f"task{number:02d}" for number in range(20)))
+    shown = [line.split()[0] for line in lines if line.startswith("task0") or line.startswith("task1")]
+    assert shown == [f"task{number:02d}" for number in range(12)]
+    assert "and 8 more" in lines
+
+
+def test_the_picture_says_that_it_stops(fake) -> None:
+    class Asked:
+        viewed = False
+
+        def note(self) -> str:
+            return "Finishing." if self.viewed else ""
+
+    out, asked = io.StringIO(), Asked()
+    console = Console(file=out, force_terminal=True, width=80, _environ={"TERM": "xterm"})
+    sink = TerminalSink(console, interrupt=asked)
+    run = fake(evaluations=20)
+    sink.start(run.folder)
+    run.on_record = sink.record
+    run.baselines()
+    assert asked.viewed  # so that nobody writes over the picture
+    sink.finish(run.folder, "interrupted")
+    run.close()
+    assert "Finishing." in out.getvalue()
+    assert not asked.viewed
