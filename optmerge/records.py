@@ -73,6 +73,7 @@ class Evaluation:
             the task's part, which is their mean.
         error: Why there is no value.
         seconds: Where the time went: ``merge``, ``evaluate``.
+        memory: MiB by which ``merge``, ``evaluate`` and, before them, the ``driver`` raised the most that was held.
         signals: What warns of a collapse, by name, or by name and task: ``at-bound``, ``top-share/TASK`` (no unit
             unless the name says one).
         parts: What is added once to all tasks' parts, by name: coefficient terms and terms of the whole model, raw in
@@ -90,6 +91,7 @@ class Evaluation:
     per_example: Mapping[str, Mapping[str, Vector]] | None = None
     error: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    memory: Mapping[str, float] = field(default_factory=dict)
     signals: Mapping[str, float] = field(default_factory=dict)
     parts: Mapping[str, float] = field(default_factory=dict)
     batch_tokens: int | None = None
@@ -122,6 +124,7 @@ class Record:
     counts: int = 1  # evaluations of the budget: with a Jacobian, one for each neighbour too
     asked: int | None = None  # its place among all that its stage asked for, where records come as evaluations end
     seconds: Mapping[str, float] = field(default_factory=dict)
+    memory: Mapping[str, float] = field(default_factory=dict)  # MiB by which each part raised the peak
     elapsed: float = 0.0  # seconds of work since the run began, summed over resumes
     gradient_norm: float | None = None
     signals: Mapping[str, float] = field(default_factory=dict)

@@ -32,6 +32,7 @@ from optmerge.objective.signals import Signals, row_sums, share_at_bound
 from optmerge.records import OBJECTIVE, Candidate, Evaluation, SplitName, Vector
 from optmerge.runner.curvature import measure_curvature
 from optmerge.runner.look import Examples, Look
+from optmerge.runner.peak_memory import PeakMemory
 from optmerge.runner.tally import Tally
 from optmerge.runner.teachers import Teachers
 from optmerge.runner.terms import whole_terms
@@ -79,6 +80,7 @@ class Evaluator:
             examples, so only their last bits depend on it.
         geometry: Of the searched coefficients, once the search knows where it starts; terms of the coefficients need it
             on the fit split.
+        peak: By how much merging, evaluating and what lies between raised the memory's peak.
     """
 
     def __init__(self, problem: Problem, teachers: Teachers) -> None:
@@ -87,6 +89,7 @@ class Evaluator:
         self.engine: Engine = problem.engine
         self.batch_tokens = problem.config.batch_tokens
         self.geometry: Geometry | None = None
+        self.peak = PeakMemory(problem.device)
         self._kind: Kind = next(iter(problem.calibration.tasks.values())).kind
 
     def fit(self, candidate: Candidate) -> Evaluation:
@@ -181,7 +184,8 @@ class Evaluator:
         for parameter in self.problem.resident.parameters.values():
             parameter.grad = None
         smaller = self._halve(split, examples) if starved else None
-        return Evaluation(math.nan, error=error, batch_tokens=smaller, starved=starved)
+        self.peak.mark("evaluate")
+        return Evaluation(math.nan, error=error, memory=self.peak.take(), batch_tokens=smaller, starved=starved)
 
     def _halve(self, split: SplitName, examples: Examples) -> int | None:
         """Free memory and halve the micro-batch; None where the largest forward pass is one example already."""
@@ -229,6 +233,7 @@ class Evaluator:
             per_example=measured.per_example or None,
             error=error,
             seconds=measured.seconds,
+            memory=self.peak.take(),
             parts=measured.parts,
             signals=measured.signals,
         )
@@ -264,8 +269,10 @@ class Evaluator:
         function of means, it costs a forward pass without gradients first, which gives the values and the slopes, and
         then both passes for the tasks that count.
         """
+        self.peak.mark("driver")
         begun = time.perf_counter()
         self.engine.apply(table)
+        self.peak.mark("merge")
         merged = time.perf_counter()
         look = Look(split, examples, objective, metrics)
         tally = Tally(self.problem.device, self.terms(look), per_example=per_example)
@@ -283,6 +290,7 @@ class Evaluator:
         # A report shows the terms of the whole model that steered: the driver's and those of select.
         whole = composed.whole if objective else whole_terms(self.problem.objective) if split == "report" else []
         parts = {term.name: term.measure(self.problem.resident.model_for("base"), split) for term in whole}
+        self.peak.mark("evaluate")
         done = time.perf_counter()
         seconds = {"merge": merged - begun, "evaluate": done - merged}
         return Measurement(means, arrays, table_gradient, parts, seconds, {**signals, **row_sums(table)})

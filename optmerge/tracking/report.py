@@ -377,7 +377,7 @@ def _going_on(view: RunView) -> list[str]:
     made = f"# made by optmerge {version or '?'}" + (f", commit {git['commit'][:12]}" if git.get("commit") else "")
     lines = [made]
     if view.status != "finished":
-        lines.append("optmerge resume RUN                                        # go on where it stopped")
+        lines.append("optmerge resume RUN                                         # go on where it stopped")
     lines.append(
         "optmerge search --reproduce RUN/manifest.json               # the same search again, compared with this one"
         if "search" in view.manifest

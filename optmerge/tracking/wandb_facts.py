@@ -69,6 +69,7 @@ def summary(view: RunView, reason: str) -> dict[str, Any]:
         values |= {f"against/{entry['against']}/{key}": entry[key] for key in ("difference", "low", "high")}
     values |= {f"alarms/{alarm.kind}": alarm.sentence for alarm in raised_alarms(view.records)}
     values |= {f"seconds/{part}": seconds for part, seconds in seconds_by_part(view).items()}
+    values |= {f"memory/{part}": raised for part, raised in memory_by_part(view).items()}
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -82,6 +83,15 @@ def seconds_by_part(view: RunView) -> dict[str, float]:
         parts["driver"] += driver_seconds(record, before) or 0.0
         before = record
     return parts | {"total": view.seconds}
+
+
+def memory_by_part(view: RunView) -> dict[str, float]:
+    """MiB by which merging, evaluating and the driver raised the most memory that was held."""
+    parts: dict[str, float] = {}
+    for record in view.records:
+        for part, rise in record.memory.items():
+            parts[part] = parts.get(part, 0.0) + rise
+    return parts
 
 
 def variables_table(view: RunView) -> Table | None:

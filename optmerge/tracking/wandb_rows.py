@@ -42,6 +42,7 @@ class RowMaker:
         self._generation: list[float] = []
         self._generation_number = (0, -1)  # of a stage
         self._before: Record | None = None
+        self._memory: dict[str, float] = {}  # part -> MiB by which it has raised the peak so far
         stages = [VariableNames(names) for names in (variables, *later)]
         self._columns = [_columns(names) for names in stages]
         self._dimensions = [len(names) for names in stages]
@@ -59,6 +60,9 @@ class RowMaker:
             **{f"time/{part}": seconds for part, seconds in record.seconds.items()},
             "time/driver": driver_seconds(record, self._before),
         }
+        for part, rise in record.memory.items():
+            self._memory[part] = self._memory.get(part, 0.0) + rise
+        row |= {f"memory/{part}": raised for part, raised in self._memory.items()}
         self._before = record
         if record.stage:
             row["stage"] = record.stage

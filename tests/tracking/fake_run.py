@@ -254,6 +254,8 @@ class FakeRun:
         if fields.get("vector") is not None:
             fields["vector_sha256"] = vector_sha256(fields["vector"])
         fields.setdefault("seconds", {"merge": 0.1, "evaluate": 0.6})
+        if not self.records:  # later ones need no more
+            fields.setdefault("memory", {"driver": 1.0, "merge": 3.0, "evaluate": 20.0})
         record = Record(id=len(self.records), elapsed=elapsed, **fields)
         self.trajectory.append(record)
         self.on_record(record)

@@ -89,6 +89,9 @@ def test_offline_run_read_back(fake, caplog: pytest.LogCaptureFixture) -> None:
     tables = {key.partition("/")[0] for row in segment.history for key, kind in row.items() if kind == "table-file"}
     assert tables == {"variables", "results", "best-coefficients", "trajectory"}
     assert all(row["memory/process"] > 0 for row, _ in search)
+    for part, raised in {"driver": 1.0, "merge": 3.0, "evaluate": 20.0}.items():
+        assert segment.summary[f"memory/{part}"] == raised
+        assert all(row[f"memory/{part}"] == raised for row in rows)
     (alert,) = segment.alerts
     assert (alert.title, alert.level) == ("first finished", "INFO")
     assert segment.exit_code == 0
