@@ -9,6 +9,7 @@ import torch
 
 from optmerge.config.methods import Need
 from optmerge.merging.methods.base import TensorKind
+from optmerge.models.lora_factors import LoraFactors
 
 if TYPE_CHECKING:
     from optmerge.models.family import Family
@@ -69,6 +70,11 @@ class FamilyModels:
         """What a parameter is."""
         parameter = self._family.parameters[name]
         return TensorKind(parameter.role.kind, parameter.input_first, parameter.shape, parameter.role.layer)
+
+    def factors(self, expert: str, name: str) -> LoraFactors | None:
+        """See `optmerge.merging.methods.base.Models.factors`."""
+        form = self._family.delta_form(expert, name)
+        return None if isinstance(form, str) else form
 
     def statistic(self, need: Need, expert: str, name: str) -> torch.Tensor | None:
         """See `optmerge.merging.methods.base.Models.statistic`."""

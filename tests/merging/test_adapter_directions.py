@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from optmerge.config.methods import StarConfig
 from optmerge.merging.deltas import Deltas
 from optmerge.merging.engine import Engine
+from optmerge.merging.methods import build_method
+from optmerge.merging.models_view import FamilyModels
 from optmerge.merging.recipe import Direction
 from optmerge.merging.sources import LowRank
 from optmerge.models.family import Family, open_family
@@ -105,3 +108,22 @@ def test_a_parameter_that_adapters_leave_alone_has_no_sources(tmp_path: Path) ->
     assert [source is None for source in segment.sources] == [True, True, False]
     assert setting.deltas.untouched()["one"] >= {"model.norm.weight", "lm_head.weight"}
     assert "lm_head.weight" not in setting.deltas.untouched()["two"]
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_methods_see_adapters_as_their_factors(kind: str, tmp_path: Path) -> None:
+    setting = Setting(kind, tmp_path)
+    models, seen = FamilyModels(setting.family), 0
+    method = build_method(StarConfig(share=1.0, embeddings="matrix"), models.experts)
+    for name in models.names:
+        for number, expert in enumerate(models.experts):
+            factors = models.factors(expert, name)
+            if factors is not None:
+                seen += 1
+                assert expert != "full"
+                product = factors.product(torch.float64)
+                torch.testing.assert_close(product, setting.dense(name)[number], rtol=0, atol=1e-6)
+        torch.testing.assert_close(  # with everything kept it is the mean
+            method.delta(models, name).double(), setting.dense(name).mean(dim=0), rtol=0, atol=1e-5
+        )
+    assert seen == {"llama": 7, "gpt2": 9, "mixtral": 10}[kind]

@@ -58,9 +58,10 @@ def build_method(config: DirectionConfig, experts: Sequence[str]) -> Method:
 
 def _bands(config: SpectralConfig, experts: Sequence[str]) -> Bands:
     """Bands of task vectors, or of a spectral method at its usual settings."""
+    shared = TsvMConfig().tolerance
     divided: dict[str, tuple[MethodConfig, Factors]] = {
-        "task_arithmetic": (TaskArithmeticConfig(), components),
-        "tsv-m": (TsvMConfig(), partial(whitened_factors, tolerance=TsvMConfig().tolerance)),
+        "task_arithmetic": (TaskArithmeticConfig(), partial(components, tolerance=shared)),
+        "tsv-m": (TsvMConfig(), partial(whitened_factors, tolerance=shared)),
         "iso-c": (IsoCConfig(), partial(flat_components, tolerance=IsoCConfig().tolerance)),
     }
     method, factors = divided[config.of]

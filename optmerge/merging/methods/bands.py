@@ -16,13 +16,12 @@ from typing import Literal
 import torch
 
 from optmerge.merging.methods.base import Method, Models, TensorKind
-from optmerge.merging.methods.elementwise import Elementwise
-from optmerge.merging.methods.matrixwise import as_matrices
+from optmerge.merging.methods.matrices import Matrix, as_matrices, summed, task_matrices
 from optmerge.merging.methods.spectrum import Svd, cut_svd
 from optmerge.records import Progress
 
 Divide = Literal["energy", "count"]
-Factors = Callable[[Sequence[torch.Tensor]], Iterable[Svd]]
+Factors = Callable[[Sequence[Matrix]], Iterable[Svd]]
 """Task vectors [..., m, n] -> what is divided as singular components, the largest first."""
 
 
@@ -33,7 +32,7 @@ class Bands(Method):
         method: What is divided. The deltas of `band_deltas` add up to its.
         factors: The method's parts of matrices as singular components: one `Svd` per expert, or one for all.
         bands: How many, at least 2.
-        divide: See `band_edges`.
+        divide: See `band_numbers`.
         scale: What everything is multiplied by.
         embeddings: Whether embeddings and heads are divided (matrix) or not (whole).
         by_expert: Whether there is a part per expert; the method is then linear.
@@ -88,9 +87,8 @@ class Bands(Method):
         wholes = self.expert_deltas(models, name) if self.by_expert else [self.delta(models, name)]
         if not self.divides(kind):
             return wholes
-        task_vectors = [as_matrices(delta, kind) for delta in self._task_vectors(models, name)]
         found: list[torch.Tensor] = []
-        for whole, part in zip(wholes, self.factors(task_vectors), strict=True):
+        for whole, part in zip(wholes, self.factors(task_matrices(models, name)), strict=True):
             rest = as_matrices(whole, kind).clone()
             numbers = band_numbers(part.sigma, self.bands, self.divide)
             for band in range(self.bands - 1):
@@ -100,33 +98,32 @@ class Bands(Method):
             found.append(rest.reshape(kind.shape))
         return found
 
-    def _task_vectors(self, models: Models, name: str) -> list[torch.Tensor]:
-        return Elementwise((1.0,) * len(models.experts)).expert_deltas(models, name)
+
+def components(task_vectors: Sequence[Matrix], *, tolerance: float) -> Iterator[Svd]:
+    """Each task vector's own singular components, one task vector after the other; see `cut_svd`."""
+    return (cut_svd(matrix, tolerance=tolerance) for matrix in task_vectors)
 
 
-def components(task_vectors: Sequence[torch.Tensor]) -> Iterator[Svd]:
-    """Each task vector's own singular components, one task vector after the other."""
-    for delta in task_vectors:
-        yield Svd(*torch.linalg.svd(delta, full_matrices=False))
-
-
-def flat_components(task_vectors: Sequence[torch.Tensor], *, tolerance: float) -> list[Svd]:
+def flat_components(task_vectors: Sequence[Matrix], *, tolerance: float) -> list[Svd]:
     """Those of Iso-C's delta, in the order of the summed task vectors' singular values.
 
     All values are the same one, up to those that are cut and are 0, so that equal energy is equally many components.
     """
-    u, sigma, vh = cut_svd(torch.stack(list(task_vectors)).sum(dim=0), tolerance=tolerance)
-    return [Svd(u, sigma.mean(dim=-1, keepdim=True) * (sigma > 0), vh)]
+    total = summed(task_vectors, (1.0,) * len(task_vectors))
+    u, sigma, vh = cut_svd(total, tolerance=tolerance)
+    mean = sigma.sum(dim=-1, keepdim=True) / min(total.shape[-2:])
+    return [Svd(u, mean * (sigma > 0), vh)]
 
 
 def band_numbers(sigma: torch.Tensor, bands: int, divide: Divide) -> torch.Tensor:
     """Which band each singular component is in.
 
     With ``energy`` a band ends at the component that brings all so far to its share of the sum of squares, with
-    ``count`` at its share of the components. Every band has a component as long as there are any left.
+    ``count`` at its share of the components. Every band has a component as long as there are any left. Values of 0 do
+    not count, and are in the last band.
 
     Args:
-        sigma: [..., r], falling.
+        sigma: [..., r], falling, not negative.
         bands: At least 2.
         divide: By what.
 
@@ -137,18 +134,20 @@ def band_numbers(sigma: torch.Tensor, bands: int, divide: Divide) -> torch.Tenso
     flat = sigma.reshape(-1, count)
     numbers = torch.empty(flat.shape, dtype=torch.int64)
     for row, values in enumerate(flat):
-        weights = values.double() ** 2 if divide == "energy" else torch.ones(count, dtype=torch.float64)
-        numbers[row] = torch.tensor(_numbers(weights.cumsum(0).tolist(), bands), dtype=torch.int64)
+        there = values[values > 0].double()
+        weights = there**2 if divide == "energy" else torch.ones_like(there)
+        found = _numbers(weights.cumsum(0).tolist(), bands)
+        numbers[row] = torch.tensor(found + [bands - 1] * (count - len(found)), dtype=torch.int64)
     return numbers.reshape(sigma.shape)
 
 
 def _numbers(reached: Sequence[float], bands: int) -> list[int]:
     """The band of each component, given the sum of weights up to and with each."""
-    count, total, band = len(reached), reached[-1], 0
-    numbers = []
+    count, band = len(reached), 0
+    numbers: list[int] = []
     for position, value in enumerate(reached):
         numbers.append(band)
-        full = value >= total * (band + 1) / bands * (1.0 - 1e-12)
+        full = value >= reached[-1] * (band + 1) / bands * (1.0 - 1e-12)
         needed = count - 1 - position <= bands - 1 - band  # each further band gets one of those that are left
         if band < bands - 1 and (full or needed):
             band += 1

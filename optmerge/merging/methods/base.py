@@ -30,6 +30,7 @@ from typing import Literal, Protocol
 import torch
 
 from optmerge.config.methods import Need
+from optmerge.models.lora_factors import LoraFactors
 from optmerge.models.roles import RoleKind
 from optmerge.records import Progress
 
@@ -92,6 +93,13 @@ class Models(Protocol):
 
     def kind(self, name: str) -> TensorKind:
         """What a parameter is."""
+
+    def factors(self, expert: str, name: str) -> LoraFactors | None:
+        """An expert's task vector as a product of two thin matrices, in module layout; None where it is not known so.
+
+        It is exact, where `expert` less `base` has the rounding of the base's dtype in it: a matrix of full rank,
+        which a method that makes singular values alike would raise to the size of what was learnt.
+        """
 
     def statistic(self, need: Need, expert: str, name: str) -> torch.Tensor | None:
         """What an expert's own calibration data say about a parameter: fp32, on the CPU; None where they say nothing.

@@ -64,13 +64,7 @@ class Elementwise(Method):
         if not self.linear:
             return super().expert_deltas(models, name)
         vectors = self.vectors(models)
-        deltas = []
-        for expert in models.experts:
-            delta, view = empty_delta(vectors, name)
-            for chunk in vectors.chunks(expert, name):
-                view[chunk.box] = chunk.values
-            deltas.append(delta)
-        return deltas
+        return [gathered(vectors, expert, name) for expert in models.experts]
 
     def vectors(self, models: Models) -> TaskVectors:
         """The transformed task vectors of some models; those of the last ones asked for are remembered."""
@@ -80,6 +74,14 @@ class Elementwise(Method):
                 vectors = transform(vectors)
             self._bound = (models, vectors)
         return self._bound[1]
+
+
+def gathered(vectors: TaskVectors, expert: str, name: str) -> torch.Tensor:
+    """One expert's task vector of a parameter, whole."""
+    delta, view = empty_delta(vectors, name)
+    for chunk in vectors.chunks(expert, name):
+        view[chunk.box] = chunk.values
+    return delta
 
 
 def empty_delta(vectors: TaskVectors, name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 import torch
 
+from optmerge.merging.methods.matrices import Matrix
 from optmerge.merging.methods.spectrum import Svd, cut_svd, polar, truncate_spectrum
 
 
-def truncated_parts(deltas: Sequence[torch.Tensor], *, share: float, tolerance: float) -> list[torch.Tensor]:
+def truncated_parts(deltas: Sequence[Matrix], *, share: float, tolerance: float) -> list[torch.Tensor]:
     """What each expert contributes to STAR's mean of truncated task vectors; the merge is their sum.
 
     Args:
@@ -30,7 +31,7 @@ def truncated_parts(deltas: Sequence[torch.Tensor], *, share: float, tolerance: 
     return [truncate_spectrum(delta, share=share, tolerance=tolerance).div_(len(deltas)) for delta in deltas]
 
 
-def whitened_parts(deltas: Sequence[torch.Tensor], *, tolerance: float, ranks: float = 1.0) -> list[torch.Tensor]:
+def whitened_parts(deltas: Sequence[Matrix], *, tolerance: float, ranks: float = 1.0) -> list[torch.Tensor]:
     """What each expert contributes to the merge in the common frame, U_i diag(sigma_i) Vh_i of `whitened_factors`.
 
     The merge is their sum.
@@ -47,7 +48,7 @@ def whitened_parts(deltas: Sequence[torch.Tensor], *, tolerance: float, ranks: f
     return [(u * sigma.unsqueeze(-2)) @ vh for u, sigma, vh in factors]
 
 
-def whitened_factors(deltas: Sequence[torch.Tensor], *, tolerance: float, ranks: float = 1.0) -> list[Svd]:
+def whitened_factors(deltas: Sequence[Matrix], *, tolerance: float, ranks: float = 1.0) -> list[Svd]:
     """Every expert's leading singular values, with singular vectors that are orthonormal over all experts together.
 
     An expert's scale is the scale of its part: scaling its task vector by a nonzero number changes no other part.
@@ -67,14 +68,12 @@ def whitened_factors(deltas: Sequence[torch.Tensor], *, tolerance: float, ranks:
     kept = [_leading(delta, rank, tolerance) for delta in deltas]
     left = polar(torch.cat([svd.u for svd in kept], dim=-1), tolerance=tolerance)
     right = polar(torch.cat([svd.vh for svd in kept], dim=-2), tolerance=tolerance)
-    parts = []
-    for index, svd in enumerate(kept):
-        mine = slice(index * rank, (index + 1) * rank)
-        parts.append(Svd(left[..., mine], svd.sigma, right[..., mine, :]))
-    return parts
+    widths = [svd.sigma.shape[-1] for svd in kept]
+    lefts, rights = torch.split(left, widths, dim=-1), torch.split(right, widths, dim=-2)
+    return [Svd(u, svd.sigma, vh) for u, svd, vh in zip(lefts, kept, rights, strict=True)]
 
 
-def _leading(delta: torch.Tensor, rank: int, tolerance: float) -> Svd:
+def _leading(delta: Matrix, rank: int, tolerance: float) -> Svd:
     """The leading components as tensors of their own: views would keep the whole decomposition of every expert."""
     u, sigma, vh = cut_svd(delta, tolerance=tolerance)
     return Svd(u[..., :rank].clone(), sigma[..., :rank].clone(), vh[..., :rank, :].clone())

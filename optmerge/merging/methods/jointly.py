@@ -16,7 +16,8 @@ import torch
 from optmerge.config.methods import Embeddings, Others
 from optmerge.merging.methods.base import Method, Models, TensorKind
 from optmerge.merging.methods.elementwise import Elementwise
-from optmerge.merging.methods.matrixwise import as_matrices, plain_factor, routed
+from optmerge.merging.methods.matrices import as_matrices
+from optmerge.merging.methods.matrixwise import plain_factor, routed
 
 Merge = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 """K task vectors [..., out, in] -> their merge, of the same shape."""

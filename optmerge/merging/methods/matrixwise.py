@@ -15,19 +15,13 @@ from optmerge.config.methods import Embeddings, Need, Others
 from optmerge.merging.methods.base import Method, Models, TensorKind
 from optmerge.merging.methods.elementwise import Elementwise
 from optmerge.merging.methods.gram_solve import gram_mean
+from optmerge.merging.methods.matrices import Matrix, as_matrices, dense, is_zero, summed, task_matrices
 from optmerge.merging.methods.reduce import WeightedSum
 
-Frame = Callable[[list[torch.Tensor]], list[torch.Tensor]]
-Finish = Callable[[torch.Tensor], torch.Tensor]
+Frame = Callable[[list[Matrix]], list[torch.Tensor]]
+Finish = Callable[[Matrix], torch.Tensor]
 Solve = Callable[..., torch.Tensor]
 Rule = TypeVar("Rule", Embeddings, Embeddings | Literal["ties"])
-
-
-def as_matrices(tensor: torch.Tensor, kind: TensorKind) -> torch.Tensor:
-    """[m, n], or [stack, m, n] for a stack; a convolution [out, in, ...] is seen as [out, in * ...]."""
-    while tensor.ndim > 1 and tensor.shape[0] == 1:
-        tensor = tensor[0]
-    return tensor.flatten(1) if kind.structure == "convolution" else tensor
 
 
 def routed(kind: TensorKind, *, others: Rule, embeddings: Rule) -> Rule:
@@ -76,16 +70,18 @@ class Spectral(Method):
         rule = routed(kind, others=self.others, embeddings=self.embeddings)
         if rule != "matrix":
             return self._task_vectors.delta(models, name).mul_(plain_factor(rule, len(self.weights)))
-        if self.frame is None:
-            merged = self._task_vectors.delta(models, name)
-        else:
+        merged: Matrix
+        if self.frame is not None:
             parts = self._parts(models, name, kind, self.frame)
-            merged = parts[0]
-            WeightedSum(self.weights)(parts, merged)
+            WeightedSum(self.weights)(parts, parts[0])
+            merged = as_matrices(parts[0], kind)
+        elif all(models.factors(expert, name) for expert in models.experts):
+            merged = summed(task_matrices(models, name), self.weights)
+        else:  # chunk by chunk
+            merged = as_matrices(self._task_vectors.delta(models, name), kind)
         # A tensor that no expert touched has nothing to decompose.
-        if self.finish is None or not torch.count_nonzero(merged):
-            return merged
-        return self.finish(as_matrices(merged, kind)).reshape(merged.shape)
+        whole = dense(merged) if self.finish is None or is_zero(merged) else self.finish(merged)
+        return whole.reshape(kind.shape)
 
     def expert_deltas(self, models: Models, name: str) -> list[torch.Tensor]:
         """See `Method.expert_deltas`."""
@@ -99,10 +95,9 @@ class Spectral(Method):
         return [delta.mul_(factor) for delta in self._task_vectors.expert_deltas(models, name)]
 
     def _parts(self, models: Models, name: str, kind: TensorKind, frame: Frame) -> list[torch.Tensor]:
-        deltas = self._task_vectors.expert_deltas(models, name)
-        if not any(torch.count_nonzero(delta) for delta in deltas):
-            return deltas
-        return [part.reshape(kind.shape) for part in frame([as_matrices(delta, kind) for delta in deltas])]
+        deltas = task_matrices(models, name)
+        parts = [dense(delta) for delta in deltas] if all(map(is_zero, deltas)) else frame(deltas)
+        return [part.reshape(kind.shape) for part in parts]
 
 
 class LayerSolve(Method):

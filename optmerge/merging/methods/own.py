@@ -26,7 +26,8 @@ from optmerge.errors import ConfigError, OptmergeError, did_you_mean
 from optmerge.merging.methods.base import Method, Models, TensorKind
 from optmerge.merging.methods.building import Builders
 from optmerge.merging.methods.elementwise import Elementwise, empty_delta
-from optmerge.merging.methods.matrixwise import as_matrices, plain_factor, routed
+from optmerge.merging.methods.matrices import as_matrices
+from optmerge.merging.methods.matrixwise import plain_factor, routed
 from optmerge.merging.methods.reduce import WeightedSum
 from optmerge.own_code import file_of, made, own_class, reason, require_attributes
 

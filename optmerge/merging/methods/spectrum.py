@@ -1,10 +1,16 @@
-"""Singular values of matrices and of stacks of them: the cut, the truncation (C), and the flat spectrum (stage G)."""
+"""Singular values of matrices and of stacks of them: the cut, the truncation (C), and the flat spectrum (stage G).
+
+A matrix may be given as two thin factors, whose product is then never made.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
+
+from optmerge.merging.methods.matrices import Matrix
+from optmerge.models.lora_factors import LoraFactors
 
 
 class Svd(NamedTuple):
@@ -15,15 +21,28 @@ class Svd(NamedTuple):
     vh: torch.Tensor
 
 
-def cut_svd(matrix: torch.Tensor, *, tolerance: float) -> Svd:
+def thin_svd(matrix: Matrix) -> Svd:
+    """The SVD of [..., m, n] with min(m, n) singular values, or as many as thin factors have ranks.
+
+    With b = Q R and a^T = P S, the SVD of R S^T [r, r] is that of b a up to the rotations Q and P: O((m + n) r^2).
+    """
+    if not isinstance(matrix, LoraFactors):
+        return Svd(*torch.linalg.svd(matrix, full_matrices=False))
+    left, upper = torch.linalg.qr(matrix.b)
+    right, lower = torch.linalg.qr(matrix.a.mT)
+    u, sigma, vh = torch.linalg.svd((upper @ lower.mT) * matrix.scaling, full_matrices=False)
+    return Svd(left @ u, sigma, vh @ right.mT)
+
+
+def cut_svd(matrix: Matrix, *, tolerance: float) -> Svd:
     """The SVD without directions that are rounding noise, which would otherwise be arbitrary.
 
     Args:
         matrix: [..., m, n], fp32 or fp64; finite.
         tolerance: Singular values at or below this share of the largest are cut.
     """
-    u, sigma, vh = torch.linalg.svd(matrix, full_matrices=False)
-    keep = (sigma > tolerance * sigma[..., :1]).to(matrix.dtype)
+    u, sigma, vh = thin_svd(matrix)
+    keep = (sigma > tolerance * sigma[..., :1]).to(sigma.dtype)
     return Svd(u * keep.unsqueeze(-2), sigma * keep, vh * keep.unsqueeze(-1))
 
 
@@ -41,7 +60,7 @@ def polar(matrix: torch.Tensor, *, tolerance: float) -> torch.Tensor:
     return u @ vh
 
 
-def flatten_spectrum(matrix: torch.Tensor, *, tolerance: float) -> torch.Tensor:
+def flatten_spectrum(matrix: Matrix, *, tolerance: float) -> torch.Tensor:
     """mean(sigma) * U @ Vh (Marczak et al. 2025, "No Task Left Behind", algorithm 1).
 
     Args:
@@ -52,10 +71,11 @@ def flatten_spectrum(matrix: torch.Tensor, *, tolerance: float) -> torch.Tensor:
         [..., m, n]; zero where the matrix is zero.
     """
     u, sigma, vh = cut_svd(matrix, tolerance=tolerance)
-    return (u * sigma.mean(dim=-1, keepdim=True).unsqueeze(-2)) @ vh
+    mean = sigma.sum(dim=-1, keepdim=True) / min(matrix.shape[-2:])
+    return (u * mean.unsqueeze(-2)) @ vh
 
 
-def truncate_spectrum(matrix: torch.Tensor, *, share: float, tolerance: float) -> torch.Tensor:
+def truncate_spectrum(matrix: Matrix, *, share: float, tolerance: float) -> torch.Tensor:
     """The leading singular components, scaled up to the matrix's nuclear norm (Lee et al. 2025, "STAR", section 3).
 
     Args:
@@ -71,4 +91,4 @@ def truncate_spectrum(matrix: torch.Tensor, *, share: float, tolerance: float) -
     total = reached[..., -1:]
     kept = sigma * (reached - sigma < share * total)  # those before it have not reached it
     scale = total / kept.sum(dim=-1, keepdim=True, dtype=torch.float64).clamp_min(torch.finfo(torch.float64).tiny)
-    return (u * (kept * scale.to(matrix.dtype)).unsqueeze(-2)) @ vh
+    return (u * (kept * scale.to(sigma.dtype)).unsqueeze(-2)) @ vh

@@ -109,7 +109,7 @@ class TaskVectors(ABC):
 
 
 class RawVectors(TaskVectors):
-    """expert - base, each cast up first."""
+    """expert - base, each cast up first; of an adapter that is known by its factors, their product."""
 
     def __init__(self, models: Models, *, by_rows: bool = False, limit: int = CHUNK) -> None:
         self.models = models
@@ -118,8 +118,8 @@ class RawVectors(TaskVectors):
 
     def chunks(self, expert: str, name: str) -> Iterator[Chunk]:
         """See `TaskVectors.chunks`."""
-        base = self.oriented(self.models.base(name), name)
-        tuned = self.oriented(self.models.expert(expert, name), name)
+        base, tuned = self._pair(expert, name)
+        base, tuned = self.oriented(base, name), self.oriented(tuned, name)
         dtype = working_dtype(base)
         values, origin = torch.empty(0, dtype=dtype), torch.empty(0, dtype=dtype)
         for offset, index in boxes(tuple(base.shape), self.limit, whole_rows=self.by_rows):
@@ -132,7 +132,7 @@ class RawVectors(TaskVectors):
 
     def sample(self, expert: str, name: str, stride: int) -> torch.Tensor:
         """See `TaskVectors.sample`; reads hardly more than it returns."""
-        base, tuned = self.models.base(name), self.models.expert(expert, name)
+        base, tuned = self._pair(expert, name)
         blocks = base.numel() // (_RUN * stride)
         if not blocks or not base.is_contiguous() or not tuned.is_contiguous():
             return super().sample(expert, name, stride)
@@ -142,3 +142,11 @@ class RawVectors(TaskVectors):
             for tensor in (tuned, base)
         )
         return taken.sub_(origin).reshape(-1)
+
+    def _pair(self, expert: str, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is subtracted, and from what: zero from the product, where there are factors."""
+        base, factors = self.models.base(name), self.models.factors(expert, name)
+        if factors is None:
+            return base, self.models.expert(expert, name)
+        dtype = working_dtype(base)
+        return torch.zeros((), dtype=dtype).expand(base.shape), factors.product(dtype)

@@ -8,6 +8,7 @@ import torch
 
 from optmerge.config.methods import Need
 from optmerge.merging.methods import TensorKind
+from optmerge.models.lora_factors import LoraFactors
 
 KINDS: dict[str, TensorKind] = {
     "embed.weight": TensorKind("embedding", False, (20, 6)),
@@ -42,11 +43,13 @@ class ToyModels:
         *,
         kinds: Mapping[str, TensorKind] | None = None,
         statistics: Mapping[tuple[Need, str, str], torch.Tensor] | None = None,
+        factors: Mapping[tuple[str, str], LoraFactors] | None = None,
     ) -> None:
         self._base = base
         self._experts = experts
         self._kinds = kinds or {}
         self.statistics = statistics or {}
+        self._factors = factors or {}
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -64,6 +67,9 @@ class ToyModels:
 
     def kind(self, name: str) -> TensorKind:
         return self._kinds.get(name, TensorKind("other", False, tuple(self._base[name].shape)))
+
+    def factors(self, expert: str, name: str) -> LoraFactors | None:
+        return self._factors.get((expert, name))
 
     def statistic(self, need: Need, expert: str, name: str) -> torch.Tensor | None:
         return self.statistics.get((need, expert, name))
