@@ -7,6 +7,7 @@
 #   make test-browser   the report of the quick demo in Chromium (Debian's package), checked by axe-core (npm)
 #   make test-reproduce  the quick demo's search again from its manifest, by a wheel in a new environment (20 minutes)
 #   make test-triton  the kernels for CUDA devices, interpreted and compiled on the CPU, in an environment of its own
+#   make docs         the documentation site in build/docs, warnings being errors
 #   make example-language   real language: LoRA experts of a small instruct model, trained here and merged
 #   make bench        every measurement of benchmarks/, beside the peers (34 GB of disk; --work DIR chooses which)
 #
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 
 BENCHES := startup apply gradient memory merge large lora directions closed-form objectives selection time-to-quality levenberg-marquardt leaderboard static-methods idle-workers loop-cost
 
-.PHONY: help demo example-language test lint test-peers test-triton test-postgres test-browser test-reproduce bench bench-env $(BENCHES:%=bench-%) clean-env
+.PHONY: help demo docs example-language test lint test-peers test-triton test-postgres test-browser test-reproduce bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +42,12 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Pages are made from Markdown and, without importing it, from the package's docstrings.
+docs: $(VENV)/.installed
+	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || \
+	  $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # gguf reads the archive that the base model is in.
 example-language: $(VENV)/.installed

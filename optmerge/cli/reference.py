@@ -35,6 +35,7 @@ def page() -> str:
     for name, command in group.commands.items():
         if not command.hidden:
             parts += [f"## {name}\n", _usage(name, command), *_prose(command.help or ""), *_tables(command)]
+            parts += _prose(command.epilog or "")
     return "\n".join(part for part in parts if part)
 
 
@@ -51,7 +52,7 @@ def _usage(name: str, command: Any) -> str:
 
 def _prose(text: str) -> Iterable[str]:
     """Paragraphs as Markdown; those that help prints line by line are code."""
-    for paragraph in text.strip().split("\n\n"):
+    for paragraph in filter(None, text.strip().split("\n\n")):
         lines = paragraph.splitlines()
         if lines[0].strip() == "\b":
             yield "```text\n" + "\n".join(line.strip() for line in lines[1:]) + "\n```\n"

@@ -5,7 +5,8 @@
     page.inline          # commands within sentences and tables
 
 A fenced block is one of ``console`` (commands behind ``$``, the lines below them being what they print), ``yaml``,
-``python``, or ``text`` (which nobody types). A block whose first line is a comment with a file's name is that file.
+``python``, ``json``, or ``text`` (which nobody types). A block whose first line is a comment with a file's name is that
+file.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LANGUAGES = ("console", "yaml", "python", "text")
+LANGUAGES = ("console", "yaml", "python", "json", "text")
 PROGRAMS = ("optmerge", "make", "pip", "python", "wandb", "hf", "trackio", "mergekit-yaml", "mergekit-evolve")
+SYNOPSES = ("docs/cli.md",)  # made from the verbs, whose examples have a test of their own
 
 _FENCE = re.compile(r"^([ ]*)```(\w*)[^\n]*\n(.*?)^\1```$", flags=re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"# ([\w./-]+\.(?:yaml|yml|py|txt|jsonl))\b")
@@ -68,13 +70,18 @@ class Page:
         """All that stand behind ``$``."""
         return [step for step in self.steps if isinstance(step, Command)]
 
+    @property
+    def runs(self) -> bool:
+        """Whether there is something to run: a command, or Python that is no file."""
+        return bool(self.commands) or any(block.file is None for block in self.blocks("python"))
+
     def blocks(self, language: str) -> list[Block]:
         """The blocks of one language."""
         return [step for step in self.steps if isinstance(step, Block) and step.language == language]
 
     @cached_property
     def inline(self) -> list[Command]:
-        """Code within sentences and tables that begins like a command."""
+        """Code within sentences and tables that begins like a command, and what ``text`` says of optmerge."""
         outside = _FENCE.sub(lambda fence: "\n" * fence[0].count("\n"), self.text)
         found = []
         for span in _SPAN.finditer(outside):
@@ -82,6 +89,9 @@ class Page:
             if words[:1] and words[0] in PROGRAMS and len(words) > 1:
                 line = outside.count("\n", 0, span.start()) + 1
                 found.append(command_of(" ".join(words), line, ()))
+        for block in self.blocks("text") if self.name not in SYNOPSES else []:
+            for typed in re.findall(r"(?:^|[$ ])(optmerge \w.*)$", block.text.replace("\\\n", ""), flags=re.MULTILINE):
+                found.append(command_of(typed, block.line, ()))
         return found
 
 

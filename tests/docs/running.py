@@ -27,6 +27,7 @@ INSTEAD: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "optmerge push": ("needs an account of the Hugging Face Hub", ("--dry-run",)),
     "optmerge sync": ("needs a server of Weights & Biases", ("--mode", "offline")),
     "optmerge dashboard": ("serves until it is stopped", PARSE),
+    "optmerge --install-completion": ("writes into the shell's own files", PARSE),
     "optmerge demo": ("downloads 131 MB and takes minutes", PARSE),
     "PGPASSWORD=... optmerge search": ("needs a PostgreSQL server; `make test-postgres` has one", PARSE),
 }

@@ -14,7 +14,7 @@ from tests.docs.world import CHANGES, STARTS, World
 # Pages whose output is that of real models, which are not here.
 REAL = ("docs/explain.md",)
 
-WITH_COMMANDS = [name for name in pages() if read_page(name).commands]
+WITH_COMMANDS = [name for name in pages() if read_page(name).runs]
 
 
 def test_the_tables_are_about_pages_that_there_are() -> None:

@@ -37,6 +37,8 @@ def check(content: Any, place: Path, source: str) -> None:
     Raises:
         AssertionError: It is about nothing that is known.
     """
+    if content is None:
+        return  # a comment alone
     assert isinstance(content, dict), source
     settings: dict[str, Any] = read_yaml(readme_search_file(), source="README.md")  # type: ignore[assignment]
     keys = set(content)

@@ -10,7 +10,7 @@ from optmerge.cli.app import VERBS
 from tests.docs.pages import ROOT, pages
 
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([\w-]+))?\)")
-VERBS_PAGE = "README.md"
+VERBS_PAGE = "docs/verbs.md"
 
 
 def anchors(text: str) -> set[str]:

@@ -15,15 +15,18 @@ from tests.models.peft_adapters import train
 from tests.tiny import make_model
 from tests.zoo import make_zoo
 
-MODELS, SEARCH, ZOO, NOTHING = "models", "search", "zoo", "nothing"
+MODELS, RECIPE, SEARCH, ZOO, NOTHING = "models", "recipe", "search", "zoo", "nothing"
 
 # Page -> what is there before its first command: nothing; models/ and data/; these with search.yaml and the finished
-# search runs/first; zoo/ with language models; or what another page leaves behind.
+# search runs/first; models and data of math and code with a recipe.yaml of theirs; or zoo/ with language models.
 STARTS: dict[str, str] = {
     "README.md": MODELS,
     "CONTRIBUTING.md": NOTHING,
+    "docs/api.md": SEARCH,
     "docs/explain.md": SEARCH,
+    "docs/from-mergekit-evolve.md": RECIPE,
     "docs/front.md": SEARCH,
+    "docs/index.md": MODELS,
     "docs/methods.md": SEARCH,
     "docs/optuna.md": SEARCH,
     "docs/own-method.md": MODELS,
@@ -31,7 +34,12 @@ STARTS: dict[str, str] = {
     "docs/pool.md": SEARCH,
     "docs/publish.md": SEARCH,
     "docs/recipes.md": ZOO,
+    "docs/shell-and-editor.md": NOTHING,
     "docs/spaces.md": SEARCH,
+    "docs/tutorial-compare.md": SEARCH,
+    "docs/tutorial-first-search.md": NOTHING,
+    "docs/tutorial-publish.md": SEARCH,
+    "docs/verbs.md": SEARCH,
     "docs/wandb.md": SEARCH,
 }
 
@@ -40,7 +48,14 @@ CHANGES: dict[str, dict[str, str]] = {
     "README.md": {
         "splits: {fit: 180, select: 60, report: 500}": "splits: {fit: 24, select: 16, report: 30}",
         "budget: {evaluations: 60}": "budget: {evaluations: 4}",
-        "--set driver=cma": "--set driver=cma --set budget.evaluations=4",
+    },
+    "docs/from-mergekit-evolve.md": {
+        "--set space.start=recipe.yaml": "--set space.start=recipe.yaml --limit 8 --budget 2"
+        " --set splits.fit=24 --set splits.select=16 --set splits.report=30",
+    },
+    "docs/index.md": {
+        "splits: {fit: 180, select: 60, report: 500}": "splits: {fit: 24, select: 16, report: 30}",
+        "budget: {evaluations: 60}": "budget: {evaluations: 2}",
     },
     "docs/methods.md": {"--tune 20": "--tune 2"},
     "docs/pool.md": {"--keep 6": "--keep 2 --rounds 2"},
@@ -62,7 +77,7 @@ class World:
         """Put what ``start`` (a value of `STARTS`) means into an empty folder."""
         if start == NOTHING:
             return
-        made = {MODELS: self._models, SEARCH: self._searched, ZOO: self._zoo}[start]()
+        made = {MODELS: self._models, RECIPE: self._recipe, SEARCH: self._searched, ZOO: self._zoo}[start]()
         shutil.copytree(made, place, dirs_exist_ok=True)
 
     def _models(self) -> Path:
@@ -82,6 +97,19 @@ class World:
             shutil.copytree(self._models(), made)
             (made / "search.yaml").write_text(readme_search_file())
             optmerge.search(made / "search.yaml")
+        return made
+
+    def _recipe(self) -> Path:
+        made = self.folder / RECIPE
+        if not made.exists():
+            shutil.copytree(self._models(), made)
+            for old, new in {"sentiment": "math", "topic": "code"}.items():
+                (made / "models" / old).rename(made / "models" / new)
+                (made / "data" / f"{old}.jsonl").rename(made / "data" / f"{new}.jsonl")
+            (made / "recipe.yaml").write_text(
+                "{optmerge_recipe: 1, base: models/base, experts: {math: models/math, code: models/code},"
+                " coefficients: {math: 0.4, code: 0.3}}"
+            )
         return made
 
     def _zoo(self) -> Path:
