@@ -77,7 +77,7 @@ def row(work: Path, population: int, *, deterministic: bool, evaluations: int) -
 
 def main(options: argparse.Namespace) -> None:
     """Print the table."""
-    evaluations = 1200 if options.small else 5000
+    evaluations = 2000 if options.small else 5000
     with workspace(options) as work:
         found = [row(work, size, deterministic=mode, evaluations=evaluations) for size, mode in CASES]
     head = ["", "population", "an evaluation", "processor", "of it the driver", "the disk besides"]
