@@ -4,13 +4,15 @@
     crew = Crew(workers, workers=2)
 
 Each is a fresh interpreter in a session of its own, so that Ctrl-C reaches the driver alone, and talks over a socket
-whose closing tells either side at once that the other is gone (`optmerge.runner.worker_process`).
+whose closing tells either side at once that the other is gone (`optmerge.runner.worker_process`). What is said is
+pickled whole: torch would have the connection hand tensors over in shared memory, which only related processes open.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -92,7 +94,7 @@ class LocalWorkers:
             assert isinstance(ready, Connection)
             worker = by_connection[ready]
             try:
-                word, value = ready.recv()
+                word, value = pickle.loads(ready.recv_bytes())
             except (EOFError, OSError):
                 events.append(Lost(worker, self._died(worker)))
                 continue
@@ -116,7 +118,7 @@ class LocalWorkers:
 
     def _say(self, worker: int, message: object) -> None:
         with suppress(OSError):  # it has died: `wait` finds its connection closed
-            self._processes[worker].connection.send(message)
+            self._processes[worker].connection.send_bytes(pickle.dumps(message))
 
     def _died(self, worker: int) -> str:
         """What a worker died of, in a clause; nothing is left of it."""

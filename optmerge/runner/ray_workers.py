@@ -73,8 +73,9 @@ class RayWorkers:
         self._joined = not ray.is_initialized()
         if self._joined:
             try:
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-            except (ConnectionError, ValueError, RuntimeError) as problem:
+                own = {"include_dashboard": False} if address == "local" else {}
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **own)
+            except Exception as problem:  # Ray raises bare ones where a node does not come up
                 raise RunError(
                     f"There is no Ray cluster at {address!r}: {' '.join(str(problem).split())[:300]}. Start one with "
                     "`ray start --head`, give its host:port as executor.address, or set executor.address: local."

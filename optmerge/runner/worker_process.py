@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import queue
 import sys
 import threading
@@ -28,7 +29,11 @@ class _Forwarded(logging.Handler):
         self._connection = connection
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._connection.send(("log", (record.levelno, record.getMessage())))
+        _say(self._connection, "log", (record.levelno, record.getMessage()))
+
+
+def _say(connection: Connection, word: str, value: object) -> None:
+    connection.send_bytes(pickle.dumps((word, value)))
 
 
 def _receive(connection: Connection, inbox: queue.SimpleQueue[Any], parent: int) -> None:
@@ -36,7 +41,7 @@ def _receive(connection: Connection, inbox: queue.SimpleQueue[Any], parent: int)
     try:
         while os.getppid() == parent:
             if connection.poll(PARENT_SECONDS):
-                inbox.put(connection.recv())
+                inbox.put(pickle.loads(connection.recv_bytes()))
     except (EOFError, OSError):
         pass
     os._exit(0)
@@ -57,12 +62,12 @@ def main() -> None:
     try:
         worker = Worker(spec)
     except OptmergeError as mistake:
-        connection.send(("mistake", mistake))
+        _say(connection, "mistake", mistake)
         return
     logger.setLevel(logging.WARNING)
-    connection.send(("ready", None))
+    _say(connection, "ready", None)
     while True:
-        connection.send(("reply", worker.answer(inbox.get())))
+        _say(connection, "reply", worker.answer(inbox.get()))
 
 
 if __name__ == "__main__":
