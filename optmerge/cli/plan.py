@@ -51,6 +51,10 @@ def plan(
     else:
         output.say(f"{budget} in {len(made.stages)} stages, after {made.baselines} baselines\n")
         _list_stages(made, output)
+    if made.workers > 1:
+        output.say(
+            f"{made.workers} workers, each with this memory; together about {made.per_hour:,.0f} evaluations an hour"
+        )
     output.table(["memory", ""], [[part, size(count)] for part, count in made.memory.items() if count], right=[""])
     output.say(f"{size(made.budget)} may be used; mapped files ({size(made.mapped)}) are no part of it")
     if made.disk is not None and made.disk > 1e6:

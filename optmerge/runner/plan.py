@@ -38,6 +38,8 @@ from optmerge.runner.statistics import methods_of_labels
 from optmerge.runner.statistics_cost import needs_of, statistics_passes
 from optmerge.runner.terms import untimed_notes
 from optmerge.runner.unseen import unseen_notes
+from optmerge.runner.worker import devices_of
+from optmerge.runner.workers import check_executor
 from optmerge.space.build import build_space
 from optmerge.space.choices import choosing
 from optmerge.space.space import SearchSpace
@@ -87,6 +89,8 @@ class Plan:
             limits them.
         arithmetic: How candidates are written and gradients contracted, in words.
         seconds: Part -> estimated seconds.
+        workers: How many processes evaluate, each with the memory of ``memory``.
+        per_hour: Evaluations on the fit split in an hour, of all workers together and in the last stage.
         warnings: What a user should know before starting.
     """
 
@@ -103,6 +107,8 @@ class Plan:
     disk: int | None
     arithmetic: str
     seconds: dict[str, float]
+    workers: int
+    per_hour: float
     warnings: tuple[str, ...]
 
 
@@ -112,6 +118,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     Raises:
         UserError: Whatever would stop the search before its first evaluation, except values in the weights.
     """
+    check_executor(config.executor)
     config = absolute_references(config, root)
     family = open_family(
         config.base,
@@ -192,6 +199,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         )
         for stage, seen in zip(stages, sizes, strict=True)
     )
+    at_once = _at_once(config, device)
     return Plan(
         stages=rows,
         dimension=space.dimension,
@@ -208,7 +216,9 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         else sum(recorded_bytes(s.config, s.space) * (s.config.budget.evaluations or 0) for s in stages),
         arithmetic=_arithmetic(memory, device),
         seconds=_statistics_seconds(known, calibration, experts, forward)
-        | _seconds(config, stages, rows, forward, baselines),
+        | _seconds(config, stages, rows, forward, baselines, at_once),
+        workers=config.executor.workers,
+        per_hour=3600.0 * at_once / max(rows[-1].seconds, 1e-9),
         warnings=tuple(
             dict.fromkeys(
                 [
@@ -274,6 +284,7 @@ def _seconds(
     rows: Sequence[StageRow],
     forward: Mapping[SplitName, float],
     baselines: int,
+    at_once: int,
 ) -> dict[str, float]:
     """Part of the search -> seconds, from those of one forward pass over each split."""
     result = {
@@ -299,8 +310,13 @@ def _seconds(
                 generations /= row.dimension + 1
             total += row.evaluations * row.seconds + generations * forward["select"]
     if all(row.evaluations is not None for row in rows):
-        result["search"] = total
+        result["search"] = total / at_once
     return result
+
+
+def _at_once(config: SearchConfig, device: torch.device) -> int:
+    """How many times as fast as this process alone the workers are, at best: those that share a device count once."""
+    return len(set(devices_of(device, config.device, config.executor.workers)))
 
 
 def _statistics_seconds(

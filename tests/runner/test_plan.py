@@ -70,6 +70,23 @@ def test_warnings(settings: Settings, tmp_path: Path, changes: dict[str, Any], w
     assert not any(warning in text for text in plan(wide, tmp_path).warnings)
 
 
+def test_workers_that_share_a_device_are_no_faster_than_one(settings: Settings, tmp_path: Path) -> None:
+    def evaluations(executor: dict[str, Any], patch: pytest.MonkeyPatch) -> float:
+        patch.setattr(plan_module, "_product_rate", lambda device, dtype: 1e12)
+        made = plan(settings(executor=executor), tmp_path)
+        assert made.workers == executor["workers"]
+        return made.per_hour
+
+    with pytest.MonkeyPatch.context() as patch:
+        one = evaluations({"workers": 1}, patch)
+        assert one > 0
+        assert evaluations({"workers": 4}, patch) == one
+        patch.setattr(
+            plan_module, "devices_of", lambda device, configured, workers: [f"cuda:{n}" for n in range(workers)]
+        )
+        assert evaluations({"workers": 4}, patch) == pytest.approx(4 * one)
+
+
 def test_no_gradient_no_gradient_buffer(settings: Settings, tmp_path: Path) -> None:
     without, with_one = plan(settings(driver={"name": "optuna"}), tmp_path), plan(settings(), tmp_path)
     assert "gradients and activations" not in without.memory
