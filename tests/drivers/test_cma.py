@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from optmerge.config.drivers import CmaConfig
 from optmerge.drivers.base import Variables
 from optmerge.drivers.cma_driver import FLAT_LIMIT, REASONS, CmaDriver, relative_deviations
-from optmerge.drivers.testing import EVALUATIONS, FIT_SIZES, quadratic, run, variables
+from optmerge.drivers.testing import EVALUATIONS, FIT_SIZES, quadratic, run, search_without_generations, variables
 from optmerge.errors import ConfigError, RunError
 from optmerge.records import Candidate, Evaluation
 
@@ -348,3 +348,11 @@ def test_whole_numbers_reach_both_ends_of_their_range() -> None:
         best = min(vectors, key=lambda vector: far(Candidate(vector)).value)
         assert best[1] == wanted
         assert best[0] == pytest.approx(1.0, abs=0.05)
+
+
+def test_without_generations_the_step_size_needs_no_two_samples_of_one() -> None:
+    """From 300 variables on pycma compares two samples of a generation, and draws them once, if it is let."""
+    driver = CmaDriver(CmaConfig(), variables(320), seed=np.random.SeedSequence(0), fit_sizes={}, budget=None)
+    search_without_generations(driver, workers=100, evaluations=300)
+    assert driver.generation >= 9
+    assert isinstance(driver._strategy.adapt_sigma, cma.sigma_adaptation.CMAAdaptSigmaCSA)
