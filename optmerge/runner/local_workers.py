@@ -58,11 +58,12 @@ class LocalWorkers:
         ours, theirs = socket.socketpair()
         environment = os.environ | {
             "OMP_NUM_THREADS": str(spec.threads),
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         }
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the worker has ended
         process = subprocess.Popen(
-            [sys.executable, "-m", "optmerge.runner.worker_process", str(theirs.fileno())],
+            # -P: this folder's files must not stand before the modules that this process has imported
+            [sys.executable, "-P", "-m", "optmerge.runner.worker_process", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -137,7 +138,9 @@ def _end(entry: _Process) -> int:
         return entry.process.wait(SECONDS_TO_END)
     except subprocess.TimeoutExpired:
         entry.process.kill()
-        return entry.process.wait()
+    with suppress(subprocess.TimeoutExpired):  # within the driver of a device nothing can end it
+        return entry.process.wait(SECONDS_TO_END)
+    return -signal.SIGKILL
 
 
 def _last_words(errors: IO[bytes]) -> str:

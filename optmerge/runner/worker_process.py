@@ -13,6 +13,7 @@ import pickle
 import queue
 import sys
 import threading
+import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -43,7 +44,10 @@ def _receive(connection: Connection, inbox: queue.SimpleQueue[Any], parent: int)
             if connection.poll(PARENT_SECONDS):
                 inbox.put(pickle.loads(connection.recv_bytes()))
     except (EOFError, OSError):
-        pass
+        os._exit(0)
+    except Exception:  # what was sent cannot be read here
+        traceback.print_exc()
+        os._exit(1)
     os._exit(0)
 
 

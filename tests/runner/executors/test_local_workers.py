@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
 
 from optmerge.config.load import build_config
 from optmerge.records import Candidate
-from optmerge.runner.crew import Crew
+from optmerge.runner.crew import Crew, Lost
 from optmerge.runner.evaluator import Evaluator
 from optmerge.runner.executor import Job
 from optmerge.runner.geometry import make_geometry
@@ -44,7 +45,8 @@ def local(evaluator: Evaluator) -> Iterator[LocalWorkers]:
 
 
 def test_a_worker_answers_and_is_replaced_when_it_dies_or_hangs(evaluator: Evaluator, local: LocalWorkers) -> None:
-    executor = Workers(Crew(local, workers=1, timeout=20.0))
+    skipped = 0.0  # seconds by which the crew's clock is put forward, so that only what hangs takes too long
+    executor = Workers(Crew(local, workers=1, timeout=3600.0, clock=lambda: time.monotonic() + skipped))
     start = evaluator.problem.space.start
     executor.use(evaluator, start)
     expected = evaluator.fit(Candidate(start))
@@ -57,6 +59,7 @@ def test_a_worker_answers_and_is_replaced_when_it_dies_or_hangs(evaluator: Evalu
     first = local.pids[0]
     os.kill(first, signal.SIGSTOP)  # hangs with the next job, as it would in a driver of a device
     executor.submit(Job("fit", Candidate(start)))
+    skipped = 3600.0
     found = executor.next_finished(None)
     assert found is not None
     assert (found.outcome().value, found.attempts) == (expected.value, 2)
@@ -72,3 +75,25 @@ def test_a_worker_answers_and_is_replaced_when_it_dies_or_hangs(evaluator: Evalu
     executor.close()
     executor.close()
     assert not psutil.pid_exists(last)
+
+
+class Unreadable:
+    """A spec that can be sent and not be read."""
+
+    threads = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (divmod, (1, 0))
+
+
+def test_a_worker_that_cannot_read_its_spec_says_so_whatever_lies_in_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queue.py").write_text("raise ImportError('a file of the user')\n")
+    monkeypatch.chdir(tmp_path)
+    transport = LocalWorkers([cast(WorkerSpec, Unreadable())])
+    transport.start(0)
+    (event,) = transport.wait(300.0)
+    transport.close()
+    assert isinstance(event, Lost)
+    assert event.reason.startswith("worker 0 ended with exit code 1 (ZeroDivisionError")
