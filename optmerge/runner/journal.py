@@ -105,8 +105,8 @@ class Journal:
             if wanted != found:
                 raise RunError(
                     f"{self.trajectory.folder}: evaluation {record.id} in the trajectory is {found}, but the search "
-                    f"asks for {wanted}. Its settings, seed or libraries have changed since; start a new run in another "
-                    "folder."
+                    f"asks for {wanted}. Its settings, seed or libraries have changed since; start a new run in "
+                    "another folder."
                 )
             self.cursor += 1
             return record, _evaluation(record)
