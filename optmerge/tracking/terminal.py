@@ -155,11 +155,13 @@ class TerminalSink:
         from rich.console import Group
         from rich.text import Text
 
-        parts: list[RenderableType] = [self._bars]
-        if self.standing.evaluations:
-            parts.append(picture(self.standing, since=self._clock() - self._taken, now=datetime.now()))
+        # A window that is too low shows the upper part: what matters most stands first.
+        parts: list[RenderableType] = []
         if self._interrupt is not None and self._interrupt.note():
             parts.append(Text(self._interrupt.note(), style="bold"))
+        parts.append(self._bars)
+        if self.standing.evaluations:
+            parts.append(picture(self.standing, since=self._clock() - self._taken, now=datetime.now()))
         return Group(*parts)
 
 
@@ -194,9 +196,9 @@ def picture(standing: Standing, *, since: float, now: datetime) -> RenderableTyp
     if standing.failed:
         rows.add_row("failed", Text(f"{standing.failed} evaluations", style="red"))
     parts: list[RenderableType] = [rows]
+    parts += [Text(f"ALARM ({kind}): {sentence}", style="bold red") for kind, sentence in standing.alarms.items()]
     if standing.best is not None and standing.best.tasks:
         parts.append(_tasks(standing, standing.best))
-    parts += [Text(f"ALARM ({kind}): {sentence}", style="bold red") for kind, sentence in standing.alarms.items()]
     return Group(*parts)
 
 
@@ -229,12 +231,13 @@ def _tasks(standing: Standing, best: Score) -> RenderableType:
 
     agrees = bool(best.agreement)
     rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    # Where a window is narrow, names and bars are cut; numbers never are, for a part of one is another one.
     rows.add_column("task", no_wrap=True, overflow="ellipsis", max_width=24)
     if agrees:
         rows.add_column("agreement with its expert")
-        rows.add_column("")
-    rows.add_column("objective", justify="right")
-    rows.add_column("baseline's", justify="right")
+        rows.add_column("", no_wrap=True, min_width=5)
+    rows.add_column("objective", justify="right", no_wrap=True, min_width=9)
+    rows.add_column("baseline's", justify="right", no_wrap=True, min_width=10)
     names = sorted(best.tasks, key=lambda task: best.agreement.get(task, -best.tasks[task]))[:MOST_TASKS]
     baseline = {} if standing.baseline is None else standing.baseline.tasks
     for task in (name for name in best.tasks if name in names):

@@ -160,6 +160,37 @@ def test_of_many_tasks_those_that_agree_least_have_bars(fake) -> None:
     assert "and 8 more" in lines
 
 
+def test_no_number_is_cut_in_a_narrow_window(fake) -> None:
+    lines = _picture(fake, 40, ("a-task-with-a-long-name", "topics"))
+    assert any("0.500" in line and "0.250" in line for line in lines if line.startswith("a-task"))
+    assert any("0.510" in line and "0.250" in line for line in lines if line.startswith("topics"))
+    assert not any("0…" in line or "0.…" in line for line in lines)
+
+
+def test_a_window_that_is_too_low_cuts_off_what_matters_least(fake) -> None:
+    class Asked:
+        viewed = True
+
+        def note(self) -> str:
+            return "Finishing."
+
+    out, tasks = io.StringIO(), tuple(f"task{number:02d}" for number in range(12))
+    console = Console(file=out, force_terminal=True, width=80, color_system=None, _environ={"TERM": "xterm"})
+    sink = TerminalSink(console, interrupt=Asked())
+    run = fake(evaluations=20, tasks=tasks)
+    sink.start(run.folder)
+    run.on_record = sink.record
+    run.baselines().search(3)
+    scores = dict.fromkeys(tasks, 0.25)
+    run.add(
+        phase="select", driver="adam", split="select", value=0.25, per_task=scores, alarms={"drift": "topics goes away"}
+    )
+    sink.finish(run.folder, "enough")
+    run.close()
+    last = out.getvalue()[out.getvalue().rindex("Finishing.") :]
+    assert last.index("search ") < last.index("ALARM (drift)") < last.index("task00")
+
+
 def test_the_picture_says_that_it_stops(fake) -> None:
     class Asked:
         viewed = False
