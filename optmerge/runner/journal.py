@@ -178,12 +178,12 @@ def _costs(evaluation: Evaluation) -> dict[str, Vector] | None:
 
 
 def batch_tokens_after(records: Iterable[Record], configured: int) -> int:
-    """The most tokens in a forward pass after these records: as configured, or what the last shortage of memory left.
+    """The most tokens in a forward pass after these records: as configured, or what shortages of memory have left.
 
     It depends on the trajectory alone, so a resumed run has the micro-batches of an uninterrupted one.
     """
     left = [record.batch_tokens for record in records if record.batch_tokens is not None]
-    return left[-1] if left else configured
+    return min(left, default=configured)  # a worker that was at it before may say later that more is too much
 
 
 def substitute_failures(evaluations: Sequence[Evaluation]) -> list[Evaluation] | None:

@@ -209,7 +209,7 @@ class _Search:
     def _over(self) -> str | None:
         """The reason to ask for nothing more, by what is recorded."""
         reached = exhausted(self.budget, self.progress) or stage_done(self.limits, self.progress)
-        return self._cut or reached or self._spent
+        return self.progress.ended or self._cut or reached or self._spent
 
     def _let_go(self) -> None:
         """Forget what is out and will not be recorded."""
@@ -318,7 +318,6 @@ class _Search:
         if alarm is not None and not (
             self.collapse == "restore" and _restore(self.driver, self.journal, progress, alarm)
         ):
-            self._cut = None
             return alarm
         if cut is not None:
             return None
