@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,3 +100,13 @@ def test_a_worker_that_cannot_read_its_spec_says_so_whatever_lies_in_the_folder(
     transport.close()
     assert isinstance(event, Lost)
     assert event.reason.startswith("worker 0 ended with exit code 1 (ZeroDivisionError")
+
+
+def test_a_worker_ends_when_nobody_can_send_it_anything() -> None:
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "optmerge.runner.worker_process", str(theirs.fileno())]
+    with subprocess.Popen(command, pass_fds=[theirs.fileno()]) as process:
+        theirs.close()
+        assert process.poll() is None
+        ours.close()  # as the system does when it ends a search
+        assert process.wait(300.0) == 0
