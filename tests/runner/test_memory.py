@@ -279,3 +279,5 @@ def test_records_of_before_and_after_can_be_read(settings: Settings, tmp_path: P
     read = Trajectory.read(tmp_path / "other").records
     assert [record.batch_tokens for record in read] == [64, None]
     assert [batch_tokens_after(read[:n], 4096) for n in range(3)] == [4096, 64, 64]
+    late = Record(2, "search", "adam", "fit", None, error="OutOfMemoryError: x", batch_tokens=128)
+    assert batch_tokens_after([*read, late], 4096) == 64, "of a worker that was at it when another needed less"
