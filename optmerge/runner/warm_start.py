@@ -11,7 +11,7 @@ least squares over elements; then bounds, ties and frozen groups have their say.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 FAMILY = "recipe"  # the baseline's, and its name
 _MOST = 1 << 20  # elements at a time
 _EXACT = 1e-9  # what counts as the same coefficient
+_ONE_BY_ONE = ("task_arithmetic", "dare", "breadcrumbs", "della-linear", "star")  # see no expert but the part's own
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class RecipeStart:
 
     Attributes:
         table: float64[G, D] over the searched directions; the space reaches it.
-        notes: What a user should know of it: nothing where every coefficient is the recipe's.
+        notes: What a user should know of it: nothing where the start is the recipe's merge.
     """
 
     table: Table
@@ -94,7 +95,8 @@ def start_from(
             wanted[at, columns], spread[at, columns] = mean, np.max(off, axis=0)
         else:
             wanted[at, columns], spread[at, columns] = values[0]
-    return _within(wanted, spread, space, searched, untouched, path)
+    start = _within(wanted, spread, space, searched, untouched, path)
+    return replace(start, notes=_other_deltas(recipe, experts, family, path) + start.notes)
 
 
 def _within(
@@ -142,7 +144,7 @@ def _experts(recipe: Recipe, path: Path, family: Family) -> dict[str, str]:
     found = {}
     table = recipe.coefficients
     needed = {d.expert for d, column in zip(recipe.directions, table.T, strict=True) if d.expert and column.any()}
-    wholes = any(not d.expert and column.any() for d, column in zip(recipe.directions, table.T, strict=True))
+    wholes = any(_is_joint(d) and column.any() for d, column in zip(recipe.directions, table.T, strict=True))
     for name, entry in recipe.experts.items():
         order = sorted(family.experts, key=lambda other: other != name)  # its namesake first
         mine = next((other for other in order if _same(entry, family.experts[other], path)), None)
@@ -159,10 +161,38 @@ def _experts(recipe: Recipe, path: Path, family: Family) -> dict[str, str]:
     if wholes and extra:
         raise _refusal(
             path,
-            f"has whole methods of {', '.join(recipe.experts)}, and with {', '.join(extra)} beside them they are "
+            f"has methods of {', '.join(recipe.experts)} together, and with {', '.join(extra)} beside them they are "
             f"others. Take {', '.join(extra)} out of `experts`, or start from a recipe of all",
         )
     return found
+
+
+def _is_joint(direction: Direction) -> bool:
+    """Whether a delta depends on who else is merged."""
+    config = direction.config
+    if direction.kind == "expert" or config is None:
+        return False
+    return not direction.expert or (getattr(config, "of", None) or config.name) not in _ONE_BY_ONE
+
+
+def _other_deltas(recipe: Recipe, experts: Mapping[str, str], family: Family, path: Path) -> tuple[str, ...]:
+    """What is to be known of methods that go by the experts' names or by their order."""
+    used = [d for d, column in zip(recipe.directions, recipe.coefficients.T, strict=True) if column.any()]
+    notes = []
+    renamed = [f"{theirs} is {mine}" for theirs, mine in experts.items() if theirs != mine]
+    drawn = sorted({d.config.name for d in used if d.config is not None and hasattr(d.config, "seed")})
+    if renamed and drawn:
+        notes.append(
+            f"space.start: what {', '.join(drawn)} drops goes by the experts' names, which are others than in {path} "
+            f"({', '.join(renamed)}). The coefficients are the recipe's, the dropped entries are others."
+        )
+    joint = sorted({d.config.name for d in used if d.config is not None and _is_joint(d)})
+    if joint and [experts[name] for name in recipe.experts] != list(family.experts):
+        notes.append(
+            f"space.start: {path} has the experts in another order than this search, and so {', '.join(joint)} may be "
+            "another merge here."
+        )
+    return tuple(notes)
 
 
 def _same(entry: ModelEntry, checkpoint: Checkpoint, path: Path) -> bool:
@@ -182,7 +212,7 @@ def _column(direction: Direction, experts: Mapping[str, str], searched: Sequence
         RecipeError: It is not searched; the message has what to write.
     """
     mine = experts.get(direction.expert, "")
-    config = _renamed(direction.config, experts)
+    config = _renamed(direction, experts)
     for column, other in enumerate(searched):
         kind = (other.kind, other.expert, other.band) == (direction.kind, mine, direction.band)
         if kind and _settings(other.config) == _settings(config):
@@ -202,12 +232,14 @@ def _column(direction: Direction, experts: Mapping[str, str], searched: Sequence
     )
 
 
-def _renamed(config: DirectionConfig | None, experts: Mapping[str, str]) -> DirectionConfig | None:
-    """A method's settings with the search's names of the experts."""
+def _renamed(direction: Direction, experts: Mapping[str, str]) -> DirectionConfig | None:
+    """A method's settings with the search's names of the experts; parts do not depend on weights."""
+    config = direction.config
     weights = getattr(config, "weights", None)
     if config is None or weights is None:
         return config
-    return config.model_copy(update={"weights": {experts[name]: weight for name, weight in weights.items()}})
+    mine = None if direction.expert else {experts[name]: weight for name, weight in weights.items()}
+    return config.model_copy(update={"weights": mine})
 
 
 def _settings(config: DirectionConfig | None) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,34 @@ def test_chosen_methods(settings: Settings, tmp_path: Path) -> None:
     assert opened(settings(space=space, **choice), tmp_path).space.method_at(vector) == "dare"
     with pytest.raises(RecipeError, match=re.escape("Write `method: {name: dare}`")):
         opened(settings(space=space), tmp_path)
+
+
+def test_parts_of_methods_that_see_all_experts_want_the_same_ones(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = settings(space={"granularity": "task-wise", "start": "start.yaml"})
+    two = dict(made["experts"])
+    three = two | {"c": str(shutil.copytree(two["b"], tmp_path / "three"))}
+
+    def start(name: str, experts: dict[str, str]) -> Problem:
+        method = {"name": name, "weights": {"first": 1.0, "second": 1.0}}
+        written(
+            tmp_path / "start.yaml",
+            made,
+            directions=[{"expert": "first", "method": method}],
+            coefficients={f"{name}:first": 0.3},
+        )
+        return opened(made | {"experts": experts, "method": {"name": name}}, tmp_path)
+
+    with pytest.raises(RecipeError, match="with c beside them they are others"):
+        start("tsv-m", three)
+    problem = start("dare", three)  # each expert's part is its own
+    assert problem.warm_start is not None
+    assert problem.warm_start[problem.warm_start != 0].tolist() == [0.3]
+    assert "what dare drops goes by the experts' names" in caplog.text
+    caplog.clear()
+    start("tsv-m", dict(reversed(two.items())))
+    assert "has the experts in another order" in caplog.text
 
 
 def test_a_translated_merge(language_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
