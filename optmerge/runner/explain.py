@@ -114,7 +114,7 @@ def _best(records: Sequence[Record], result: Mapping[str, Any], path: Path) -> R
     Raises:
         RunError: The result does not name it, or the trajectory does not hold it.
     """
-    number = (result.get("best") or {}).get("record")
+    number: int | None = (result.get("best") or {}).get("record")
     if number is None or number >= len(records):
         raise _older(path, "result.json names no record of the trajectory as the best")
     return records[number]
