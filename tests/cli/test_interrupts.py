@@ -128,7 +128,8 @@ def test_ctrl_c(start: Typed, folder: Path, times: int, monkeypatch: pytest.Monk
     assert not any(record.error for record in records)
     view = RunView.open(folder / "run")
     assert view.status == "interrupted"
-    assert view.reason == ("interrupted by Ctrl-C" if times == 1 else KILLED)
+    # An evaluation may end before the second one is typed.
+    assert view.reason in ("interrupted by Ctrl-C", KILLED)[:times]
     # What is there is replayed, and refused if the search would ask for anything else.
     monkeypatch.setenv("OPTMERGE_CACHE", str(folder / "cache"))
     asked = iter([None] * 3)
