@@ -39,7 +39,6 @@ from optmerge.runner.statistics_cost import needs_of, statistics_passes
 from optmerge.runner.terms import untimed_notes
 from optmerge.runner.unseen import unseen_notes
 from optmerge.runner.worker import devices_of
-from optmerge.runner.workers import check_executor
 from optmerge.space.build import build_space
 from optmerge.space.choices import choosing
 from optmerge.space.space import SearchSpace
@@ -118,7 +117,6 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     Raises:
         UserError: Whatever would stop the search before its first evaluation, except values in the weights.
     """
-    check_executor(config.executor)
     config = absolute_references(config, root)
     family = open_family(
         config.base,

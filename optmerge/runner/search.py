@@ -26,7 +26,6 @@ from optmerge.runner.reproduce import outcome_of
 from optmerge.runner.session import Session, Stop
 from optmerge.runner.shared_study import check_study
 from optmerge.runner.teachers import Teachers
-from optmerge.runner.workers import check_executor
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +65,6 @@ def search(
     RunFolder.require_free(root / config.output)
     for stage in config.stages:
         check_study(stage.driver)
-    check_executor(config.executor)
     begun = like or {}
     # A user's mistake is found before anything is written.
     problem = open_problem(config, progress=_fan_out(sinks), form=begun.get("gradient"), kept=begun.get("kept"))

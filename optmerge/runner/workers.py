@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from optmerge.config.drivers import GRADIENT_DRIVERS
-from optmerge.errors import ConfigError
 from optmerge.records import Vector
 from optmerge.runner.crew import Crew
 from optmerge.runner.executor import Executor, Finished, InProcess, Job
@@ -35,7 +34,6 @@ from optmerge.runner.tally import Tally
 from optmerge.runner.worker import Context, WorkerSpec, devices_of
 
 if TYPE_CHECKING:
-    from optmerge.config.executor import ExecutorConfig
     from optmerge.config.schema import SearchConfig
     from optmerge.runner.evaluator import Evaluator
     from optmerge.runner.executor import Judge
@@ -46,24 +44,6 @@ class SearchExecutor(Executor, Protocol):
 
     def use(self, evaluator: Evaluator, start: Vector) -> None:
         """Jobs from now on are of this evaluator's stage, whose search begins at ``start``."""
-
-
-def check_executor(settings: ExecutorConfig) -> None:
-    """Refuse workers that there are not.
-
-    Raises:
-        ConfigError: They are to be on a Ray cluster, or to have more than one accelerator each.
-    """
-    if settings.name == "ray":
-        raise ConfigError(
-            "executor.name is ray, and this version evaluates on one machine only. Set name: local, which takes one "
-            "process per device; several machines can share a study of the driver optuna."
-        )
-    if settings.gpus_per_worker > 1:
-        raise ConfigError(
-            f"executor.gpus_per_worker is {settings.gpus_per_worker:g}, and a worker's model lives on one accelerator. "
-            "Leave it out."
-        )
 
 
 def make_executor(evaluator: Evaluator, judge: Judge, config: SearchConfig) -> SearchExecutor:
