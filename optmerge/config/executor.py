@@ -48,7 +48,7 @@ def executor_problems(executor: Mapping[str, Any], drivers: Sequence[Mapping[str
         executor: Its settings as plain data.
         drivers: Those of the stages, as plain data.
 
-    >>> executor_problems({"workers": 4}, [{"name": "optuna", "storage": "sqlite:///study.db"}])[0][:31]
+    >>> executor_problems({"workers": 4}, [{"name": "optuna", "storage": "sqlite:///study.db"}])[0][:30]
     'executor.workers is 4, and opt'
     """
     problems = []
