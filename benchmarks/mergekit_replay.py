@@ -20,8 +20,9 @@ import cma
 import numpy as np
 
 from optmerge.config.drivers import CmaConfig
-from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.base import Driver
 from optmerge.drivers.state import State
+from optmerge.drivers.variables import Variables
 from optmerge.records import Candidate, Evaluation, Vector
 
 SIGMA = 1 / 6

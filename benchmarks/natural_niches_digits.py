@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from optmerge.config.natural_niches import NaturalNichesConfig
-from optmerge.drivers.base import Variables
 from optmerge.drivers.natural_niches import NaturalNichesDriver
+from optmerge.drivers.variables import Variables
 from optmerge.records import OBJECTIVE, Evaluation, Vector
 
 Images = npt.NDArray[np.float32]

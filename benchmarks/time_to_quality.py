@@ -51,7 +51,7 @@ from benchmarks.quality_suites import METRIC, SUITES, Suite
 from optmerge.atomic import atomic_write
 from optmerge.config.drivers import CmaConfig
 from optmerge.config.schema import BudgetConfig
-from optmerge.drivers.base import Variables
+from optmerge.drivers.variables import Variables
 from optmerge.records import Trajectory
 from optmerge.runner.executor import InProcess
 from optmerge.runner.journal import Journal

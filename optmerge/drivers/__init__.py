@@ -14,7 +14,8 @@ import numpy as np
 
 from optmerge.config.base import Strict
 from optmerge.config.drivers import CURVATURE_DRIVERS, OptunaConfig
-from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.base import Driver
+from optmerge.drivers.variables import Variables
 from optmerge.errors import ConfigError, did_you_mean
 
 # name in the search file -> where its class is; the names are those of optmerge.config.drivers.DRIVER_CONFIGS

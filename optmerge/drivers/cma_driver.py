@@ -27,10 +27,11 @@ import cma
 import numpy as np
 
 from optmerge.config.cma import CmaConfig
-from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.base import Driver
 from optmerge.drivers.centring import Centring
 from optmerge.drivers.state import State
 from optmerge.drivers.uncertainty import draw_batches, judged_again, next_size, rank_changes
+from optmerge.drivers.variables import Variables
 from optmerge.errors import ConfigError, RunError
 from optmerge.records import Candidate, Evaluation, Vector
 

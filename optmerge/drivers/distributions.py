@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from optmerge.drivers.base import Variables
+from optmerge.drivers.variables import Variables
 from optmerge.records import Vector
 
 

@@ -25,11 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from optmerge.config.frank_wolfe import FrankWolfeConfig
-from optmerge.drivers.base import Variables, read_only
 from optmerge.drivers.gradient import RESTART_SCALE, norm, share_at_bounds, usable
 from optmerge.drivers.simplex import project_capped
 from optmerge.drivers.state import State
 from optmerge.drivers.trial import Point, TrialDriver
+from optmerge.drivers.variables import Variables, read_only
 from optmerge.records import Evaluation, Vector
 
 REJECTED = 30  # trials in a row that did not fall as the smoothness allows end the search

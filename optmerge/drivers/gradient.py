@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from optmerge.config.gradient_drivers import StepConfig
-from optmerge.drivers.base import Driver, Variables, read_only
+from optmerge.drivers.base import Driver
 from optmerge.drivers.state import State
+from optmerge.drivers.variables import Variables, read_only
 from optmerge.errors import ConfigError
 from optmerge.records import Candidate, Evaluation, Need, Vector
 

@@ -16,10 +16,10 @@ from typing import ClassVar, cast
 import numpy as np
 
 from optmerge.config.gradient_drivers import LbfgsConfig
-from optmerge.drivers.base import Variables, read_only
 from optmerge.drivers.gradient import RESTART_SCALE, norm, share_at_bounds, usable
 from optmerge.drivers.state import State
 from optmerge.drivers.trial import Point, TrialDriver
+from optmerge.drivers.variables import Variables, read_only
 from optmerge.records import Evaluation, Vector
 
 DECREASE = 1e-4  # c1: of the fall that the slope promises

@@ -17,11 +17,11 @@ from typing import ClassVar, cast
 import numpy as np
 
 from optmerge.config.gradient_drivers import LevenbergMarquardtConfig
-from optmerge.drivers.base import Variables, read_only
 from optmerge.drivers.box_quadratic import box_step
 from optmerge.drivers.gradient import norm, share_at_bounds, usable
 from optmerge.drivers.state import State
 from optmerge.drivers.trial import Matrix, Point, TrialDriver
+from optmerge.drivers.variables import Variables, read_only
 from optmerge.records import Evaluation, Need, Vector
 
 REJECTED = 12  # trials in a row without a lower value end the search

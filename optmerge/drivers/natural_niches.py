@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from optmerge.config.natural_niches import NaturalNichesConfig
-from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.base import Driver
 from optmerge.drivers.niche_archive import Archive, Scores
 from optmerge.drivers.state import State
+from optmerge.drivers.variables import Variables
 from optmerge.records import OBJECTIVE, Candidate, Evaluation, Need, Vector
 
 _NEEDS: frozenset[Need] = frozenset({"value", "per_example"})

@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from optmerge.drivers.base import read_only
+from optmerge.drivers.variables import read_only
 from optmerge.records import Vector
 
 Scores = npt.NDArray[np.float64]

@@ -19,12 +19,13 @@ import optuna
 from optuna.trial import Trial, TrialState, create_trial
 
 from optmerge.config.drivers import OptunaConfig
-from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.base import Driver
 from optmerge.drivers.distributions import distributions_of, params_of, vector_of
 from optmerge.drivers.multi_objective import objectives_of, task_parts
 from optmerge.drivers.optuna_quiet import quiet
 from optmerge.drivers.samplers import check_sampler, make_sampler
 from optmerge.drivers.state import State
+from optmerge.drivers.variables import Variables
 from optmerge.records import Candidate, Evaluation, Vector
 
 

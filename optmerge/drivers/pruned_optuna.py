@@ -17,12 +17,12 @@ import numpy as np
 from optuna.trial import TrialState, create_trial
 
 from optmerge.config.drivers import OptunaConfig
-from optmerge.drivers.base import Variables
 from optmerge.drivers.distributions import params_of
 from optmerge.drivers.optuna_driver import OptunaDriver
 from optmerge.drivers.optuna_quiet import quiet
 from optmerge.drivers.pruning import Look, Rungs, make_pruner
 from optmerge.drivers.state import State
+from optmerge.drivers.variables import Variables
 from optmerge.records import Candidate, Evaluation, Need, Vector
 
 

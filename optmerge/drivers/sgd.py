@@ -14,9 +14,9 @@ from typing import ClassVar, cast
 import numpy as np
 
 from optmerge.config.gradient_drivers import SgdConfig
-from optmerge.drivers.base import Variables, read_only
 from optmerge.drivers.gradient import StepDriver
 from optmerge.drivers.state import State
+from optmerge.drivers.variables import Variables, read_only
 from optmerge.records import Vector
 
 

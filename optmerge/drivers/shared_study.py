@@ -32,7 +32,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optmerge.config.drivers import OptunaConfig
-from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.base import Driver
 from optmerge.drivers.distributions import distributions_of, params_of, vector_of
 from optmerge.drivers.samplers import check_sampler, make_sampler
 from optmerge.drivers.state import State
@@ -49,6 +49,7 @@ from optmerge.drivers.study_storage import (
     original,
     reachable,
 )
+from optmerge.drivers.variables import Variables
 from optmerge.errors import RunError, RunInterrupted
 from optmerge.records import Candidate, Evaluation, Record, Vector
 

@@ -28,8 +28,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optmerge.config.drivers import OptunaConfig
 from optmerge.config.storage_url import opened_url
-from optmerge.drivers.base import Variables
 from optmerge.drivers.optuna_quiet import quiet
+from optmerge.drivers.variables import Variables
 from optmerge.errors import ConfigError, RunInterrupted
 
 if TYPE_CHECKING:

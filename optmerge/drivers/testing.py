@@ -18,8 +18,9 @@ from typing import Protocol
 
 import numpy as np
 
-from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.base import Driver
 from optmerge.drivers.state import dumps, loads
+from optmerge.drivers.variables import Variables
 from optmerge.records import OBJECTIVE, Candidate, Evaluation, Vector
 
 Evaluate = Callable[[Candidate], Evaluation]

@@ -17,9 +17,10 @@ from typing import ClassVar, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from optmerge.drivers.base import Driver, read_only
+from optmerge.drivers.base import Driver
 from optmerge.drivers.gradient import NEEDS
 from optmerge.drivers.state import State
+from optmerge.drivers.variables import read_only
 from optmerge.records import Candidate, Need, Vector
 
 Matrix = npt.NDArray[np.float64]

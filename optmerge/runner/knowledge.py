@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from optmerge.drivers.base import Variables
+from optmerge.drivers.variables import Variables
 from optmerge.errors import ConfigError
 from optmerge.merging.coefficients import Table
 from optmerge.merging.products import delta_norms

@@ -25,7 +25,7 @@ from optmerge.config.methods import MethodSettings
 from optmerge.config.methods.base import Searched
 from optmerge.config.schema import BudgetConfig
 from optmerge.drivers import make_driver
-from optmerge.drivers.base import Variables
+from optmerge.drivers.variables import Variables
 from optmerge.errors import RunError, RunFailed, RunInterrupted
 from optmerge.records import Candidate, Evaluation, Trajectory, Vector
 from optmerge.runner.executor import InProcess

@@ -19,7 +19,7 @@ from benchmarks.quality_curves import Cost, Curve, Point, Sizes, search_curve
 from benchmarks.quality_judge import Judge
 from benchmarks.quality_report import ADAM, OTHER, PLAIN, REFERENCE, AdaMergingSide, SuiteResult, markdown, plot
 from optmerge.config.drivers import CmaConfig
-from optmerge.drivers.base import Variables
+from optmerge.drivers.variables import Variables
 from optmerge.records import Evaluation, Record, Trajectory
 from tests.zoo import make_zoo, zoo_settings
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from optmerge.config.drivers import AdamConfig
 from optmerge.drivers.adam import AdamDriver
-from optmerge.drivers.base import Variables
+from optmerge.drivers.variables import Variables
 from optmerge.errors import ConfigError, RunError
 from optmerge.records import Evaluation
 

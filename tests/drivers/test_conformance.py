@@ -16,8 +16,9 @@ from optmerge.config.frank_wolfe import FrankWolfeConfig
 from optmerge.config.gradient_drivers import LbfgsConfig, LevenbergMarquardtConfig
 from optmerge.config.natural_niches import NaturalNichesConfig
 from optmerge.drivers import DRIVERS, driver_class, driver_type
-from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.base import Driver
 from optmerge.drivers.testing import CHECKS, Maker
+from optmerge.drivers.variables import Variables
 
 VARIANTS: dict[str, Strict] = {
     "adam": AdamConfig(lr=0.1),

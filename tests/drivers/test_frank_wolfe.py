@@ -7,7 +7,8 @@ import pytest
 
 from optmerge.config.frank_wolfe import FrankWolfeConfig
 from optmerge.drivers import make_driver
-from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.base import Driver
+from optmerge.drivers.variables import Variables
 from optmerge.records import Evaluation, Vector
 
 GROUPS, EXPERTS = 2, 3

@@ -10,7 +10,8 @@ import torch
 
 from optmerge.config.gradient_drivers import AdamConfig, AdamWConfig, SgdConfig
 from optmerge.drivers import driver_class
-from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.base import Driver
+from optmerge.drivers.variables import Variables
 from optmerge.errors import ConfigError
 from optmerge.records import Evaluation
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from optmerge.config.gradient_drivers import LbfgsConfig
-from optmerge.drivers.base import Variables
 from optmerge.drivers.lbfgs import LbfgsDriver
+from optmerge.drivers.variables import Variables
 from optmerge.records import Candidate, Evaluation
 
 Evaluate = Callable[[Candidate], Evaluation]

@@ -8,7 +8,8 @@ import pytest
 
 from optmerge.config.gradient_drivers import AdamConfig, LevenbergMarquardtConfig
 from optmerge.drivers import make_driver, require_dimension
-from optmerge.drivers.base import Driver, Variables
+from optmerge.drivers.base import Driver
+from optmerge.drivers.variables import Variables
 from optmerge.errors import ConfigError
 from optmerge.records import Candidate, Evaluation
 

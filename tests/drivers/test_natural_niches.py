@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from optmerge.config.natural_niches import NaturalNichesConfig
-from optmerge.drivers.base import Variables
 from optmerge.drivers.natural_niches import NaturalNichesDriver, group_numbers, one_hots, slerp
 from optmerge.drivers.niche_archive import Archive
+from optmerge.drivers.variables import Variables
 from optmerge.records import OBJECTIVE, Candidate, Evaluation
 
 NAMES = tuple(f"layer.{layer}/{expert}" for layer in range(6) for expert in "ab")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from optmerge.config.load import build_config
 from optmerge.drivers import make_driver
-from optmerge.drivers.base import Variables
+from optmerge.drivers.variables import Variables
 from optmerge.runner.evaluator import Evaluator
 from optmerge.runner.problem import open_problem
 from optmerge.runner.teachers import Teachers

@@ -15,7 +15,7 @@ from benchmarks.adamerging import AdaMerging
 from benchmarks.quality_judge import Judge
 from optmerge.config.drivers import AdamConfig
 from optmerge.drivers import make_driver
-from optmerge.drivers.base import Variables
+from optmerge.drivers.variables import Variables
 from tests.image_zoo import image_settings, make_image_zoo
 from tests.peers.conftest import FUSIONBENCH
 from tests.zoo import make_zoo, zoo_settings
