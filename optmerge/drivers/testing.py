@@ -1,6 +1,6 @@
 """What every driver must do, as checks that also serve drivers of your own.
 
-Each check takes a `Maker`, that is, anything that makes a fresh driver from the arguments the search loop gives:
+Each check takes a `Maker` (`optmerge.drivers.quadratic`), that is, anything that makes a fresh driver from the arguments the search loop gives:
 
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
     def test_my_driver(check):
@@ -12,119 +12,34 @@ A check raises AssertionError. The objectives are quadratics over a few variable
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 
 from optmerge.drivers.base import Driver
+from optmerge.drivers.overlap_checks import (
+    check_absorb_misuse,
+    check_draws,
+    check_draws_improve,
+    check_draws_repeat,
+)
+from optmerge.drivers.quadratic import (
+    EVALUATIONS,
+    FIT_SIZES,
+    Evaluate,
+    Maker,
+    begin,
+    example_costs,
+    noisy,
+    quadratic,
+    run,
+    same,
+)
 from optmerge.drivers.state import dumps, loads
 from optmerge.drivers.variables import Variables
-from optmerge.records import OBJECTIVE, Candidate, Evaluation, Vector
-
-Evaluate = Callable[[Candidate], Evaluation]
-
-FIT_SIZES: Mapping[str, int] = {"first": 10, "second": 7}
-EVALUATIONS = 60
-
-
-class Maker(Protocol):
-    """Makes a fresh driver."""
-
-    def __call__(
-        self, variables: Variables, *, seed: np.random.SeedSequence, fit_sizes: Mapping[str, int], budget: int | None
-    ) -> Driver:
-        """A driver at its start."""
-
-
-def variables(dimension: int = 3) -> Variables:
-    """Variables in a box around `optimum`, which starts far from it."""
-    names = tuple(f"x{index}" for index in range(dimension))
-    return Variables(names, np.full(dimension, -0.5), np.full(dimension, 2.0), np.full(dimension, 0.1))
-
-
-def optimum(dimension: int) -> Vector:
-    """Where `quadratic` is zero: 1 and 1.25 in turn."""
-    return 1.0 + 0.25 * (np.arange(dimension, dtype=np.float64) % 2)
-
-
-def quadratic(candidate: Candidate) -> Evaluation:
-    """The mean squared distance from the optimum, with its gradient; rounded the same on every machine.
-
-    Where a driver needs it, examples look at the variables in turn: each costs a variable's squared distance, and a
-    task's part is their mean.
-    """
-    offset = candidate.vector - optimum(len(candidate.vector))
-    value = math.fsum(offset**2) / len(offset)
-    costs = _costs(candidate, offset**2)
-    wanted = costs if "per_example" in candidate.needs else None
-    matrix = 2 / len(offset) * np.eye(len(offset)) if "jacobian" in candidate.needs else None
-    gradient = 2 * offset / len(offset)
-    return Evaluation(value, _parts(candidate, costs), gradient=gradient, curvature=matrix, per_example=wanted)
-
-
-def _costs(candidate: Candidate, cycle: Vector) -> dict[str, dict[str, Vector]]:
-    """What the examples that a candidate is judged on cost, where the examples of a task cost a cycle of values."""
-    looked = candidate.examples or {task: tuple(range(size)) for task, size in FIT_SIZES.items()}
-    return {task: {OBJECTIVE: cycle[np.asarray(at) % len(cycle)]} for task, at in looked.items()}
-
-
-def _parts(candidate: Candidate, costs: Mapping[str, Mapping[str, Vector]]) -> dict[str, float]:
-    """Each task's mean cost, where the driver needs it."""
-    if "per_task" not in candidate.needs:
-        return {}
-    return {task: math.fsum(arrays[OBJECTIVE]) / len(arrays[OBJECTIVE]) for task, arrays in costs.items()}
-
-
-def noisy(seed: int, *, scale: float = 0.05) -> Evaluate:
-    """`quadratic` with Gaussian noise of standard deviation ``scale`` on all values and every partial derivative."""
-    generator = np.random.default_rng(seed)
-
-    def evaluate(candidate: Candidate) -> Evaluation:
-        true = quadratic(candidate)
-        assert true.gradient is not None
-        noise = scale * generator.standard_normal(1 + len(true.gradient))
-        costs = {
-            task: {OBJECTIVE: arrays[OBJECTIVE] + np.resize(noise[1:], len(arrays[OBJECTIVE]))}
-            for task, arrays in (true.per_example or {}).items()
-        }
-        parts = {task: part + float(noise[0]) for task, part in true.per_task.items()}
-        return Evaluation(
-            true.value + float(noise[0]),
-            parts,
-            gradient=true.gradient + noise[1:],
-            curvature=true.curvature,
-            per_example=costs or None,
-        )
-
-    return evaluate
-
-
-def begin(make: Maker, *, dimension: int = 3, seed: int = 0, budget: int | None = EVALUATIONS) -> Driver:
-    """A fresh driver over `variables`."""
-    return make(variables(dimension), seed=np.random.SeedSequence(seed), fit_sizes=FIT_SIZES, budget=budget)
-
-
-def run(driver: Driver, evaluate: Evaluate = quadratic, *, evaluations: int = EVALUATIONS) -> list[Vector]:
-    """Search as the loop does: cut to the budget, failures told as the generation's worst. Gives every vector asked."""
-    vectors: list[Vector] = []
-    while len(vectors) < evaluations and not driver.stop():
-        candidates = driver.ask()[: evaluations - len(vectors)]
-        results = [evaluate(candidate) for candidate in candidates]
-        finite = [result.value for result in results if not result.failed]
-        if finite:
-            told = [replace(r, value=max(finite), error=None) if r.failed else r for r in results]
-            driver.tell(candidates, told)
-        else:
-            driver.tell([], [])
-        vectors += [candidate.vector for candidate in candidates]
-    return vectors
-
-
-def same(first: list[Vector], second: list[Vector]) -> bool:
-    """Whether two trajectories agree bit for bit."""
-    return len(first) == len(second) and all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
+from optmerge.errors import ConfigError, RunError
+from optmerge.records import Candidate, Evaluation
 
 
 def check_candidates(make: Maker) -> None:
@@ -156,7 +71,7 @@ def check_bounds_pull(make: Maker) -> None:
     def slope(candidate: Candidate) -> Evaluation:
         value = float(-candidate.vector[0] - candidate.vector[1])
         parts, gradient = dict.fromkeys(FIT_SIZES, value), np.array([-1.0, -1.0])
-        costs = _costs(candidate, np.array([value]))
+        costs = example_costs(candidate, np.array([value]))
         return Evaluation(value, parts, gradient=gradient, curvature=np.zeros((2, 2)), per_example=costs)
 
     for vector in run(driver, slope):
@@ -273,8 +188,6 @@ def check_resume(make: Maker) -> None:
 
 def check_state_is_refused(make: Maker) -> None:
     """A state of another dimension or driver raises RunError."""
-    from optmerge.errors import RunError
-
     state = begin(make, dimension=2).state_dict()
     for wrong, driver in ((state, begin(make, dimension=3)), ({**state, "driver": "?"}, begin(make, dimension=2))):
         try:
@@ -345,8 +258,6 @@ def check_whole_numbers(make: Maker) -> None:
         return make(box, seed=np.random.SeedSequence(0), fit_sizes=FIT_SIZES, budget=EVALUATIONS)
 
     if not begin(make).takes_integers:
-        from optmerge.errors import ConfigError
-
         try:
             begun()
         except ConfigError as problem:
@@ -383,100 +294,6 @@ def check_views(make: Maker) -> None:
         return quadratic(candidate)
 
     assert same(run(watched, watching), run(begin(make)))
-
-
-def search_without_generations(
-    driver: Driver, evaluate: Evaluate = quadratic, *, evaluations: int = EVALUATIONS, workers: int = 6, seed: int = 0
-) -> list[Vector]:
-    """Search as the loop does with workers that end in an order drawn at random. Gives every vector drawn."""
-    generator = np.random.default_rng(seed)
-    out: dict[int, Candidate] = {}
-    vectors: list[Vector] = []
-    batch: dict[int, Evaluation] = {}
-    while True:
-        while len(out) < workers and len(vectors) < evaluations and not driver.stop():
-            out[len(vectors)] = driver.draw()
-            vectors.append(out[len(vectors)].vector)
-        if not out:
-            return vectors
-        number = int(generator.choice(list(out)))
-        batch[number] = evaluate(out.pop(number))
-        if len(batch) >= driver.quorum:
-            finite = [result.value for result in batch.values() if not result.failed]
-            worst = max(finite, default=math.nan)
-            told = [replace(r, value=worst, error=None) if r.failed else r for r in batch.values()]
-            driver.absorb(list(batch), told if finite else [])
-            batch = {}
-
-
-def check_draws(make: Maker) -> None:
-    """A driver that overlaps gives read-only candidates within bounds, the start first; any other refuses."""
-    for dimension in (1, 2, 5):
-        driver = begin(make, dimension=dimension)
-        if not driver.overlaps:
-            try:
-                driver.draw()
-            except ValueError:
-                continue
-            raise AssertionError("a driver of steps drew a candidate")
-        vectors = search_without_generations(driver, evaluations=30)
-        assert vectors[0].tobytes() == driver.variables.start.tobytes()
-        for vector in vectors:
-            assert vector.dtype == np.float64
-            assert not vector.flags.writeable
-            assert (driver.variables.lower <= vector).all()
-            assert (vector <= driver.variables.upper).all()
-        assert driver.generation >= (30 - 6) // driver.quorum
-
-
-def check_draws_repeat(make: Maker) -> None:
-    """The same calls with the same values give the same candidates, another order and another seed do not."""
-    if not begin(make).overlaps:
-        return
-    first = search_without_generations(begin(make))
-    assert same(first, search_without_generations(begin(make)))
-    assert not same(first, search_without_generations(begin(make, seed=1)))
-
-
-def check_draws_improve(make: Maker) -> None:
-    """Drivers that learn do so from results that come late, with failures among them."""
-    if not begin(make).overlaps:
-        return
-    calls = iter(range(10**6))
-
-    def failing(candidate: Candidate) -> Evaluation:
-        return Evaluation(math.nan, error="died") if next(calls) % 5 == 3 else quadratic(candidate)
-
-    for evaluate, evaluations in ((quadratic, EVALUATIONS), (failing, 2 * EVALUATIONS)):
-        driver = begin(make, budget=evaluations)
-        vectors = search_without_generations(driver, evaluate, evaluations=evaluations)
-        true = [quadratic(Candidate(vector)).value for vector in vectors]
-        assert min(true) < 0.35 * true[0], f"from {true[0]:.4f} only to {min(true):.4f}"
-
-
-def check_absorb_misuse(make: Maker) -> None:
-    """What is not out, or has no finite value, cannot be absorbed; what nobody could score is let go."""
-    driver = begin(make)
-    if not driver.overlaps:
-        return
-    drawn = [driver.draw() for _ in range(3)]
-    for numbers, evaluations in (
-        ([3], [Evaluation(1.0)]),
-        ([0], [Evaluation(math.nan)]),
-        ([0, 1], [Evaluation(1.0)]),
-    ):
-        try:
-            driver.absorb(numbers, evaluations)
-        except ValueError:
-            continue
-        raise AssertionError(f"absorb accepted {numbers} with {evaluations}")
-    driver.absorb([1], [])
-    driver.absorb([2, 0], [quadratic(drawn[2]), quadratic(drawn[0])])
-    try:
-        driver.absorb([1], [Evaluation(1.0)])
-    except ValueError:
-        return
-    raise AssertionError("absorb accepted a candidate twice")
 
 
 CHECKS: tuple[Callable[[Maker], None], ...] = (

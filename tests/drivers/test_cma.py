@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from optmerge.config.drivers import CmaConfig
 from optmerge.drivers.cma_driver import FLAT_LIMIT, REASONS, CmaDriver, relative_deviations
-from optmerge.drivers.testing import EVALUATIONS, FIT_SIZES, quadratic, run, search_without_generations, variables
+from optmerge.drivers.overlap_checks import search_without_generations
+from optmerge.drivers.quadratic import EVALUATIONS, FIT_SIZES, quadratic, run, variables
 from optmerge.drivers.variables import Variables
 from optmerge.errors import ConfigError, RunError
 from optmerge.records import Candidate, Evaluation

@@ -17,7 +17,8 @@ from optmerge.config.gradient_drivers import LbfgsConfig, LevenbergMarquardtConf
 from optmerge.config.natural_niches import NaturalNichesConfig
 from optmerge.drivers import DRIVERS, driver_class, driver_type
 from optmerge.drivers.base import Driver
-from optmerge.drivers.testing import CHECKS, Maker
+from optmerge.drivers.quadratic import Maker
+from optmerge.drivers.testing import CHECKS
 from optmerge.drivers.variables import Variables
 
 VARIANTS: dict[str, Strict] = {

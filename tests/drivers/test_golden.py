@@ -16,7 +16,7 @@ from optmerge.config.frank_wolfe import FrankWolfeConfig
 from optmerge.config.gradient_drivers import LbfgsConfig, LevenbergMarquardtConfig
 from optmerge.config.natural_niches import NaturalNichesConfig
 from optmerge.drivers import driver_type
-from optmerge.drivers.testing import begin, quadratic, run
+from optmerge.drivers.quadratic import begin, quadratic, run
 from optmerge.records import Candidate
 
 FOLDER = Path(__file__).parent / "golden"

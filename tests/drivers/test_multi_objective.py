@@ -14,8 +14,8 @@ import pytest
 from optmerge.config.drivers import OptunaConfig
 from optmerge.drivers.multi_objective import divisions, objectives_of, task_parts
 from optmerge.drivers.optuna_driver import OptunaDriver
+from optmerge.drivers.quadratic import run, same
 from optmerge.drivers.state import dumps, loads
-from optmerge.drivers.testing import run, same
 from optmerge.drivers.variables import Variables
 from optmerge.errors import ConfigError
 from optmerge.records import Candidate, Evaluation

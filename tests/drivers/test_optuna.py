@@ -9,9 +9,9 @@ import pytest
 
 from optmerge.config.drivers import OptunaConfig
 from optmerge.drivers.optuna_driver import OptunaDriver
+from optmerge.drivers.quadratic import quadratic, run, same, variables
 from optmerge.drivers.samplers import check_sampler
 from optmerge.drivers.state import dumps, loads
-from optmerge.drivers.testing import quadratic, run, same, variables
 from optmerge.errors import ConfigError
 from optmerge.records import Candidate, Evaluation
 

@@ -14,7 +14,7 @@ from optmerge.drivers import driver_type
 from optmerge.drivers.base import Driver
 from optmerge.drivers.pruned_optuna import PrunedOptunaDriver
 from optmerge.drivers.pruning import Look, Rungs, SuccessiveHalving, Wilcoxon, make_pruner
-from optmerge.drivers.testing import optimum, quadratic, same, variables
+from optmerge.drivers.quadratic import optimum, quadratic, same, variables
 from optmerge.errors import ConfigError
 from optmerge.records import OBJECTIVE, Candidate, Evaluation, Vector
 

@@ -14,9 +14,9 @@ from optuna.trial import TrialState, create_trial
 
 from optmerge.config.drivers import OptunaConfig
 from optmerge.drivers import driver_type, shared_study, study_storage
+from optmerge.drivers.quadratic import quadratic, variables
 from optmerge.drivers.shared_study import SharedStudyDriver
 from optmerge.drivers.study_storage import ERROR, PROCESS, finished, give_up, given_up
-from optmerge.drivers.testing import quadratic, variables
 from optmerge.errors import ConfigError, RunError
 from optmerge.records import Evaluation, Record
 
