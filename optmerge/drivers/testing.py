@@ -1,6 +1,7 @@
 """What every driver must do, as checks that also serve drivers of your own.
 
-Each check takes a `Maker` (`optmerge.drivers.quadratic`), that is, anything that makes a fresh driver from the arguments the search loop gives:
+Each check takes a `Maker` (`optmerge.drivers.quadratic`), that is, anything that makes a fresh driver from the
+arguments the search loop gives:
 
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
     def test_my_driver(check):
