@@ -12,12 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -25,30 +24,18 @@ from optmerge.errors import ConfigError
 from optmerge.models.adapter import AdapterCheckpoint, DeltaForm, same_values
 from optmerge.models.ahead import read_ahead
 from optmerge.models.aligned import AlignedCheckpoint
-from optmerge.models.architecture import AUTO_CLASSES, GENERATIVE, ModelKind, body_prefix, kind_of, model_on_meta
+from optmerge.models.architecture import AUTO_CLASSES, ModelKind
 from optmerge.models.checkpoint import Checkpoint, open_checkpoint
-from optmerge.models.conversions import checkpoint_map
-from optmerge.models.layouts import Layout, Parameter, layout_key, recall_layout, remember_layout
+from optmerge.models.examination import Configs, Heads, WantedHeads, examine
+from optmerge.models.layouts import Parameter, layout_key, recall_layout, remember_layout
 from optmerge.models.mapping import CheckpointMap
-from optmerge.models.roles import Role, input_first, roles
-from optmerge.models.ties import OUTPUT, has_own_output, untie
-from optmerge.models.validation import (
-    Member,
-    check_family,
-    check_same_architecture,
-    check_ties,
-    check_values_of,
-    config_notes,
-)
-from optmerge.models.vision_tower import PROJECTION, check_clip, require_projection
-from optmerge.models.vocabulary import Policy, Tokens, align, compare_tokens
+from optmerge.models.validation import check_values_of
+from optmerge.models.vocabulary import Policy, compare_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 log = logging.getLogger(__name__)
-
-Heads = Literal["own", "merged", "zero-shot"]
 
 
 @dataclass(frozen=True)
@@ -180,7 +167,7 @@ def open_family(
     experts: Mapping[str, str],
     *,
     relative_to: Path,
-    heads: Literal["auto", "own", "merged", "zero-shot"] = "auto",
+    heads: WantedHeads = "auto",
     vocabulary: Policy = "refuse",
     allow_pickle: bool = False,
     check_values: bool = True,
@@ -216,7 +203,7 @@ def open_family(
         # Where tokens disagree, what that means is looked at, and said, every time.
         layout = recall_layout(key, checkpoints) if tokens.agree else None
         if layout is None:
-            layout, aligned = _examine(checkpoints, heads, tokens, vocabulary)
+            layout, aligned = examine(checkpoints, heads, tokens, vocabulary)
             checkpoints |= aligned
             if not aligned:
                 remember_layout(key, layout)
@@ -238,122 +225,3 @@ def open_family(
         configs=Configs(checkpoints),
         num_layers=1 + max(layers, default=-1),
     )
-
-
-class Configs(Mapping[str, "PreTrainedConfig"]):
-    """``"base"`` and every expert's name -> its config, read when it is first asked for."""
-
-    def __init__(self, checkpoints: Mapping[str, Checkpoint]) -> None:
-        self._checkpoints = checkpoints
-        self._read: dict[str, PreTrainedConfig] = {}
-
-    def __getitem__(self, who: str) -> PreTrainedConfig:
-        if who not in self._read:
-            self._read[who] = self._checkpoints[who].config()
-        return self._read[who]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._checkpoints)
-
-    def __len__(self) -> int:
-        return len(self._checkpoints)
-
-
-def _examine(
-    checkpoints: Mapping[str, Checkpoint],
-    heads: Literal["auto", "own", "merged", "zero-shot"],
-    tokens: Tokens,
-    vocabulary: Policy,
-) -> tuple[Layout, Mapping[str, Checkpoint]]:
-    """Find a family's layout with transformers' model classes, and check that its members fit.
-
-    Returns:
-        The layout, and the experts that were brought into the base's vocabulary.
-    """
-    configs = Configs(checkpoints)
-    first = next(who for who in checkpoints if who != "base")
-    if heads == "zero-shot":
-        check_clip(checkpoints, configs)
-        kind: ModelKind = "zero-shot-image-classification"
-    else:
-        check_same_architecture(checkpoints, configs)
-        kind = kind_of(configs[first])
-    architecture = next(iter(configs[first].architectures or ()), None) if kind == "other" else None
-
-    def member(who: str, checkpoint: Checkpoint, config: PreTrainedConfig) -> Member:
-        empty = model_on_meta(config, kind, architecture=architecture)
-        if has_own_output(checkpoint):
-            untie(empty, [OUTPUT])
-        described = config if kind != "zero-shot-image-classification" else cast(Any, empty).config
-        return Member(who, checkpoint, described, empty, checkpoint_map(empty, checkpoint))
-
-    members = {who: member(who, checkpoint, configs[who]) for who, checkpoint in checkpoints.items()}
-    check_ties(members)
-    aligned = align(members, tokens, vocabulary)
-    members |= {who: member(who, checkpoint, checkpoint.config()) for who, checkpoint in aligned.items()}
-    model = members[first].model
-    chosen = _choose_heads(heads, members, kind)
-    prefix = body_prefix(model) if chosen == "own" else ""
-    names = [name for name, _ in model.named_parameters()]
-    if chosen == "zero-shot":
-        require_projection(members["base"].map, checkpoints["base"].reference)
-        if any(PROJECTION in member.map.missing for member in members.values()):
-            names.remove(PROJECTION)  # it stays the base's
-    merged = [name for name in names if name.startswith(prefix)]
-    head = tuple(name for name in names if not name.startswith(prefix))
-    check_family(members, merged, head)
-    found, flipped = roles(members["base"].model), input_first(members["base"].model)
-    parameters = {name: _parameter(name, members["base"], found[name], name in flipped) for name in merged}
-    notes = config_notes(members["base"], [members[who] for who in checkpoints if who != "base"])
-    maps = {who: member.map for who, member in members.items()}
-    return Layout(kind, chosen, parameters, head, maps, notes), aligned
-
-
-def _choose_heads(
-    wanted: Literal["auto", "own", "merged", "zero-shot"], members: Mapping[str, Member], kind: ModelKind
-) -> Heads:
-    """Whether heads are merged; what is wanted must be possible."""
-    if wanted == "zero-shot":
-        return "zero-shot"
-    trouble = _why_heads_differ(members, kind)
-    if wanted == "own":
-        if not body_prefix(members[next(name for name in members if name != "base")].model):
-            raise ConfigError("heads is 'own', and these models have no head apart from their body. Use heads: merged.")
-        return "own"
-    if wanted == "merged" and trouble:
-        raise ConfigError(f"heads is 'merged', and the heads cannot be merged: {trouble}. Use heads: own (or auto).")
-    return "own" if trouble else "merged"
-
-
-def _why_heads_differ(members: Mapping[str, Member], kind: ModelKind) -> str:
-    """The first reason why heads cannot be merged, or an empty string."""
-    expert = next(member for who, member in members.items() if who != "base")
-    prefix = body_prefix(expert.model)
-    if not prefix:
-        return ""
-
-    def head_of(member: Member) -> dict[str, tuple[int, ...]]:
-        return {name: shape for name, shape in member.shapes.items() if not name.startswith(prefix)}
-
-    shapes = head_of(expert)
-    labels = getattr(expert.config, "id2label", None)
-    for who, member in members.items():
-        own = head_of(member)
-        lacking = [name for name in own if name in member.map.missing]
-        if who == "base" and lacking and member.config.architectures != expert.config.architectures:
-            return f"the base has no {lacking[0]}"
-        if own != shapes:
-            name = next(name for name in {**shapes, **own} if own.get(name) != shapes.get(name))
-            return f"{name} differs between {expert.who} ({shapes.get(name)}) and {who} ({own.get(name)})"
-        if shapes and kind not in GENERATIVE and getattr(member.config, "id2label", None) != labels:
-            return f"the labels of {expert.who} and {who} differ"
-    return ""
-
-
-def _parameter(name: str, base: Member, role: Role, flipped: bool) -> Parameter:
-    shape = base.shapes[name]
-    dtypes = [base.checkpoint.tensors[disk].dtype for disk in base.map.disk_names(name)]
-    dtype = dtypes[0]
-    for other in dtypes[1:]:
-        dtype = torch.promote_types(dtype, other)
-    return Parameter(name, shape, math.prod(shape), dtype, role, flipped)

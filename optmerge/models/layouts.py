@@ -30,9 +30,6 @@ from optmerge.models.mapping import CheckpointMap, Piece
 from optmerge.models.roles import Part, Role, RoleKind
 from optmerge.models.ties import has_own_output
 
-# What decides, beside data.
-_CODE = ("architecture", "family", "layouts", "mapping", "roles", "ties", "tracing", "validation", "vision_tower")
-
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -66,7 +63,7 @@ def layout_key(checkpoints: Mapping[str, Checkpoint], *, heads: str) -> str | No
     if not all(isinstance(checkpoint, FolderCheckpoint) for checkpoint in checkpoints.values()):
         return None
     facts = [
-        _code(),
+        code_hash(Path(__file__).parent),
         version("transformers"),
         heads,
         [
@@ -138,9 +135,9 @@ def remember_layout(key: str | None, layout: Layout) -> None:
 
 
 @cache
-def _code() -> str:
-    here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in _CODE)).hexdigest()
+def code_hash(folder: Path) -> str:
+    """A hash of the modules in a folder: this package's decide about layouts, beside data."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()
 
 
 def _config(checkpoint: Checkpoint) -> object:

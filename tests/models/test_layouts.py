@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from optmerge.errors import ModelError
 from optmerge.models import family as family_module
+from optmerge.models import layouts
 from optmerge.models.family import Family, open_family
 from tests.tiny import save_family, save_model
 
@@ -29,7 +31,7 @@ def forbid_examining(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the layout was not remembered")
 
-    monkeypatch.setattr(family_module, "_examine", refuse)
+    monkeypatch.setattr(family_module, "examine", refuse)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "llama-tied", "mixtral", "gpt2", "vit"])
@@ -120,3 +122,14 @@ def test_a_second_merge_imports_no_transformers(tmp_path: Path) -> None:
     ]
     assert told == ["True", "False"]
     assert (tmp_path / "first/model.safetensors").read_bytes() == (tmp_path / "second/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("module", ["conversions", "examination", "tracing"])
+def test_what_a_changed_module_found_is_not_remembered(module: str, tmp_path: Path) -> None:
+    copy = tmp_path / "models"
+    shutil.copytree(Path(layouts.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    before = layouts.code_hash.__wrapped__(copy)
+    assert before == layouts.code_hash(Path(layouts.__file__).parent)
+    with (copy / f"{module}.py").open("a") as file:
+        file.write("# changed")
+    assert layouts.code_hash.__wrapped__(copy) != before
