@@ -6,6 +6,7 @@
 #   make test-postgres  two processes on one Optuna study in PostgreSQL, one of them killed (Debian's package)
 #   make test-browser   the report of the quick demo in Chromium (Debian's package), checked by axe-core (npm)
 #   make test-reproduce  the quick demo's search again from its manifest, by a wheel in a new environment (20 minutes)
+#   make test-ray     searches on a Ray cluster of two nodes, whose workers, nodes and driver are killed
 #   make test-triton  the kernels for CUDA devices, interpreted and compiled on the CPU, in an environment of its own
 #   make docs         the documentation site in build/docs, warnings being errors
 #   make example-language   real language: LoRA experts of a small instruct model, trained here and merged
@@ -22,7 +23,7 @@ BIN := $(VENV)/bin
 
 BENCHES := startup apply gradient memory merge large lora directions closed-form objectives selection time-to-quality levenberg-marquardt leaderboard static-methods idle-workers loop-cost
 
-.PHONY: help demo docs example-language test lint test-peers test-triton test-postgres test-browser test-reproduce bench bench-env $(BENCHES:%=bench-%) clean-env
+.PHONY: help demo docs example-language test lint test-peers test-triton test-postgres test-browser test-ray test-reproduce bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
 
 help:
@@ -71,6 +72,12 @@ test-postgres: $(VENV)/.installed
 	@$(BIN)/python -c 'import psycopg' 2>/dev/null || \
 	  $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[postgres]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m postgres tests/runner/test_postgres.py
+
+# A cluster of three processes on this machine; its nodes talk over the machine's own address.
+test-ray: $(VENV)/.installed
+	@$(BIN)/python -c 'import ray' 2>/dev/null || \
+	  $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest --force-enable-socket -m ray tests/ray
 
 # The page is that of the quick demo's first search; its pictures in docs/pictures are taken again.
 test-browser: $(VENV)/.installed

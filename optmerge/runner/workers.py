@@ -1,4 +1,4 @@
-"""The executor of a search's settings: this process, or several of this machine.
+"""The executor of a search's settings: this process, processes of this machine, or a Ray cluster.
 
     with closing(make_executor(evaluator, judge, config)) as executor:
         executor.use(evaluator, start)               # at the beginning of every stage
@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from optmerge.config.drivers import GRADIENT_DRIVERS
+from optmerge.errors import ConfigError
 from optmerge.records import Vector
-from optmerge.runner.crew import Crew
+from optmerge.runner.crew import Crew, Transport
 from optmerge.runner.executor import Executor, Finished, InProcess, Job
 from optmerge.runner.local_workers import LocalWorkers
+from optmerge.runner.ray_workers import RayWorkers
 from optmerge.runner.shares import (
     ShareEvaluation,
     ShareJob,
@@ -53,14 +55,47 @@ def make_executor(evaluator: Evaluator, judge: Judge, config: SearchConfig) -> S
         evaluator: Of this process.
         judge: Evaluates in this process, where that is what is asked for.
         config: The whole search, with absolute references.
+
+    Raises:
+        MissingExtraError: Ray is asked for and not installed.
+        RunError: There is no such cluster.
     """
-    problem, settings = evaluator.problem, config.executor
+    settings = config.executor
     if settings.in_process:
         return Here(judge)
+    crew = Crew(
+        make_transport(evaluator, config), workers=settings.workers, timeout=settings.timeout, retries=settings.retries
+    )
+    return Workers(crew)
+
+
+def make_transport(evaluator: Evaluator, config: SearchConfig) -> Transport:
+    """The way to the workers that the search file asks for.
+
+    Raises:
+        ConfigError: A worker is to have more than one accelerator.
+        MissingExtraError: Ray is asked for and not installed.
+        RunError: There is no such cluster, or it has no room.
+    """
+    problem, settings = evaluator.problem, config.executor
+    if settings.gpus_per_worker > 1:
+        raise ConfigError(
+            f"executor.gpus_per_worker is {settings.gpus_per_worker:g}, and a worker's model lives on one accelerator. "
+            "Set it to 1, or lower so that several workers share one on a Ray cluster."
+        )
     threads = max(1, torch.get_num_threads() // settings.workers)
+    if settings.name == "ray":
+        accelerated = problem.device.type == "cuda"
+        return RayWorkers(
+            # Ray shows a worker the accelerators that are its own, from number 0 on.
+            WorkerSpec.of(problem, config, device="cuda:0" if accelerated else str(problem.device), threads=threads),
+            workers=settings.workers,
+            address=settings.address,
+            gpus=settings.gpus_per_worker if accelerated else 0.0,
+            cpus=threads,
+        )
     devices = devices_of(problem.device, config.device, settings.workers)
-    transport = LocalWorkers([WorkerSpec.of(problem, config, device=device, threads=threads) for device in devices])
-    return Workers(Crew(transport, workers=settings.workers, timeout=settings.timeout, retries=settings.retries))
+    return LocalWorkers([WorkerSpec.of(problem, config, device=device, threads=threads) for device in devices])
 
 
 class Here(InProcess):

@@ -28,12 +28,12 @@ def test_a_feature_is_ready_or_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
     def absent(name: str) -> str:
         if name == "peft":
             raise PackageNotFoundError(name)
-        return "0.0.1" if name == "trackio" else version(name)
+        return "0.0.1" if name == "ray" else version(name)
 
     monkeypatch.setattr(doctor, "version", absent)
     features = json.loads(run("doctor", "--json").out)["features"]
     assert [name.partition(">")[0] for name in features["peft"]["missing"]] == ["peft"]
-    assert features["trackio"]["missing"], "an old version is not enough"
+    assert features["ray"]["missing"], "an old version is not enough"
     assert "pip install 'optmerge[peft]'" in run("doctor").out
     assert "dev" not in features
 

@@ -25,14 +25,21 @@ def test_a_search_runs_in_this_process_by_default() -> None:
     assert config.executor.deterministic
 
 
-@pytest.mark.parametrize("changes", [{"workers": 2}, {"timeout": 60.0}])
+@pytest.mark.parametrize("changes", [{"workers": 2}, {"name": "ray"}, {"timeout": 60.0}])
 def test_it_does_not_where_there_is_a_worker_to_end_or_to_spread_over(changes: dict[str, Any]) -> None:
     assert not ExecutorConfig.model_validate(changes).in_process
 
 
 def test_a_bare_name_is_enough() -> None:
-    config = SearchConfig.model_validate(SEARCH | {"executor": "local"})
-    assert config.executor == ExecutorConfig()
+    config = SearchConfig.model_validate(SEARCH | {"executor": "ray"})
+    assert config.executor == ExecutorConfig(name="ray")
+
+
+def test_an_address_belongs_to_a_cluster() -> None:
+    with pytest.raises(
+        ValidationError, match="address 'head:6379' is that of a Ray cluster, and the executor is local"
+    ):
+        ExecutorConfig(workers=2, address="head:6379")
 
 
 @pytest.mark.parametrize(

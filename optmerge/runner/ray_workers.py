@@ -1,0 +1,152 @@
+"""Workers on a Ray cluster: one actor for each, on whatever machine has room for it.
+
+    workers = RayWorkers(spec, workers=8, address="auto", gpus=1.0)
+    crew = Crew(workers, workers=8)
+
+Orders and replies are all that Ray carries; its object store holds no weights. A worker maps base and experts from the
+paths that the search file names and reads teacher outputs from the driver's cache folder, so these must be on storage
+that all machines have. An actor that dies, or whose machine does, is replaced by a new one wherever there is room.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+from optmerge.errors import MissingExtraError, OptmergeError, RunError
+from optmerge.runner.crew import Event, Lost, Order, Ready, Replied, Reply
+from optmerge.runner.local_workers import LAST_WORDS
+from optmerge.runner.worker import Worker, WorkerSpec, set_cache
+
+
+class RayWorker:
+    """What runs in an actor."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._worker: Worker | None = None
+
+    def open(self) -> OptmergeError | None:
+        """Open models and data; a mistake of the user's is told rather than raised, since it is no loss."""
+        logging.getLogger("optmerge").setLevel(logging.ERROR)  # what opening has to say, the driver has said
+        set_cache(self._spec)
+        try:
+            self._worker = Worker(self._spec)
+        except OptmergeError as mistake:
+            return mistake
+        return None
+
+    def answer(self, order: Order) -> Reply:
+        """Do what is asked."""
+        assert self._worker is not None, "a worker is opened first"
+        return self._worker.answer(order)
+
+
+@dataclass(frozen=True, eq=False)
+class _Actor:
+    handle: Any
+    pending: Any = None  # a reference to what it answers
+    opened: bool = False
+
+
+class RayWorkers:
+    """A transport to actors.
+
+    Args:
+        spec: Of every worker.
+        workers: How many there will be.
+        address: auto is the cluster that this machine is in, local one of this machine alone; or host:port.
+        gpus: Accelerators that each takes; 0 for the CPU.
+        cpus: CPU cores that each takes.
+    """
+
+    def __init__(self, spec: WorkerSpec, *, workers: int, address: str, gpus: float, cpus: int = 1) -> None:
+        """Join the cluster.
+
+        Raises:
+            MissingExtraError: Ray is not installed.
+            RunError: There is no such cluster, or it will never have room for one worker.
+        """
+        self._ray = ray = _import_ray()
+        self._joined = not ray.is_initialized()
+        if self._joined:
+            try:
+                own = {"include_dashboard": False} if address == "local" else {}
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **own)
+            except Exception as problem:  # Ray raises bare ones where a node does not come up
+                raise RunError(
+                    f"There is no Ray cluster at {address!r} ({_told(problem)}). Start one with "
+                    "`ray start --head`, give its host:port as executor.address, or set executor.address: local."
+                ) from None
+        room = ray.cluster_resources()
+        needed = {"CPU": float(cpus * workers), "GPU": gpus * workers}
+        lacking = [f"{need:g} {kind}" for kind, need in needed.items() if room.get(kind, 0.0) < need]
+        if lacking:
+            has = ", ".join(f"{room.get(kind, 0.0):g} {kind}" for kind in needed)
+            if self._joined:
+                ray.shutdown()
+            raise RunError(
+                f"{workers} workers take {' and '.join(lacking)}, and the Ray cluster has {has}. Start more machines, "
+                "or set executor.workers or executor.gpus_per_worker lower."
+            )
+        self._spec = replace(spec, threads=cpus)
+        self._actor = ray.remote(RayWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
+        self._actors: dict[int, _Actor] = {}
+
+    def start(self, worker: int) -> None:
+        """Ask for an actor."""
+        handle = self._actor.remote(self._spec)
+        self._actors[worker] = _Actor(handle, handle.open.remote())
+
+    def send(self, worker: int, order: Order) -> None:
+        """Send an order."""
+        actor = self._actors[worker]
+        self._actors[worker] = replace(actor, pending=actor.handle.answer.remote(order), opened=True)
+
+    def kill(self, worker: int) -> None:
+        """End an actor, whatever it does."""
+        self._ray.kill(self._actors.pop(worker).handle, no_restart=True)
+
+    def wait(self, timeout: float | None) -> Sequence[Event]:
+        """What actors have answered, or that they are lost."""
+        waiting = {actor.pending: worker for worker, actor in self._actors.items() if actor.pending is not None}
+        done, _ = self._ray.wait(list(waiting), num_returns=1, timeout=timeout)
+        return [self._event(waiting[reference], reference) for reference in done]
+
+    def close(self) -> None:
+        """End all actors, and leave the cluster if this joined it."""
+        for worker in list(self._actors):
+            self.kill(worker)
+        if self._joined and self._ray.is_initialized():
+            self._ray.shutdown()
+
+    def _event(self, worker: int, reference: Any) -> Event:
+        actor = self._actors[worker]
+        try:
+            value = self._ray.get(reference)
+        except self._ray.exceptions.RayError as problem:
+            del self._actors[worker]
+            self._ray.kill(actor.handle, no_restart=True)  # where it is only out of reach
+            return Lost(worker, f"worker {worker} was lost ({_told(problem)})")
+        self._actors[worker] = replace(actor, pending=None)
+        if actor.opened:
+            return Replied(worker, value)
+        return Ready(worker) if value is None else Lost(worker, str(value), value)
+
+
+def _told(problem: Exception) -> str:
+    """What Ray says, in a line; of an exception in a worker that exception alone, without its traceback."""
+    cause = getattr(problem, "cause", None) or problem
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:LAST_WORDS]}"
+
+
+def _import_ray() -> Any:
+    try:
+        return import_module("ray")  # with a name that type checkers need not know
+    except ModuleNotFoundError:
+        raise MissingExtraError(
+            "executor.name is ray, and Ray is not installed. Install it with: pip install 'optmerge[ray]'"
+        ) from None

@@ -1,0 +1,130 @@
+"""Searches on a real Ray cluster of two nodes with one CPU each; run by `make test-ray`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optmerge.config.schema import SearchConfig
+from optmerge.records import Trajectory
+from optmerge.runner.search import search
+from tests.runner.processes import finish_search, start_search, wait_for_records
+from tests.zoo import facts, make_zoo, zoo_settings
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.ray
+
+KILLS = 5
+CMA = {"driver": {"name": "cma", "population": 4}, "budget": {"evaluations": 60}}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without room for workers, and two nodes with room for one each."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    made.add_node(num_cpus=1)
+    made.add_node(num_cpus=1)
+    made.wait_for_nodes()
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_zoo(tmp_path_factory.mktemp("bert"), "bert")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The search in one process."""
+    root = tmp_path_factory.mktemp("one")
+    return search(SearchConfig.model_validate(zoo_settings(zoo, **CMA)), root=root).folder
+
+
+def settings_on(zoo: Path, cluster: Any) -> dict[str, Any]:
+    executor = {"name": "ray", "workers": 2, "address": cluster.address, "retries": 3}
+    return zoo_settings(zoo, **CMA, executor=executor)
+
+
+def disturbed(zoo: Path, cluster: Any, root: Path, disturb: Callable[[], None]) -> Path:
+    """The search on the cluster, which is disturbed when it has made so many records, five times."""
+    folder = root / "run"
+    process = start_search(settings_on(zoo, cluster), root)
+    for moment in random_moments(12, 60):
+        wait_for_records(folder, moment, process)
+        assert process.is_alive(), "the search ended before it could be disturbed"
+        disturb()
+    process.join()
+    assert process.exitcode == 0
+    return folder
+
+
+def random_moments(low: int, high: int) -> list[int]:
+    """Numbers of records, another choice at every call."""
+    return sorted(np.random.default_rng(int.from_bytes(os.urandom(4), "little")).integers(low, high, KILLS).tolist())
+
+
+def assert_same(folder: Path, undisturbed: Path) -> None:
+    assert facts(folder) == facts(undisturbed)
+    assert (folder / "recipe.yaml").read_text() == (undisturbed / "recipe.yaml").read_text()
+
+
+def test_two_workers_find_what_one_process_finds(zoo: Path, cluster: Any, undisturbed: Path, tmp_path: Path) -> None:
+    assert_same(search(SearchConfig.model_validate(settings_on(zoo, cluster)), root=tmp_path).folder, undisturbed)
+
+
+def test_killed_workers_are_replaced(zoo: Path, cluster: Any, undisturbed: Path, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill() -> None:
+        for process in list_worker_processes()[:1]:
+            os.kill(process, signal.SIGKILL)
+            killed.append(process)
+
+    assert_same(disturbed(zoo, cluster, tmp_path, kill), undisturbed)
+    assert len(killed) >= KILLS - 2
+
+
+def list_worker_processes() -> list[int]:
+    """Processes of actors."""
+    import psutil
+
+    found = [process.info for process in psutil.process_iter(["pid", "cmdline"])]
+    return [info["pid"] for info in found if info["cmdline"] and info["cmdline"][0].startswith("ray::RayWorker")]
+
+
+def test_lost_nodes_are_left(zoo: Path, cluster: Any, undisturbed: Path, tmp_path: Path) -> None:
+    killed: list[Any] = []
+
+    def lose() -> None:
+        node = next(iter(cluster.worker_nodes))
+        cluster.remove_node(node, allow_graceful=False)  # SIGKILL of its raylet
+        cluster.add_node(num_cpus=1)
+        killed.append(node)
+
+    assert_same(disturbed(zoo, cluster, tmp_path, lose), undisturbed)
+    assert len(killed) == KILLS
+
+
+def test_a_killed_driver_goes_on(zoo: Path, cluster: Any, undisturbed: Path, tmp_path: Path) -> None:
+    settings = settings_on(zoo, cluster)
+    killed = 0
+    for after in random_moments(1, len(Trajectory.read(undisturbed).records) - 5):
+        process = start_search(settings, tmp_path)
+        wait_for_records(tmp_path / "run", after, process)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            killed += 1
+        process.join()
+    assert killed >= KILLS - 2
+    finish_search(settings, tmp_path)
+    assert_same(tmp_path / "run", undisturbed)
