@@ -19,7 +19,8 @@ from optmerge.config.load import build_config
 from optmerge.merging.coefficients import Table
 from optmerge.records import Candidate, Evaluation, SplitName, Vector
 from optmerge.runner.evaluator import Evaluator
-from optmerge.runner.problem import absolute_references, open_problem
+from optmerge.runner.problem import open_problem
+from optmerge.runner.references import absolute_references
 from optmerge.runner.teachers import Teachers
 
 

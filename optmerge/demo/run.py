@@ -179,7 +179,7 @@ def _require_same(folder: Path, config: SearchConfig) -> None:
         RunError: They differ.
     """
     from optmerge.runner.folder import RunFolder
-    from optmerge.runner.problem import absolute_references
+    from optmerge.runner.references import absolute_references
 
     ours = absolute_references(config, folder.parent).model_dump(mode="json")
     theirs = RunFolder.open(folder).config().model_dump(mode="json")

@@ -29,7 +29,8 @@ from optmerge.runner.finished import finished_search
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.making import Maker
 from optmerge.runner.manifest import check_manifest, make_manifest
-from optmerge.runner.problem import absolute_references, open_problem
+from optmerge.runner.problem import open_problem
+from optmerge.runner.references import absolute_references
 
 FILE = "leaderboard.yaml"  # the resolved search file; a folder with search.yaml would be a run
 SUFFIX = "-baseline"  # of the folder, behind the search's own

@@ -6,7 +6,7 @@ manifest["methods"] = method_hashes(problem.directions)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +26,19 @@ def absolute_methods(config: SearchConfig, root: Path) -> SearchConfig:
         config: As the search file has it.
         root: Folder of the search file.
     """
+    return renamed_methods(config, lambda path: absolute_path(path, root))
+
+
+def renamed_methods(config: SearchConfig, own: Callable[[str], str]) -> SearchConfig:
+    """The search with other names for its users' methods; ``own`` makes them of ``FILE.py:CLASS``."""
 
     def one(entry: Any) -> Any:
         if isinstance(entry, CustomMethodConfig):
-            return entry.beside(root)
+            return entry.model_copy(update={"path": own(entry.path)})
         if isinstance(entry, OneOfConfig):
             return entry.model_copy(update={"methods": list(map(one, entry.methods))})
         if isinstance(entry, Mapping) and entry.get("name") == "custom":
-            return {**entry, "path": absolute_path(str(entry["path"]), root)}
+            return {**entry, "path": own(str(entry["path"]))}
         return entry
 
     return config.model_copy(

@@ -6,14 +6,12 @@ plan.dimension, plan.memory, plan.seconds
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from optmerge.calibration.data import Calibration
 from optmerge.config.drivers import CURVATURE_DRIVERS, GRADIENT_DRIVERS
 from optmerge.config.schema import SearchConfig
 from optmerge.drivers import check_driver
@@ -23,9 +21,8 @@ from optmerge.merging.deltas import Deltas
 from optmerge.merging.directions import known_directions
 from optmerge.merging.methods import build_method
 from optmerge.merging.recipe import Direction
-from optmerge.models.architecture import GENERATIVE
 from optmerge.models.device import pick_device, pick_dtype
-from optmerge.models.family import Family, open_family
+from optmerge.models.family import open_family
 from optmerge.objective.objective import Objective
 from optmerge.records import SplitName
 from optmerge.runner.baselines import is_baseline, parts_by_whole
@@ -33,17 +30,23 @@ from optmerge.runner.closed_form import form_count
 from optmerge.runner.geometry import check_regularisers
 from optmerge.runner.knowledge import require_cells
 from optmerge.runner.memory import MemoryPlan, plan_memory, recorded_bytes, worst_plan
-from optmerge.runner.problem import absolute_references, input_reader, load_tasks
+from optmerge.runner.plan_time import (
+    PlannedStage,
+    StageRow,
+    forward_seconds,
+    part_seconds,
+    speedup,
+    stage_rows,
+    statistics_seconds,
+)
+from optmerge.runner.problem import input_reader, load_tasks
+from optmerge.runner.references import absolute_references
 from optmerge.runner.statistics import methods_of_labels
-from optmerge.runner.statistics_cost import needs_of, statistics_passes
 from optmerge.runner.terms import untimed_notes
 from optmerge.runner.unseen import unseen_notes
-from optmerge.runner.worker import devices_of
 from optmerge.space.build import build_space
 from optmerge.space.choices import choosing
 from optmerge.space.space import SearchSpace
-
-EFFICIENCY = 0.4  # share of a plain matrix product's speed that small-batch transformers reach
 
 
 @dataclass(frozen=True)
@@ -56,17 +59,6 @@ class GroupRow:
     tensors: int
     parameters: int
     slices: int = 1
-
-
-@dataclass(frozen=True)
-class StageRow:
-    """One stage of a schedule: what it searches, its share of the evaluations, and the seconds that one takes."""
-
-    driver: str
-    granularity: str
-    dimension: int
-    evaluations: int | None
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -135,7 +127,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     absent = Deltas(family, directions, cache=None).absent()
     if alternatives is not None:
         directions = alternatives.directions
-    stages: list[_Stage] = []
+    stages: list[PlannedStage] = []
     for stage in _with_shares(config):
         space = build_space(stage.space, roles, list(lanes), untouched=absent, shapes=family.parameters, lanes=lanes)
         if alternatives is not None:
@@ -145,7 +137,7 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         objective = Objective(stage.objective, list(config.tasks), dict.fromkeys(config.tasks))
         objective.require_gradient(stage.driver.name)
         check_regularisers(objective, space)
-        stages.append(_Stage(stage, space, objective))
+        stages.append(PlannedStage(stage, space, objective))
     labelled = any(stage.objective.labelled for stage in stages)
     known = known_directions(directions, config.baselines.methods, experts)
     readers = methods_of_labels(known, experts)
@@ -167,37 +159,15 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         )
         for g in space.groups
     )
-    methods = [
-        build_method(d.config, list(family.experts))
-        for d in known
-        if d.kind == "method" and d.config and is_baseline(d, space)
-    ]
-    wholes = [parts[0].expert for parts in parts_by_whole(directions).values() if parts[0].name in space.usual]
-    by_expert = sum(map(bool, wholes))
-    baselines = 2 + len(config.experts) + (1 + by_expert) * len(config.baselines.grid)
-    baselines += (len(methods) + len(wholes) - by_expert) * len(config.baselines.method_grid)
-    if config.closed_form:
-        baselines += form_count(stages[0].config.space.granularity)
-    baselines += config.space.recipe is not None
+    baselines = _count_baselines(config, stages[0].config.space.granularity, space, known, directions)
     memory = worst_plan([plan_memory(s.config, family, known, s.space, calibration, device, dtype) for s in stages])
-    rate = _product_rate(device, dtype) * EFFICIENCY
-    forward = {split: 2.0 * _multiplied(family) * count / rate for split, count in tokens.items()}
+    forward = forward_seconds(family, tokens, device, dtype)
     sizes = [
         {task: min(size, stage.examples or size) for task, size in calibration.fit_sizes().items()}
         for stage in config.stages
     ]
-    whole = sum(calibration.fit_sizes().values())
-    rows = tuple(
-        StageRow(
-            stage.config.driver.name,
-            stage.config.space.granularity,
-            stage.space.dimension,
-            stage.config.budget.evaluations,
-            forward["fit"] * sum(seen.values()) / whole * _passes(stage, seen),
-        )
-        for stage, seen in zip(stages, sizes, strict=True)
-    )
-    at_once = _at_once(config, device)
+    rows = stage_rows(stages, sizes, whole=sum(calibration.fit_sizes().values()), forward=forward["fit"])
+    at_once = speedup(config, device)
     return Plan(
         stages=rows,
         dimension=space.dimension,
@@ -213,8 +183,8 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         if config.budget.evaluations is None
         else sum(recorded_bytes(s.config, s.space) * (s.config.budget.evaluations or 0) for s in stages),
         arithmetic=_arithmetic(memory, device),
-        seconds=_statistics_seconds(known, calibration, experts, forward)
-        | _seconds(config, stages, rows, forward, baselines, at_once),
+        seconds=statistics_seconds(known, calibration, experts, forward)
+        | part_seconds(config, stages, rows, forward, baselines, at_once),
         workers=config.executor.workers,
         per_hour=3600.0 * at_once / max(rows[-1].seconds, 1e-9),
         warnings=tuple(
@@ -235,13 +205,35 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Stage:
-    """A stage before anything is loaded; the budget of ``config`` is its share."""
+def _count_baselines(
+    config: SearchConfig,
+    granularity: str,
+    space: SearchSpace,
+    known: Sequence[Direction],
+    directions: Sequence[Direction],
+) -> int:
+    """How many recipes are scored before the search.
 
-    config: SearchConfig
-    space: SearchSpace
-    objective: Objective
+    Args:
+        config: The search.
+        granularity: The first stage's, for which the closed form is solved.
+        space: The last stage's.
+        known: The directions of the search and of whole methods that are baselines.
+        directions: Those of the search.
+    """
+    methods = [
+        build_method(d.config, list(config.experts))
+        for d in known
+        if d.kind == "method" and d.config and is_baseline(d, space)
+    ]
+    wholes = [parts[0].expert for parts in parts_by_whole(directions).values() if parts[0].name in space.usual]
+    by_expert = sum(map(bool, wholes))
+    baselines = 2 + len(config.experts) + (1 + by_expert) * len(config.baselines.grid)
+    baselines += (len(methods) + len(wholes) - by_expert) * len(config.baselines.method_grid)
+    if config.closed_form:
+        baselines += form_count(granularity)
+    baselines += config.space.recipe is not None
+    return baselines
 
 
 def _with_shares(config: SearchConfig) -> list[SearchConfig]:
@@ -250,79 +242,6 @@ def _with_shares(config: SearchConfig) -> list[SearchConfig]:
         config.at_stage(number).model_copy(update={"budget": config.budget.model_copy(update={"evaluations": share})})
         for number, share in enumerate(config.shares)
     ]
-
-
-def _multiplied(family: Family) -> int:
-    """Parameters that a token is multiplied with: embeddings are looked up, unless a language model's output is too."""
-    return sum(
-        parameter.numel
-        for parameter in family.parameters.values()
-        if parameter.role.kind != "embedding" or family.kind in GENERATIVE
-    )
-
-
-def _passes(stage: _Stage, fit_sizes: dict[str, int]) -> float:
-    """Forward passes over a stage's fit examples that one evaluation costs."""
-    driver = stage.config.driver
-    batch = getattr(driver, "batch", None)
-    share = 1.0
-    if batch is not None:
-        share = sum(min(batch, size) for size in fit_sizes.values()) / sum(fit_sizes.values())
-    passes = 1.0
-    if driver.name in GRADIENT_DRIVERS:  # a pass back costs two forward ones
-        passes += 2.0 + stage.config.checkpointing + stage.objective.two_passes
-    if driver.name in CURVATURE_DRIVERS:  # d + 1 more points are judged, and as many evaluations counted
-        passes = (passes + stage.space.dimension + 1) / (stage.space.dimension + 1)
-    return share * passes
-
-
-def _seconds(
-    config: SearchConfig,
-    stages: Sequence[_Stage],
-    rows: Sequence[StageRow],
-    forward: Mapping[SplitName, float],
-    baselines: int,
-    at_once: int,
-) -> dict[str, float]:
-    """Part of the search -> seconds, from those of one forward pass over each split."""
-    result = {
-        "teachers": sum(forward.values()),
-        "baselines": forward["fit"] + baselines * (forward["select"] + forward["report"]),
-    }
-    if config.closed_form:
-        solved = len(config.baselines.closed_form_emphasis) * len(config.baselines.closed_form_ridge)
-        solved *= form_count(rows[0].granularity)
-        result["closed form"] = forward["fit"] + solved * forward["select"]
-    total = 0.0
-    for number, (stage, row) in enumerate(zip(stages, rows, strict=True)):
-        if len(rows) == 1:
-            result["one evaluation"] = row.seconds
-        if number and stage.config.objective != stages[number - 1].config.objective:  # baselines are judged anew
-            result["teachers"] += sum(forward.values())
-            result["baselines"] += forward["fit"] + (baselines + 1) * forward["select"]
-        if row.evaluations is not None:
-            generations = row.evaluations / config.budget.select_every
-            if row.driver == "cma":
-                generations /= 12
-            elif row.driver in CURVATURE_DRIVERS:
-                generations /= row.dimension + 1
-            total += row.evaluations * row.seconds + generations * forward["select"]
-    if all(row.evaluations is not None for row in rows):
-        result["search"] = total / at_once
-    return result
-
-
-def _at_once(config: SearchConfig, device: torch.device) -> int:
-    """How many times as fast as this process alone the workers are, at best: those that share a device count once."""
-    return len(set(devices_of(device, config.device, config.executor.workers)))
-
-
-def _statistics_seconds(
-    directions: Sequence[Direction], calibration: Calibration, experts: list[str], forward: Mapping[SplitName, float]
-) -> dict[str, float]:
-    """The seconds of statistics for methods, if there are any."""
-    needs = needs_of(directions, experts)
-    return {"statistics": forward["fit"] * statistics_passes(needs, calibration, experts=len(experts))} if needs else {}
 
 
 def _arithmetic(memory: MemoryPlan, device: torch.device) -> str:
@@ -338,30 +257,6 @@ def _arithmetic(memory: MemoryPlan, device: torch.device) -> str:
         "hooks": "weight gradients are contracted one by one and dropped",
     }[memory.form]
     return f"{written}; {gathered}"
-
-
-def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Multiply-adds (counted as two operations) per second of a mid-sized matrix product on the device."""
-    side = 512 if device.type == "cpu" else 4096
-    a = torch.ones(side, side, dtype=dtype, device=device)
-    out = torch.empty_like(a)
-    torch.mm(a, a, out=out)
-    _wait(device)
-    begun, count = time.perf_counter(), 0
-    while time.perf_counter() - begun < 0.2:
-        torch.mm(a, a, out=out)
-        count += 1
-        if device.type != "cpu" and count % 16 == 0:
-            _wait(device)
-    _wait(device)
-    return 2.0 * side**3 * count / (time.perf_counter() - begun)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _warnings(config: SearchConfig, dimension: int, fit_sizes: dict[str, int]) -> list[str]:

@@ -34,7 +34,8 @@ from optmerge.runner.journal import Journal
 from optmerge.runner.knowledge import make_variables, variable_cells
 from optmerge.runner.loop import run_loop
 from optmerge.runner.manifest import check_manifest, make_manifest
-from optmerge.runner.problem import Problem, absolute_references, open_problem
+from optmerge.runner.problem import Problem, open_problem
+from optmerge.runner.references import absolute_references
 from optmerge.runner.state import StateStore
 from optmerge.runner.teachers import Teachers
 

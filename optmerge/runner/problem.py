@@ -20,7 +20,6 @@ from torch import nn
 
 from optmerge.calibration.data import Batch, Calibration, Kind, load_calibration
 from optmerge.calibration.sampling import Embedder
-from optmerge.calibration.sources import is_local
 from optmerge.config.schema import SearchConfig
 from optmerge.drivers import check_driver
 from optmerge.errors import ConfigError
@@ -36,7 +35,6 @@ from optmerge.models.checkpointing import Checkpointing
 from optmerge.models.device import pick_device, pick_dtype
 from optmerge.models.family import Family, open_family
 from optmerge.models.image_processor import ImageProcessor, image_processor_for
-from optmerge.models.reference import ModelReference
 from optmerge.models.resident import ResidentModel
 from optmerge.models.tokenizer import tokenizer_for
 from optmerge.objective.objective import Objective
@@ -50,10 +48,9 @@ from optmerge.runner.geometry import check_regularisers
 from optmerge.runner.heads import zero_shot_heads
 from optmerge.runner.knowledge import require_cells
 from optmerge.runner.memory import plan_memory, worst_plan
-from optmerge.runner.own_methods import absolute_methods
 from optmerge.runner.stages import Stage, prolonged
 from optmerge.runner.statistics import ExpertStatistics, methods_of_labels
-from optmerge.runner.terms import absolute_terms, open_terms
+from optmerge.runner.terms import open_terms
 from optmerge.runner.unseen import unseen_notes
 from optmerge.runner.warm_start import start_from
 from optmerge.space.build import build_space
@@ -205,40 +202,6 @@ def _widened(searched: Table, columns: Sequence[int], count: int) -> Table:
     table = np.zeros((len(searched), count))
     table[:, columns] = searched
     return table
-
-
-def absolute_references(config: SearchConfig, root: Path) -> SearchConfig:
-    """The config with every local path made absolute, so that its run can be resumed from anywhere."""
-
-    def model(text: str) -> str:
-        absolute: str = ModelReference.parse(text, relative_to=root).text
-        return absolute
-
-    def data(text: str) -> str:
-        return str((root / Path(text).expanduser()).resolve()) if is_local(text, relative_to=root) else text
-
-    return absolute_methods(config, root).model_copy(
-        update={
-            "base": model(config.base),
-            "space": config.space
-            if config.space.recipe is None
-            else config.space.model_copy(
-                update={"start": str((root / Path(config.space.recipe).expanduser()).resolve())}
-            ),
-            "text_model": config.text_model if config.text_model == "base" else model(config.text_model),
-            "experts": {name: model(reference) for name, reference in config.experts.items()},
-            "objective": absolute_terms(config.objective, root),
-            "schedule": None
-            if config.schedule is None
-            else [
-                stage
-                if stage.objective is None
-                else stage.model_copy(update={"objective": absolute_terms(stage.objective, root)})
-                for stage in config.schedule
-            ],
-            "tasks": {name: spec.model_copy(update={"data": data(spec.data)}) for name, spec in config.tasks.items()},
-        }
-    )
 
 
 def open_problem(

@@ -21,7 +21,8 @@ from optmerge.runner.folder import RunFolder
 from optmerge.runner.journal import Journal
 from optmerge.runner.manifest import check_manifest, make_manifest
 from optmerge.runner.packing import check_packing
-from optmerge.runner.problem import Problem, absolute_references, open_problem
+from optmerge.runner.problem import Problem, open_problem
+from optmerge.runner.references import absolute_references
 from optmerge.runner.reproduce import outcome_of
 from optmerge.runner.session import Session, Stop
 from optmerge.runner.shared_study import check_study

@@ -7,7 +7,7 @@ manifest["terms"] = term_hashes(config.objective, objective)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,16 +31,29 @@ def absolute_terms(config: ObjectiveConfig, root: Path) -> ObjectiveConfig:
         config: As the search file has it.
         root: Folder of the search file.
     """
+    return renamed_terms(
+        config,
+        own=lambda path: absolute_path(path, root),
+        file=lambda path: str((root / Path(path).expanduser()).resolve()),
+    )
 
-    def absolute(path: str) -> str:
-        return str((root / Path(path).expanduser()).resolve())
+
+def renamed_terms(config: ObjectiveConfig, *, own: Callable[[str], str], file: Callable[[str], str]) -> ObjectiveConfig:
+    """The objective with other names for the files of its terms.
+
+    Args:
+        config: Any.
+        own: Makes them of a user's ``FILE.py:CLASS``.
+        file: Makes them of lm-eval's task files.
+    """
 
     def one(term: TermConfig) -> TermConfig:
         if isinstance(term, CustomConfig):
-            return term.model_copy(update={"path": absolute_path(term.path, root)})
+            return term.model_copy(update={"path": own(term.path)})
         if isinstance(term, LmEvalConfig):
-            tasks = [absolute(task) if is_task_file(task) else task for task in term.tasks]
-            return term.model_copy(update={"tasks": tasks})
+            return term.model_copy(
+                update={"tasks": [file(task) if is_task_file(task) else task for task in term.tasks]}
+            )
         return term
 
     changes: dict[str, Any] = {"terms": [one(term) for term in config.terms]}

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from optmerge.config.load import build_config
 from optmerge.merging.engine import one_hot
-from optmerge.runner.problem import Problem, absolute_references, open_problem
+from optmerge.runner.problem import Problem, open_problem
+from optmerge.runner.references import absolute_references
 from tests.image_zoo import CLASSES, image_settings
 from tests.peers.conftest import FUSIONBENCH, Peer
 from tests.tiny import KINDS, add_noise, make_model, pictures, save

@@ -18,7 +18,8 @@ from optmerge.merging.recipe import Recipe
 from optmerge.models.cache import cache_dir
 from optmerge.records import Trajectory
 from optmerge.runner.plan import make_plan
-from optmerge.runner.problem import Problem, absolute_references, open_problem
+from optmerge.runner.problem import Problem, open_problem
+from optmerge.runner.references import absolute_references
 from optmerge.runner.search import Run, search
 from tests.image_zoo import image_settings, make_image_zoo
 

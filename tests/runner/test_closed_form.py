@@ -16,7 +16,8 @@ from optmerge.records import Trajectory
 from optmerge.runner.baselines import representable
 from optmerge.runner.closed_form import make_closed_forms, tensor_products
 from optmerge.runner.plan import make_plan
-from optmerge.runner.problem import Problem, absolute_references, open_problem
+from optmerge.runner.problem import Problem, open_problem
+from optmerge.runner.references import absolute_references
 from optmerge.runner.search import resume, search
 from tests.zoo import facts
 

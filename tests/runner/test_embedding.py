@@ -15,7 +15,8 @@ from optmerge.config.load import build_config
 from optmerge.errors import ModelError
 from optmerge.records import SplitName
 from optmerge.runner.embedding import BaseEmbedder
-from optmerge.runner.problem import absolute_references, open_problem
+from optmerge.runner.problem import open_problem
+from optmerge.runner.references import absolute_references
 from optmerge.runner.search import search
 from tests.image_zoo import image_settings, make_image_zoo
 from tests.zoo import facts, make_zoo, zoo_settings

@@ -14,7 +14,8 @@ from optmerge.errors import ConfigError, RunInterrupted
 from optmerge.models.cache import cache_dir
 from optmerge.runner.evaluator import Evaluator
 from optmerge.runner.fisher import SLICES, fisher_profile
-from optmerge.runner.problem import Problem, absolute_references, open_problem
+from optmerge.runner.problem import Problem, open_problem
+from optmerge.runner.references import absolute_references
 from optmerge.runner.search import resume, search
 from optmerge.runner.teachers import Teachers
 from tests.zoo import facts

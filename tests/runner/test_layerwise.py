@@ -22,7 +22,8 @@ from optmerge.merging.methods.gram_solve import gram_mean
 from optmerge.merging.recipe import Recipe
 from optmerge.models.roles import Role
 from optmerge.runner.layerwise import LayerwiseMerge
-from optmerge.runner.problem import Problem, absolute_references, open_problem
+from optmerge.runner.problem import Problem, open_problem
+from optmerge.runner.references import absolute_references
 from optmerge.runner.search import search
 from optmerge.runner.statistics_cost import layer_inputs_bytes, needs_of, statistics_bytes, statistics_passes
 from tests.image_zoo import image_settings, make_image_zoo

@@ -22,7 +22,8 @@ from optmerge.records import Trajectory
 from optmerge.runner.evaluator import Evaluator
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.plan import make_plan
-from optmerge.runner.problem import absolute_references, open_problem
+from optmerge.runner.problem import open_problem
+from optmerge.runner.references import absolute_references
 from optmerge.runner.search import Run, resume, search
 from optmerge.runner.teachers import Teachers
 from tests.merging.methods.test_own import GUIDE, HEAD, LARGEST, guide_example

@@ -19,7 +19,8 @@ from optmerge.errors import ConfigError
 from optmerge.objective import Entropy, Outputs
 from optmerge.runner.evaluator import Evaluator
 from optmerge.runner.packing import check_packing
-from optmerge.runner.problem import Problem, absolute_references, open_problem
+from optmerge.runner.problem import Problem, open_problem
+from optmerge.runner.references import absolute_references
 from optmerge.runner.teachers import Teachers
 from tests.zoo import make_zoo, zoo_settings
 

@@ -20,7 +20,8 @@ from optmerge.runner import search as search_module
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.manifest import make_manifest
 from optmerge.runner.plan import Plan, make_plan
-from optmerge.runner.problem import absolute_references, open_problem
+from optmerge.runner.problem import open_problem
+from optmerge.runner.references import absolute_references
 from optmerge.runner.search import resume, search
 
 Settings = Callable[..., dict[str, Any]]

@@ -15,7 +15,8 @@ from optmerge.config.schema import SearchConfig
 from optmerge.errors import RunInterrupted
 from optmerge.merging.recipe import Recipe
 from optmerge.records import Record, Trajectory
-from optmerge.runner.problem import absolute_references, open_problem
+from optmerge.runner.problem import open_problem
+from optmerge.runner.references import absolute_references
 from optmerge.runner.search import Run, resume, search
 from optmerge.runner.stages import open_stage, prolonged
 from optmerge.tracking.report import write_report

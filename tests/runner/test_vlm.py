@@ -15,7 +15,8 @@ import optmerge
 from optmerge.config.load import build_config
 from optmerge.records import Trajectory
 from optmerge.runner.plan import make_plan
-from optmerge.runner.problem import absolute_references, open_problem
+from optmerge.runner.problem import open_problem
+from optmerge.runner.references import absolute_references
 from optmerge.runner.search import search
 from optmerge.tracking.report import render_report
 from optmerge.tracking.view import RunView

@@ -21,7 +21,8 @@ from optmerge.importers.mergekit import recipe_from_mergekit
 from optmerge.merging.slices import Chunks, Columns
 from optmerge.records import Trajectory
 from optmerge.runner.plan import make_plan
-from optmerge.runner.problem import Problem, absolute_references, open_problem
+from optmerge.runner.problem import Problem, open_problem
+from optmerge.runner.references import absolute_references
 from optmerge.runner.search import resume, search
 from optmerge.runner.warm_start import _by_other_slices
 from tests.zoo import facts
