@@ -13,8 +13,7 @@ import pytest
 from optmerge.config.load import build_config
 from optmerge.merging.placement import Placement
 from optmerge.models.family import Family
-from optmerge.runner import memory, simulation
-from optmerge.runner import plan as plan_module
+from optmerge.runner import memory, plan_time, simulation
 from optmerge.runner import problem as problem_module
 from optmerge.runner import search as search_module
 from optmerge.runner.folder import RunFolder
@@ -73,7 +72,7 @@ def test_warnings(settings: Settings, tmp_path: Path, changes: dict[str, Any], w
 
 def test_workers_that_share_a_device_are_no_faster_than_one(settings: Settings, tmp_path: Path) -> None:
     def evaluations(executor: dict[str, Any], patch: pytest.MonkeyPatch) -> float:
-        patch.setattr(plan_module, "_product_rate", lambda device, dtype: 1e12)
+        patch.setattr(plan_time, "_product_rate", lambda device, dtype: 1e12)
         made = plan(settings(executor=executor), tmp_path)
         assert made.workers == executor["workers"]
         return made.per_hour
@@ -83,7 +82,7 @@ def test_workers_that_share_a_device_are_no_faster_than_one(settings: Settings, 
         assert one > 0
         assert evaluations({"workers": 4}, patch) == one
         patch.setattr(
-            plan_module, "devices_of", lambda device, configured, workers: [f"cuda:{n}" for n in range(workers)]
+            plan_time, "devices_of", lambda device, configured, workers: [f"cuda:{n}" for n in range(workers)]
         )
         assert evaluations({"workers": 4}, patch) == pytest.approx(4 * one)
 
@@ -179,7 +178,7 @@ def test_resume_opens_what_the_manifest_says(
 def test_the_time_of_an_evaluation_counts_its_passes(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], passes: int
 ) -> None:
-    monkeypatch.setattr(plan_module, "_product_rate", lambda *_: 1e9)
+    monkeypatch.setattr(plan_time, "_product_rate", lambda *_: 1e9)
     forward = plan(settings(driver={"name": "optuna"}), tmp_path).seconds["one evaluation"]
     assert plan(settings(**changes), tmp_path).seconds["one evaluation"] == pytest.approx(passes * forward)
 
@@ -187,7 +186,7 @@ def test_the_time_of_an_evaluation_counts_its_passes(
 def test_a_step_with_curvature_is_shared_out_over_the_evaluations_that_it_counts(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_module, "_product_rate", lambda *_: 1e9)
+    monkeypatch.setattr(plan_time, "_product_rate", lambda *_: 1e9)
     forward = plan(settings(driver="cma"), tmp_path).seconds["one evaluation"]
     made = plan(settings(driver="levenberg-marquardt", budget={"evaluations": 20}), tmp_path)
     d = made.dimension
