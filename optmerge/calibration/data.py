@@ -25,7 +25,7 @@ from optmerge.calibration.sampling import Embedder, choose
 from optmerge.calibration.sources import read_rows
 from optmerge.calibration.splits import allocate, content_key, split_sizes
 from optmerge.config.sampling import DiverseConfig
-from optmerge.config.schema import SplitsConfig, TaskConfig
+from optmerge.config.tasks import SplitsConfig, TaskConfig
 from optmerge.errors import ConfigError, DataError, did_you_mean
 from optmerge.models.architecture import Kind
 from optmerge.models.image_processor import ImageProcessor

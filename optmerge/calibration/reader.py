@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from optmerge.calibration.batches import Examples
-from optmerge.config.schema import TaskConfig
+from optmerge.config.tasks import TaskConfig
 from optmerge.errors import ConfigError, DataError
 from optmerge.models.architecture import Kind
 from optmerge.models.image_processor import ImageProcessor

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from optmerge.config.schema import SplitsConfig
+from optmerge.config.tasks import SplitsConfig
 from optmerge.records import SplitName
 
 ORDER: tuple[SplitName, ...] = ("report", "select", "fit")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from optmerge.config.schema import TemplateConfig
+from optmerge.config.tasks import TemplateConfig
 from optmerge.errors import ConfigError
 
 

@@ -18,11 +18,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from optmerge.config.agreement import name_problems
 from optmerge.config.alternatives import custom_grids
 from optmerge.config.messages import explain, shown
 from optmerge.config.overrides import apply_override, parse_override
 from optmerge.config.reading import read_yaml
-from optmerge.config.schema import VERSION, SearchConfig, name_problems
+from optmerge.config.schema import VERSION, SearchConfig
 from optmerge.errors import ConfigError, near_matches
 from optmerge.presets import PresetKind, find_preset
 

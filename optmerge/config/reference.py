@@ -25,18 +25,11 @@ from optmerge.config.methods import METHOD_CONFIGS
 from optmerge.config.methods.own import CustomMethodConfig
 from optmerge.config.objectives import AGGREGATE_CONFIGS, TERM_CONFIGS, CustomConfig, ObjectiveConfig
 from optmerge.config.sampling import SAMPLING_CONFIGS
-from optmerge.config.schema import (
-    BaselinesConfig,
-    BudgetConfig,
-    SearchConfig,
-    SplitsConfig,
-    TaskConfig,
-    TemplateConfig,
-    TrackingConfig,
-)
+from optmerge.config.schema import BaselinesConfig, BudgetConfig, SearchConfig, TrackingConfig
 from optmerge.config.spaces import ChunksConfig, RuleConfig, SpaceConfig
 from optmerge.config.spectral import DIRECTION_CONFIGS
 from optmerge.config.stages import StageConfig
+from optmerge.config.tasks import SplitsConfig, TaskConfig, TemplateConfig
 
 OPENING = """\
 # The search file

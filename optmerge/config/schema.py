@@ -2,132 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
 
+from optmerge.config.agreement import name_problems
 from optmerge.config.alarms import AlarmsConfig
 from optmerge.config.alternatives import (
     IN_PARTS,
     Alternative,
     Entries,
     OneOfConfig,
-    alternative_problems,
     choice_of_parts,
-    one_of,
     read_alternatives,
 )
 from optmerge.config.amounts import amount_bytes
 from optmerge.config.base import Strict, named
 from optmerge.config.drivers import AdamConfig, DriverConfig
 from optmerge.config.executor import ExecutorConfig
-from optmerge.config.methods import METHOD_CONFIGS, STATISTICS_METHODS, MethodConfig, TaskArithmeticConfig
+from optmerge.config.methods import MethodConfig, TaskArithmeticConfig
 from optmerge.config.objectives import ObjectiveConfig
-from optmerge.config.sampling import RandomConfig, SamplingConfig
 from optmerge.config.spaces import SpaceConfig
 from optmerge.config.spectral import DirectionConfig
-from optmerge.config.stages import EVALUATIONS, StageConfig, stage_problems
-from optmerge.errors import did_you_mean
+from optmerge.config.stages import EVALUATIONS, StageConfig
+from optmerge.config.tasks import SplitsConfig, TaskConfig
 
 VERSION = 1  # of the search file's format
-
-
-def _as_text(value: object) -> object:
-    """Label values are compared as text, however the file has them (``0``, ``true``, ``spam``)."""
-    return {str(key): index for key, index in value.items()} if isinstance(value, Mapping) else value
-
-
-def _with_place(template: str) -> str:
-    if "{}" not in template:
-        raise ValueError(f"{template!r} has no {{}}, where the name of a class goes")
-    return template
-
-
-class TemplateConfig(Strict):
-    """How a row becomes a language-model example; ``{column}`` is replaced by the row's value."""
-
-    prompt: str = Field("", description="context that is not scored; a sequence-to-sequence model's input")
-    completion: str = Field("{text}", description="text whose tokens are scored")
-    chat: bool = Field(
-        False, description="the prompt is a user's turn and the completion the answer, in the tokenizer's chat template"
-    )
-
-
-class TaskConfig(Strict):
-    """One task's calibration data and the expert that knows it."""
-
-    expert: str = Field(description="name of the expert whose behaviour the merge should keep on this data")
-    data: str = Field(
-        description="jsonl, json, csv, parquet or text file, a folder of images (with a sub-folder per class), or a "
-        "hub data set id[:split]"
-    )
-    text: str = Field("text", description="column with the input")
-    image: str = Field(
-        "image", description="column with the image, for models of images: a path, the bytes of a file, or an array"
-    )
-    text_pair: str | None = Field(None, description="column with the second input of a pair")
-    label: str | None = Field(
-        None, description="column with the label; read for the report, and by labelled objectives only"
-    )
-    labels: Annotated[dict[str, int] | None, BeforeValidator(_as_text)] = Field(
-        None, description="label value -> index in the expert's head; null = the head's own"
-    )
-    classes: list[str] | dict[str, str] | None = Field(
-        None,
-        description="with zero-shot heads, the names of the classes in the order of their labels, or label value -> "
-        "name; null = the data set's own",
-    )
-    templates: list[Annotated[str, AfterValidator(_with_place)]] = Field(
-        ["a photo of a {}."],
-        min_length=1,
-        description="with zero-shot heads, texts in which {} stands for a class's name; a class is the mean over them",
-    )
-    template: TemplateConfig | Literal["chat"] | None = Field(
-        None,
-        description="prompt and completion, for language models; chat: conversations in the tokenizer's chat template, "
-        "of which the assistant's turns are scored",
-    )
-    messages: str = Field(
-        "messages", description="with `template: chat`, column with lists of {role: ..., content: ...}"
-    )
-    max_tokens: int = Field(128, ge=2, description="inputs are cut to this many tokens")
-    sampling: Annotated[SamplingConfig, BeforeValidator(named)] = Field(
-        RandomConfig(), description="how fit and select examples are drawn: a name, or a mapping with a name"
-    )
-    stride: int | None = Field(
-        None,
-        ge=1,
-        description="long texts become windows of max_tokens that start every so many tokens, instead of being cut; "
-        "each token is scored once, and no text is in two splits (causal language models)",
-    )
-    pack: bool = Field(
-        False,
-        description="put short examples into common rows of max_tokens; none sees another, so values are the same "
-        "(causal language models)",
-    )
-
-
-def _sensible_size(size: int | float) -> int | float:
-    if size <= 0 or (size >= 1 and size != int(size)):
-        raise ValueError(f"{size} is no size; give a count (1, 2, ...) or a share between 0 and 1")
-    return size
-
-
-Size = Annotated[int | float, AfterValidator(_sensible_size)]
-
-
-class SplitsConfig(Strict):
-    """How many examples of each task go where: counts, or shares of the data."""
-
-    fit: Size = Field(180, description="what the driver is told about")
-    select: Size = Field(60, description="what decides which iterate is best")
-    report: Size = Field(500, description="what the tables show; never steers anything")
-    transductive: bool = Field(
-        False,
-        description="report holds the inputs of fit and select instead of its own, as in test-time adaptation; said in "
-        "every result",
-    )
 
 
 class BudgetConfig(Strict):
@@ -373,72 +273,3 @@ class SearchConfig(Strict):
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-
-def name_problems(data: Mapping[str, Any]) -> list[str]:
-    """What disagrees between the parts of a search: names that one part uses and another does not have.
-
-    Args:
-        data: A search as plain data, presets resolved; parts that are malformed are passed over.
-    """
-    experts, tasks = _mapping(data.get("experts")), _mapping(data.get("tasks"))
-    names = [str(name) for name in experts]
-    listed = ", ".join(names)
-    problems = []
-    for task, spec in tasks.items():
-        expert = _mapping(spec).get("expert")
-        if isinstance(expert, str) and experts and expert not in experts:
-            near = did_you_mean(expert, names)
-            problems.append(f"tasks.{task}.expert is {expert!r}; expected one of the experts ({listed}).{near}")
-    if "base" in experts:
-        problems.append("experts.base: the name 'base' stands for the base model; give the expert another one.")
-    tokenizer = data.get("tokenizer", "base")
-    if isinstance(tokenizer, str) and tokenizer not in ("base", *experts) and experts:
-        near = did_you_mean(tokenizer, ["base", *names])
-        problems.append(f"tokenizer is {tokenizer!r}; expected 'base' or an expert's name ({listed}).{near}")
-    problems += _method_problems(data, names)
-    problems += stage_problems(data)
-    problems += alternative_problems(data)
-    return problems
-
-
-def _method_problems(data: Mapping[str, Any], experts: list[str]) -> list[str]:
-    """What whole methods need of the experts and tasks, and do not find."""
-    problems = []
-    taught = {_mapping(spec).get("expert") for spec in _mapping(data.get("tasks")).values()}
-    idle = [expert for expert in experts if expert not in taught]
-    start = _mapping(data.get("space")).get("start")
-    if idle and (_mapping(data.get("baselines")).get("closed_form") is True or start == "closed-form"):
-        problems.append(
-            f"{'space.start' if start == 'closed-form' else 'baselines'}: the closed form needs inputs of every "
-            f"expert, and no task has the expert {' or '.join(idle)}. Add one (tasks.{idle[0]}: {{expert: {idle[0]}, "
-            "data: ...}), or start elsewhere and set baselines.closed_form to false."
-        )
-    for where, entries in (
-        ("method", [data.get("method")]),
-        ("directions", data.get("directions")),
-        ("directions: one-of", _mapping(one_of(data)).get("methods")),
-        ("methods", data.get("methods")),
-        ("baselines.methods", _mapping(data.get("baselines")).get("methods")),
-    ):
-        if not isinstance(entries, list):
-            continue
-        for entry in entries:
-            name = entry if isinstance(entry, str) else _mapping(entry).get("name")
-            if name in STATISTICS_METHODS and idle:
-                wanted = "labelled examples" if METHOD_CONFIGS[name].facts.labels else "inputs"
-                problems.append(
-                    f"{where}: {name} needs {wanted} of every expert, and no task has the expert {' or '.join(idle)}. "
-                    f"Add one (tasks.{idle[0]}: {{expert: {idle[0]}, data: ...}}), or take {name} out."
-                )
-            for expert in _mapping(_mapping(entry).get("weights")):
-                if expert not in experts:
-                    near = did_you_mean(str(expert), experts)
-                    problems.append(
-                        f"{where}: {name} has a weight for {expert!r}; expected the experts {', '.join(experts)}.{near}"
-                    )
-    return problems
-
-
-def _mapping(value: object) -> Mapping[Any, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import BertConfig, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from optmerge.calibration import Calibration, load_calibration
-from optmerge.config.schema import SplitsConfig, TaskConfig
+from optmerge.config.tasks import SplitsConfig, TaskConfig
 
 WORDS = ["good", "bad", "film", "fine", "plot", "poor", "cast", "slow", "fast", "very", *(f"n{i}" for i in range(100))]
 Loader = Callable[..., Calibration]

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from optmerge.calibration.chat import ChatTemplate, Conversation, conversation
 from optmerge.calibration.encode import EncodedText
-from optmerge.config.schema import SplitsConfig, TemplateConfig
+from optmerge.config.tasks import SplitsConfig, TemplateConfig
 from optmerge.errors import ConfigError, DataError
 
 from .conftest import Loader, write_lines

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from optmerge.calibration import Calibration
 from optmerge.calibration.splits import content_key
-from optmerge.config.schema import SplitsConfig, TemplateConfig
+from optmerge.config.tasks import SplitsConfig, TemplateConfig
 from optmerge.errors import ConfigError, DataError
 from optmerge.records import SplitName
 

@@ -13,7 +13,7 @@ from transformers import BartConfig, PreTrainedTokenizerBase, T5Config
 
 from optmerge.calibration import load_calibration
 from optmerge.calibration.batches import Batch
-from optmerge.config.schema import SplitsConfig, TaskConfig, TemplateConfig
+from optmerge.config.tasks import SplitsConfig, TaskConfig, TemplateConfig
 from optmerge.errors import ConfigError, DataError
 from optmerge.records import SplitName
 from tests.tiny import tiny_tokenizer

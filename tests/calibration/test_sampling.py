@@ -12,7 +12,7 @@ from torch import Tensor
 from optmerge.calibration.batches import Split
 from optmerge.calibration.sampling import choose
 from optmerge.config.sampling import DiverseConfig
-from optmerge.config.schema import SplitsConfig
+from optmerge.config.tasks import SplitsConfig
 from optmerge.errors import ConfigError, DataError
 from optmerge.records import SplitName
 

@@ -11,8 +11,9 @@ import pytest
 import optmerge
 from optmerge.config.load import build_config
 from optmerge.config.reading import read_yaml
-from optmerge.config.schema import SearchConfig, TaskConfig
+from optmerge.config.schema import SearchConfig
 from optmerge.config.spaces import SpaceConfig
+from optmerge.config.tasks import TaskConfig
 from tests.cli.conftest import Run
 from tests.docs.pages import Block, pages, read_page
 from tests.docs.world import CHANGES, MODELS, ZOO, World, readme_search_file

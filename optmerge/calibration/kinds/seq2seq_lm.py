@@ -20,7 +20,7 @@ from optmerge.calibration.reader import Reader, Task, as_text
 from optmerge.calibration.splits import content_key
 from optmerge.calibration.template import PromptTemplate
 from optmerge.calibration.tokens import Tokens
-from optmerge.config.schema import TemplateConfig
+from optmerge.config.tasks import TemplateConfig
 from optmerge.errors import ConfigError
 from optmerge.models.architecture import Kind
 

@@ -13,7 +13,7 @@ from optmerge.calibration.images import class_folders
 from optmerge.calibration.kinds.image_classification import ImageReader
 from optmerge.calibration.labels import HeadLabels
 from optmerge.calibration.reader import Task
-from optmerge.config.schema import TaskConfig
+from optmerge.config.tasks import TaskConfig
 from optmerge.errors import ConfigError
 from optmerge.models.architecture import Kind
 
