@@ -4,7 +4,7 @@
     second.configs[(2,)].density          # 0.4
 
 A setting that has a list is searched over its values: numbers in their order, anything else as names without one. The
-word ``searched`` stands for the list that the method declares for the setting (`grid_of`).
+word ``searched`` stands for the list that the method declares for the setting (`optmerge.config.grids`).
 
 A choice is among parts of methods (``methods`` in the place of ``method``: each expert keeps its own coefficients) or
 among whole methods (``{name: one-of, methods: [...]}`` among the directions: one coefficient for what is chosen).
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +22,17 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from optmerge.config.base import Strict, named
+from optmerge.config.grids import SEARCHED, spelled_out, stated_grid, with_grids
 from optmerge.config.methods import (
     LINEAR_METHODS,
     METHOD_CONFIGS,
     MethodConfig,
     MethodSettings,
-    Searched,
 )
 from optmerge.config.methods.own import CustomMethodConfig, declared, title
 from optmerge.errors import ConfigError, did_you_mean
 
 MOST = 64  # settings of all methods together; each one's deltas are made before the search, and kept in files
-POINTS = 5  # values of a setting that is searched, where neither the search file nor a paper lists any
-SEARCHED = "searched"
 CHOICE = "one-of"
 CHOOSABLE = (*METHOD_CONFIGS, "custom")
 IN_PARTS = (*LINEAR_METHODS, "custom")
@@ -92,26 +89,6 @@ class Alternative:
         return f"{owner}.{varied.key}"
 
 
-def grid_of(how: Searched, *, whole_numbers: bool = False) -> list[float]:
-    """The values that ``searched`` stands for: the paper's grid, or `POINTS` over the declared range.
-
-    Args:
-        how: What the method declares.
-        whole_numbers: Whether the setting takes no others.
-
-    >>> grid_of(Searched(0.1, 1.0))
-    [0.1, 0.325, 0.55, 0.775, 1.0]
-    >>> grid_of(Searched(1.0, 10000.0, log=True), whole_numbers=True)
-    [1, 10, 100, 1000, 10000]
-    """
-    values = list(how.grid)
-    if not values:
-        low, high = (math.log(how.low), math.log(how.high)) if how.log else (how.low, how.high)
-        steps = [low + (high - low) * step / (POINTS - 1) for step in range(POINTS)]
-        values = [float(f"{math.exp(step) if how.log else step:.6g}") for step in steps]
-    return sorted({round(value) if whole_numbers else value for value in values})
-
-
 def read_alternative(entry: Mapping[str, Any], *, whole: bool = False) -> Alternative:
     """An entry of a choice.
 
@@ -134,7 +111,7 @@ def read_alternative(entry: Mapping[str, Any], *, whole: bool = False) -> Altern
     if method == "custom":
         return _custom_alternative(entry, whole=whole)
     model = METHOD_CONFIGS[method]
-    lists = {key: value for key, value in _with_grids(entry, model).items() if isinstance(value, list)}
+    lists = {key: value for key, value in with_grids(entry, model).items() if isinstance(value, list)}
     lists = {key: value for key, value in lists.items() if not _takes_lists(model, key)}
     defaults = {key: field.default for key, field in model.model_fields.items()}
     varied = tuple(_varied(f"{method}.{key}", key, values, defaults.get(key)) for key, values in lists.items())
@@ -163,18 +140,6 @@ def read_alternatives(entries: Sequence[Mapping[str, Any]], *, whole: bool = Fal
             f"the search; expected at most {MOST}. List fewer values"
         )
     return found
-
-
-def spelled_out(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries of a choice with lists in the place of ``searched``.
-
-    Raises:
-        ValueError: A setting does not say how it is searched.
-    """
-    return [
-        _with_grids(entry, METHOD_CONFIGS[entry["name"]]) if entry.get("name") in METHOD_CONFIGS else entry
-        for entry in entries
-    ]
 
 
 def _choice_of_wholes(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -226,7 +191,7 @@ def custom_grids(data: Mapping[str, Any], root: Path) -> dict[str, Any]:
         known = declared(str(entry.get("path")), root)
         try:
             found = {
-                key: _grid(f"{entry['path']}: {key}", known, key) if value == SEARCHED else value
+                key: stated_grid(f"{entry['path']}: {key}", known, key) if value == SEARCHED else value
                 for key, value in settings.items()
             }
         except ValueError as problem:
@@ -319,31 +284,6 @@ def _validated(model: type[MethodSettings], settings: Mapping[str, Any]) -> Meth
         first = problem.errors()[0]
         name = model.method_name()
         raise ValueError(f"{'.'.join([name, *map(str, first['loc'])])}: {first['msg']}") from None
-
-
-def _with_grids(entry: Mapping[str, Any], model: type[MethodSettings]) -> dict[str, Any]:
-    tuned = model.tuned()
-    return {
-        key: _grid(f"{model.method_name()}.{key}", tuned, key, whole_numbers=takes_whole_numbers(model, key))
-        if value == SEARCHED
-        else value
-        for key, value in entry.items()
-    }
-
-
-def _grid(where: str, tuned: Mapping[str, Searched], key: str, *, whole_numbers: bool = False) -> list[float]:
-    if key not in tuned:
-        known = f"those that do: {', '.join(tuned)}" if tuned else "none of its settings does"
-        raise ValueError(
-            f"{where} is {SEARCHED}, and it does not say over which values ({known}); list them: {key}: [...]"
-        )
-    return grid_of(tuned[key], whole_numbers=whole_numbers)
-
-
-def takes_whole_numbers(model: type[MethodSettings], key: str) -> bool:
-    """Whether a setting of a method is a whole number."""
-    annotation = model.model_fields[key].annotation
-    return annotation in (int, int | None)
 
 
 def _takes_lists(model: type[MethodSettings], key: str) -> bool:

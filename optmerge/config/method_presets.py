@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 
 from optmerge.atomic import atomic_write
-from optmerge.config.alternatives import CHOICE, SEARCHED, grid_of, takes_whole_numbers
+from optmerge.config.alternatives import CHOICE
+from optmerge.config.grids import SEARCHED, grid_of, takes_whole_numbers
 from optmerge.config.methods import METHOD_CONFIGS
 from optmerge.config.methods.base import MethodSettings
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from optmerge.config.alternatives import CHOICE, MOST, grid_of, read_alternative, read_alternatives
+from optmerge.config.alternatives import CHOICE, MOST, read_alternative, read_alternatives
 from optmerge.config.drivers import DRIVER_CONFIGS, GRADIENT_DRIVERS, NO_GRADIENT_DRIVERS
 from optmerge.config.load import build_config, dump_config, load_config
-from optmerge.config.methods import LINEAR_METHODS, METHOD_CONFIGS, Searched
+from optmerge.config.methods import LINEAR_METHODS, METHOD_CONFIGS
 from optmerge.config.schema import SearchConfig
 from optmerge.errors import ConfigError
 
@@ -66,19 +66,6 @@ def test_the_file_that_is_kept_has_lists(tmp_path: Path) -> None:
     assert [found.name for found in config.alternatives] == ["iso-c", "ties"]
     assert all(found.whole for found in config.alternatives)
     assert config.alternatives[1].varied[0].values == (0.05, 0.1, 0.2, 0.3, 0.4)
-
-
-@pytest.mark.parametrize(
-    ("how", "options", "values"),
-    [
-        (Searched(0.0, 1.0), {}, [0.0, 0.25, 0.5, 0.75, 1.0]),
-        (Searched(0.01, 100.0, log=True), {}, [0.01, 0.1, 1.0, 10.0, 100.0]),
-        (Searched(0.0, 1.0, grid=(0.9, 0.1, 0.5)), {}, [0.1, 0.5, 0.9]),
-        (Searched(1, 4), {"whole_numbers": True}, [1, 2, 3, 4]),
-    ],
-)
-def test_what_searched_stands_for(how: Searched, options: dict[str, Any], values: list[float]) -> None:
-    assert grid_of(how, **options) == values
 
 
 def test_weights_of_a_whole_method_are_its_own() -> None:
