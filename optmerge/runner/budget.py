@@ -111,6 +111,22 @@ def spend(progress: Progress, candidate: Candidate, whole: int) -> None:
     progress.stage_evaluations += evaluations
 
 
+def note_select(progress: Progress, record: int, value: float | None, *, attempt: bool) -> None:
+    """Count a select score, and note whether it is the best.
+
+    Args:
+        progress: Is changed.
+        record: Which record has the score.
+        value: None where it does not compete: the evaluation failed, or the iterate has collapsed.
+        attempt: Whether it was one to be better, which patience counts.
+    """
+    progress.stale += attempt
+    progress.stage_stale += attempt
+    if value is not None and (progress.best is None or value < progress.best):
+        progress.best, progress.best_record = value, record
+        progress.stale = progress.stage_stale = 0
+
+
 def exhausted(budget: BudgetConfig, progress: Progress) -> str | None:
     """The reason to stop now, or None."""
     if progress.ended is not None:

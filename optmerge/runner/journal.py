@@ -10,6 +10,8 @@ the others are made, written, and shown to the sinks.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +19,18 @@ from dataclasses import replace
 import numpy as np
 
 from optmerge.errors import RunError
-from optmerge.records import OBJECTIVE, Evaluation, Phase, Record, Sink, SplitName, Trajectory, Vector, vector_sha256
+from optmerge.records import (
+    OBJECTIVE,
+    Candidate,
+    Evaluation,
+    Phase,
+    Record,
+    Sink,
+    SplitName,
+    Trajectory,
+    Vector,
+    vector_sha256,
+)
 from optmerge.runner.alarms import Alarms
 
 
@@ -184,6 +197,14 @@ def batch_tokens_after(records: Iterable[Record], configured: int) -> int:
     """
     left = [record.batch_tokens for record in records if record.batch_tokens is not None]
     return min(left, default=configured)  # a worker that was at it before may say later that more is too much
+
+
+def examples_hash(candidate: Candidate) -> str:
+    """The word "all", or a hash of the positions that a candidate is judged on."""
+    if candidate.examples is None:
+        return "all"
+    listed = {task: list(map(int, positions)) for task, positions in candidate.examples.items()}
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def substitute_failures(evaluations: Sequence[Evaluation]) -> list[Evaluation] | None:

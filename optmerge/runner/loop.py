@@ -13,14 +13,10 @@ drawn whenever a worker is free, and the driver is told of as many as it wants t
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import InitVar, asdict, dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
@@ -28,7 +24,6 @@ from optmerge.config.schema import BudgetConfig
 from optmerge.drivers.base import Driver
 from optmerge.errors import RunFailed, RunInterrupted
 from optmerge.records import Candidate, Evaluation, Record, Vector
-from optmerge.runner.alarms import COLLAPSE
 from optmerge.runner.budget import (
     Progress,
     StageLimits,
@@ -36,17 +31,17 @@ from optmerge.runner.budget import (
     cost,
     exhausted,
     looked_at,
+    note_select,
     remaining,
     settled,
     spend,
     stage_done,
 )
+from optmerge.runner.collapse import Consequence, go_back, told_collapse
 from optmerge.runner.executor import Executor
-from optmerge.runner.journal import Journal, substitute_failures
+from optmerge.runner.journal import Journal, examples_hash, substitute_failures
 from optmerge.runner.outstanding import Asked, Outstanding
 from optmerge.runner.state import StateStore
-
-log = logging.getLogger(__name__)
 
 FAILED_GENERATIONS = 3  # so many generations without one finite value end the run
 SAVE_SECONDS = 1.0  # state is saved at most this often; what lies between is replayed from the trajectory
@@ -86,7 +81,7 @@ def run_loop(
     store: StateStore,
     *,
     stop: Callable[[], str | None] = lambda: None,
-    collapse: Literal["stop", "restore", "warn"] = "stop",
+    collapse: Consequence = "stop",
     limits: StageLimits | None = None,
     before: Progress | None = None,
     look: Callable[[Candidate], Candidate] = lambda candidate: candidate,
@@ -130,40 +125,29 @@ def run_loop(
         search.outstanding.drop()
 
 
+@dataclass(eq=False)
 class _Search:
     """A search, or a stage of it, as `run_loop` describes it."""
 
-    def __init__(
-        self,
-        driver: Driver,
-        executor: Executor,
-        journal: Journal,
-        budget: BudgetConfig,
-        store: StateStore,
-        *,
-        stop: Callable[[], str | None],
-        collapse: Literal["stop", "restore", "warn"],
-        limits: StageLimits,
-        progress: Progress,
-        look: Callable[[Candidate], Candidate],
-        generations: bool,
-    ) -> None:
-        self.driver = driver
-        self.journal = journal
-        self.budget = budget
-        self.store = store
-        self.stop = stop
-        self.collapse = collapse
-        self.limits = limits
-        self.progress = progress
-        self.look = look
-        self.generations = generations
-        self.outstanding = Outstanding(executor, journal, in_order=generations)
+    driver: Driver
+    executor: InitVar[Executor]
+    journal: Journal
+    budget: BudgetConfig
+    store: StateStore
+    stop: Callable[[], str | None]
+    collapse: Consequence
+    limits: StageLimits
+    progress: Progress
+    look: Callable[[Candidate], Candidate]
+    generations: bool
+
+    def __post_init__(self, executor: Executor) -> None:
+        self.outstanding = Outstanding(executor, self.journal, in_order=self.generations)
         self._room = executor.workers
         # A driver that goes back to its best iterate must not have been told more, and one worker does one thing.
-        self._ahead = executor.workers > 1 and collapse != "restore"
-        self._begun = self._recorded() - progress.seconds
-        self._whole = sum(driver.fit_sizes.values()) or 1  # examples of an evaluation
+        self._ahead = executor.workers > 1 and self.collapse != "restore"
+        self._begun = self._recorded() - self.progress.seconds
+        self._whole = sum(self.driver.fit_sizes.values()) or 1  # examples of an evaluation
         self._batch: list[_Judged] = []  # of the generation that is being judged
         self._drawn = 0  # candidates
         self._cut: str | None = None  # why a generation ended before its end
@@ -305,7 +289,7 @@ class _Search:
                 self._count_failure(batch)
             return None
         progress.failed_generations = 0
-        alarm = next((found for one in batch if (found := _collapse(one.record, self.collapse))), None)
+        alarm = next((found for one in batch if (found := told_collapse(one.record, self.collapse))), None)
         last = cut or exhausted(self.budget, progress) or stage_done(self.limits, progress)
         best = batch[min(range(len(told)), key=lambda i: (evaluations[i].failed, told[i].value))]
         rung = best.asked.candidate.rung
@@ -316,7 +300,7 @@ class _Search:
         elif alarm is None and not rung:
             progress.unscored = best.record.id
         if alarm is not None and not (
-            self.collapse == "restore" and _restore(self.driver, self.journal, progress, alarm)
+            self.collapse == "restore" and go_back(self.driver, self.journal, progress, alarm)
         ):
             return alarm
         if cut is not None:
@@ -369,14 +353,11 @@ class _Search:
             asked=place,
         )
         self._note_time()
-        alarm = _collapse(record, self.collapse)
+        alarm = told_collapse(record, self.collapse)
         # Where a stage starts is what it is compared with, and no attempt to be better.
-        stale = int(found.generation > 0 or not np.array_equal(vector, driver.variables.start))
-        progress.stale += stale
-        progress.stage_stale += stale
-        if alarm is None and not evaluation.failed and (progress.best is None or evaluation.value < progress.best):
-            progress.best, progress.best_record = evaluation.value, record.id
-            progress.stale = progress.stage_stale = 0
+        attempt = found.generation > 0 or not np.array_equal(vector, driver.variables.start)
+        competes = alarm is None and not evaluation.failed
+        note_select(progress, record.id, evaluation.value if competes else None, attempt=attempt)
         return alarm
 
     def _note_time(self) -> None:
@@ -398,33 +379,6 @@ class _Search:
     def _save(self) -> None:
         self.store.save(self.journal.cursor, self.driver.state_dict(), asdict(self.progress))
         self._last_save = time.perf_counter()
-
-
-def examples_hash(candidate: Candidate) -> str:
-    """The word "all", or a hash of the positions that a candidate is judged on."""
-    if candidate.examples is None:
-        return "all"
-    listed = {task: list(map(int, positions)) for task, positions in candidate.examples.items()}
-    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _collapse(record: Record, action: str) -> str | None:
-    """What a record says of a collapse, where that has a consequence."""
-    return None if action == "warn" else record.alarms.get(COLLAPSE)
-
-
-def _restore(driver: Driver, journal: Journal, progress: Progress, alarm: str) -> bool:
-    """Go back to the best iterate with smaller steps: once in a search, and only with a driver that can."""
-    if progress.restored or progress.best_record is None:
-        return False
-    best = journal.trajectory.records[progress.best_record]
-    vector = best.vector if best.stage == journal.stage else driver.variables.start  # where this stage began
-    assert vector is not None
-    if not driver.restart(vector):
-        return False
-    progress.restored = True
-    log.warning("%s. The search goes back to its best iterate, with smaller steps", alarm)
-    return True
 
 
 def _driver_stop(driver: Driver) -> str | None:

@@ -29,5 +29,5 @@ def test_searched_becomes_a_list_and_the_rest_stays() -> None:
 
 
 def test_a_setting_that_declares_no_values_is_named() -> None:
-    with pytest.raises(ValueError, match="ties.normalize is searched.*those that do: density.*normalize: "):
+    with pytest.raises(ValueError, match=r"ties\.normalize is searched.*those that do: density.*normalize: "):
         with_grids({"name": "ties", "normalize": "searched"}, METHOD_CONFIGS["ties"])
