@@ -46,6 +46,8 @@ class Engine:
             directions are always kept there. Without meaning on the CPU, which reads the mapped files in place.
         cuts: Name -> how a parameter is cut into groups that follow one another; the others are one group each, or
             share one.
+        num_groups: Rows of the coefficient table, where other engines have parameters of the same model; None is what
+            these parameters need.
     """
 
     def __init__(
@@ -57,10 +59,12 @@ class Engine:
         form: Form = "accumulate",
         placement: Placement | None = None,
         cuts: Mapping[str, Cut] | None = None,
+        num_groups: int | None = None,
     ) -> None:
         self.parameters = dict(parameters)
         self.group_of = dict(group_of)
-        self.cuts = dict(cuts or {})
+        self.cuts = {name: cut for name, cut in (cuts or {}).items() if name in self.parameters}
+        self.num_groups = num_groups or max(int(self._rows(name).stop) for name in self.parameters)
         self.form = form
         first = next(iter(self.parameters.values()))
         self.device = first.device
@@ -74,21 +78,45 @@ class Engine:
         self._resident: Table | None = None  # what the parameters hold, but for those that are unknown
         self._unknown: set[str] = set()
 
-    def regrouped(self, group_of: Mapping[str, int], cuts: Mapping[str, Cut] | None = None) -> Engine:
+    @property
+    def shards(self) -> tuple[Engine, ...]:
+        """The engines of the model's devices: this one."""
+        return (self,)
+
+    def regrouped(
+        self, group_of: Mapping[str, int], cuts: Mapping[str, Cut] | None = None, *, num_groups: int | None = None
+    ) -> Engine:
         """An engine for other groups of the same parameters, which shares all that is kept on the device.
 
         This one's parameters are the other's to write from now on.
         """
         other = Engine(
-            self.parameters, self._segments_of, group_of, form=self.form, placement=self._placement, cuts=cuts
+            self.parameters,
+            self._segments_of,
+            group_of,
+            form=self.form,
+            placement=self._placement,
+            cuts=cuts,
+            num_groups=num_groups,
         )
         other.workspace, other._kept = self.workspace, self._kept
         return other
 
-    @property
-    def num_groups(self) -> int:
-        """Rows of the coefficient table."""
-        return max(int(self._rows(name).stop) for name in self.parameters)
+    def along(
+        self,
+        segments: Callable[[str], list[Segment]],
+        group_of: Mapping[str, int],
+        cuts: Mapping[str, Cut] | None = None,
+        *,
+        num_groups: int | None = None,
+    ) -> Engine:
+        """An engine for other directions of the same parameters, which shares this one's buffers.
+
+        What it is given is streamed. This one's parameters are the other's to write from now on.
+        """
+        other = Engine(self.parameters, segments, group_of, cuts=cuts, num_groups=num_groups)
+        other.workspace = self.workspace
+        return other
 
     @property
     def num_directions(self) -> int:

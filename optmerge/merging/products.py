@@ -20,21 +20,23 @@ from optmerge.merging.coefficients import Table
 from optmerge.merging.engine import Engine
 from optmerge.merging.low_rank import add_low_rank
 from optmerge.merging.sources import LowRank
+from optmerge.merging.spread_engine import AnyEngine
 
 
-def group_sizes(engine: Engine) -> npt.NDArray[np.int64]:
+def group_sizes(engine: AnyEngine) -> npt.NDArray[np.int64]:
     """How many elements every group has: int64[G]."""
     sizes = np.zeros(engine.num_groups, dtype=np.int64)
-    for name, parameter in engine.parameters.items():
-        first, cut = engine.group_of[name], engine.cuts.get(name)
-        if cut is None:
-            sizes[first] += parameter.numel()
-        else:
-            sizes[first : first + cut.count] += cut.sizes()
+    for shard in engine.shards:
+        for name, parameter in shard.parameters.items():
+            first, cut = shard.group_of[name], shard.cuts.get(name)
+            if cut is None:
+                sizes[first] += parameter.numel()
+            else:
+                sizes[first : first + cut.count] += cut.sizes()
     return sizes
 
 
-def delta_norms(engine: Engine, columns: Sequence[int]) -> Table:
+def delta_norms(engine: AnyEngine, columns: Sequence[int]) -> Table:
     """The Frobenius norm of every delta in every group.
 
     Args:
@@ -49,7 +51,7 @@ def delta_norms(engine: Engine, columns: Sequence[int]) -> Table:
     return norms
 
 
-def delta_cosines(engine: Engine, columns: Sequence[int]) -> npt.NDArray[np.float64]:
+def delta_cosines(engine: AnyEngine, columns: Sequence[int]) -> npt.NDArray[np.float64]:
     """The cosine between every two deltas in every group; 0 where one of them is zero.
 
     Args:
@@ -67,8 +69,14 @@ def delta_cosines(engine: Engine, columns: Sequence[int]) -> npt.NDArray[np.floa
 
 
 @torch.no_grad()
-def _products(engine: Engine, of: int, columns: Sequence[int]) -> Table:
+def _products(engine: AnyEngine, of: int, columns: Sequence[int]) -> Table:
     """The inner products of one direction's delta with others', float64[G, D]; 0 outside ``columns``."""
+    found = [_on_device(shard, of, columns) for shard in engine.shards]  # queued on all before one is waited for
+    products: Table = np.sum([out.to("cpu", torch.float64).numpy() for out in found], axis=0)
+    return products
+
+
+def _on_device(engine: Engine, of: int, columns: Sequence[int]) -> torch.Tensor:
     precise = torch.float64 if engine.device.type != "mps" else torch.float32
     out = torch.zeros(engine.num_groups, engine.num_directions, dtype=precise, device=engine.device)
     for name, parameter in engine.parameters.items():
@@ -84,5 +92,4 @@ def _products(engine: Engine, of: int, columns: Sequence[int]) -> Table:
                 if source.absolute:
                     part.sub_(segment.base.to(part.device, part.dtype))
         engine.contract_into(out, {name: delta}, columns)
-    products: Table = out.to("cpu", torch.float64).numpy()
-    return products
+    return out

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import nn
 
+from optmerge.models.device import to_device
+
 Inputs = Mapping[str, torch.Tensor]
 _MASKS = ("attention_mask", "decoder_attention_mask")
 BUDGET = 4 << 30  # bytes of Gram matrices on the model's device at a time
@@ -157,7 +159,7 @@ class GramSum:
     def count(self, values: torch.Tensor) -> None:
         """Count the rows of [..., d], padding apart."""
         rows = values.numel() // self._sum.shape[0]
-        hidden = self.hidden.get(rows)
+        hidden = self._padding(rows)
         if hidden is not None:
             self._hidden_rows += hidden.sum()
         self._rows += rows
@@ -166,10 +168,15 @@ class GramSum:
         """Add X^T X of rows X [..., d] that are counted once, whatever is added of them."""
         rows = values.reshape(-1, self._sum.shape[0]).float()
         # A layer that sees one row per example (a pooler) or per image patch sees no padding.
-        hidden = self.hidden.get(len(rows))
+        hidden = self._padding(len(rows))
         if hidden is not None:
             rows = rows.masked_fill(hidden, 0.0)
         self._sum.addmm_(rows.mT, rows)
+
+    def _padding(self, rows: int) -> torch.Tensor | None:
+        """What of so many rows is padding, on the layer's device, which need not be the one of the inputs."""
+        hidden = self.hidden.get(rows)
+        return None if hidden is None else to_device(hidden, self._sum.device)
 
     def mean(self) -> torch.Tensor | None:
         """On the CPU; None if the layer has seen no row."""

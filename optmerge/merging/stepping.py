@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from optmerge.errors import ModelError
 from optmerge.merging.statistics import Inputs
+from optmerge.models.device import to_device
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class Walk:
         """Note whether a layer is given anything of a `_Gone`; read from the device once per pass."""
         for value in tree_leaves((arguments, named)):
             if isinstance(value, torch.Tensor) and value.is_floating_point():
-                self._lost |= value.isnan().any()
+                self._lost |= to_device(value.isnan().any(), self._device)
 
 
 class _Enough(Exception):

@@ -2,7 +2,7 @@
 
 The body's storage is allocated once, with tensors of our own (never a mapped file), and filled with the base's values.
 With own heads, each expert's wrapper holds the same body object and a head of that expert's; wrappers are built on the
-meta device, so no second body ever exists.
+meta device, so no second body ever exists. A model that is spread over several devices is never whole on one of them.
 
     resident = ResidentModel(family, device=device, dtype=torch.float32)
     resident.parameters["bert.embeddings.word_embeddings.weight"]      # written in place by the engine
@@ -20,6 +20,7 @@ from torch import nn
 from optmerge.errors import ModelError, did_you_mean
 from optmerge.models.architecture import body_prefix, model_on_meta
 from optmerge.models.device import to_device
+from optmerge.models.spread import Spread
 from optmerge.models.ties import untie
 
 if TYPE_CHECKING:
@@ -35,33 +36,35 @@ class ResidentModel:
         parameters: The merged parameters by name, tied ones once, in module order; contiguous, no gradient wanted.
     """
 
-    def __init__(self, family: Family, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, family: Family, *, device: torch.device | Spread, dtype: torch.dtype) -> None:
         """Allocate and fill the models.
 
         Args:
             family: Base, experts and their maps.
-            device: Where the models live.
+            device: Where the models live, or which devices have which parts of them.
             dtype: Of the parameters, save those that transformers always keeps in fp32.
 
         Raises:
             ModelError: If own heads are wanted of an architecture whose body cannot be told from its head.
+            MissingExtraError: There are several devices, and accelerate is not installed.
         """
         self._family = family
-        self._device = device
+        self._spread = spread = device if isinstance(device, Spread) else Spread.on(device)
         if family.heads == "own":
-            self._models = self._with_own_heads(device, dtype)
+            self._models = self._with_own_heads(dtype)
         else:
             model = model_on_meta(family.configs["base"], family.kind, dtype=dtype)
             untie(model, family.parameters)
-            _materialise(model, model.named_parameters(), self._reader("base"), device)
+            _materialise(model, model.named_parameters(), self._reader("base"), spread)
             self._load_buffers(model, "", "base", family.maps["base"].buffers)
             self._models = {who: model for who in ("base", *family.experts)}
         distinct = list({id(model): model for model in self._models.values()}.values())
         for model in distinct:
             _initialise_buffers(model)
         for model in distinct:
-            _move_buffers(model, device)
+            _move_buffers(model, spread)
             model.requires_grad_(False).eval()
+        spread.carry(distinct)
         own = dict(distinct[0].named_parameters())
         self.parameters = {name: own[name] for name in family.parameters}
 
@@ -85,8 +88,8 @@ class ResidentModel:
 
     def _load_buffers(self, model: nn.Module, prefix: str, who: str, names: Iterable[str]) -> None:
         """Fill the persistent buffers below ``prefix`` that a checkpoint has (batch-norm statistics)."""
-        for name in names if self._device.type != "meta" else ():
-            if name.startswith(prefix):
+        for name in names:
+            if name.startswith(prefix) and self._spread.device_of(name).type != "meta":
                 owner, _, attribute = name.rpartition(".")
                 module = model.get_submodule(owner)
                 old = cast(torch.Tensor, module._buffers[attribute])
@@ -94,9 +97,9 @@ class ResidentModel:
                 value._is_hf_initialized = True  # type: ignore[attr-defined]
                 module._buffers[attribute] = value
 
-    def _with_own_heads(self, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
+    def _with_own_heads(self, dtype: torch.dtype) -> dict[str, nn.Module]:
         """One wrapper per expert, all around the body that the base's config describes."""
-        family = self._family
+        family, spread = self._family, self._spread
         models: dict[str, nn.Module] = {}
         body: nn.Module | None = None
         for expert in family.experts:
@@ -113,10 +116,10 @@ class ResidentModel:
                 like_base = model_on_meta(family.configs["base"], family.kind, dtype=dtype, architecture=architecture)
                 body = cast(nn.Module, getattr(like_base, prefix[:-1]))
                 inside = ((prefix + name, parameter) for name, parameter in body.named_parameters())
-                _materialise(like_base, inside, self._reader("base"), device)
+                _materialise(like_base, inside, self._reader("base"), spread)
                 self._load_buffers(like_base, prefix, "base", family.maps["base"].buffers)
             outside = [(name, value) for name, value in model.named_parameters() if not name.startswith(prefix)]
-            _materialise(model, outside, self._reader(expert), device)
+            _materialise(model, outside, self._reader(expert), spread)
             setattr(model, prefix[:-1], body)
             heads = [name for name in family.maps[expert].buffers if not name.startswith(prefix)]
             self._load_buffers(model, "", expert, heads)
@@ -132,23 +135,23 @@ def fill(model: nn.Module, read: _Read, device: torch.device) -> nn.Module:
         read: Parameter -> its value.
         device: Where it is to live.
     """
-    _materialise(model, model.named_parameters(), read, device)
+    spread = Spread.on(device)
+    _materialise(model, model.named_parameters(), read, spread)
     _initialise_buffers(model)
-    _move_buffers(model, device)
+    _move_buffers(model, spread)
     return model.requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def _materialise(
-    model: nn.Module, parameters: Iterable[tuple[str, nn.Parameter]], read: _Read, device: torch.device
-) -> None:
-    """Give meta parameters real storage and values; tied ones stay tied."""
+def _materialise(model: nn.Module, parameters: Iterable[tuple[str, nn.Parameter]], read: _Read, spread: Spread) -> None:
+    """Give meta parameters storage and values, each on its device; tied ones stay tied."""
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(id(parameter), []).append(name)
     fp32 = _kept_in_fp32(model)
     for name, parameter in list(parameters):
         dtype = torch.float32 if fp32(name) else parameter.dtype
+        device = spread.device_of(name)
         value = torch.empty(parameter.shape, dtype=dtype, device=device)
         if device.type != "meta":  # there, shapes are all that is wanted
             value.copy_(read(name), non_blocking=True)
@@ -183,8 +186,8 @@ def _initialise_buffers(model: nn.Module) -> None:
     cast(Any, model).initialize_weights()  # skips every tensor that is marked as initialised, so it draws no numbers
 
 
-def _move_buffers(model: nn.Module, device: torch.device) -> None:
-    for module in model.modules():
+def _move_buffers(model: nn.Module, spread: Spread) -> None:
+    for path, module in model.named_modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = to_device(buffer, device)
+                module._buffers[name] = to_device(buffer, spread.device_of(f"{path}.{name}" if path else name))

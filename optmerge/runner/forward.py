@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from optmerge.models.architecture import GENERATIVE
+from optmerge.models.device import to_device
 from optmerge.models.hidden import layer_outputs
 from optmerge.models.roles import decoder_layers, layer_modules
 from optmerge.models.zero_shot import ZeroShotClassifier
@@ -78,7 +79,7 @@ class Forward:
         modules = self._layers[id(model)]
         with layer_outputs(modules, layers) as hidden:
             logits = batch.unpacked(model(**batch.inputs, **self.options).logits)
-        states = {layer: batch.unpacked(value) for layer, value in hidden.items()}
+        states = {layer: batch.unpacked(to_device(value, logits.device)) for layer, value in hidden.items()}
         return Outputs(logits, states, decoder_layers(model, modules).intersection(layers))
 
 
