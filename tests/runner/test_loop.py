@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,78 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optmerge.config.drivers import AdamConfig, CmaConfig, OptunaConfig
+from optmerge.config.drivers import OptunaConfig
 from optmerge.config.schema import BudgetConfig
-from optmerge.drivers import Variables, make_driver
 from optmerge.drivers.optuna_driver import OptunaDriver
 from optmerge.errors import RunError, RunFailed, RunInterrupted
-from optmerge.records import Candidate, Evaluation, Record, Trajectory, Vector
+from optmerge.records import Candidate, Evaluation, Record, Trajectory
 from optmerge.runner.budget import Progress, StageLimits
 from optmerge.runner.executor import InProcess
-from optmerge.runner.journal import Journal, substitute_failures
-from optmerge.runner.loop import Outcome, run_loop
+from optmerge.runner.journal import substitute_failures
+from optmerge.runner.loop import Outcome
 from optmerge.runner.state import StateStore
+from tests.runner.quadratic_search import TARGET, Quadratic, run, variables
 
-TARGET = np.array([0.2, 0.7, -0.1, 0.5])
-CONFIGS = {
-    "adam": AdamConfig(lr=0.05, batch=2),
-    "cma": CmaConfig(sigma=0.2),
-    "optuna": OptunaConfig(startup=3),
-}
-
-
-class Quadratic:
-    """Distance to a target, a little different on select; counts and can be made to fail or to stop."""
-
-    def __init__(self, fail: Callable[[int], bool] = lambda n: False) -> None:
-        self.calls = 0
-        self.fail = fail
-
-    def fit(self, candidate: Candidate) -> Evaluation:
-        self.calls += 1
-        np.random.seed(1234)
-        if self.fail(self.calls):
-            return Evaluation(math.nan, error="RuntimeError: made to fail")
-        offset = candidate.vector - TARGET
-        shift = 0.0 if candidate.examples is None else 0.01 * sum(candidate.examples["a"])
-        return Evaluation(float(offset @ offset) + shift, {"a": shift}, gradient=2 * offset)
-
-    def select(self, vector: Vector) -> Evaluation:
-        return Evaluation(float(np.abs(vector - TARGET).sum()))
-
-
-def run(
-    folder: Path,
-    name: str = "adam",
-    *,
-    budget: BudgetConfig | None = None,
-    judge: Quadratic | None = None,
-    stop: Callable[[], str | None] = lambda: None,
-) -> Outcome:
-    d = len(TARGET)
-    variables = Variables(tuple("wxyz"), np.full(d, -1.0), np.full(d, 1.0), np.full(d, 0.3))
-    driver = make_driver(
-        CONFIGS[name],
-        variables,
-        seed=np.random.SeedSequence(5),
-        fit_sizes={"a": 7},
-        budget=(budget or BUDGET).evaluations,
-    )
-    trajectory = Trajectory.open(folder)
-    try:
-        return run_loop(
-            driver,
-            InProcess(judge or Quadratic()),
-            Journal(trajectory),
-            budget or BUDGET,
-            StateStore(folder / "state"),
-            stop=stop,
-        )
-    finally:
-        trajectory.close()
-
-
-BUDGET = BudgetConfig(evaluations=41)
+NAMES = ("adam", "cma", "optuna")
 
 
 def comparable(record: Record) -> tuple[Any, ...]:
@@ -105,7 +46,7 @@ def trail(folder: Path) -> list[tuple[Any, ...]]:
     return [comparable(record) for record in Trajectory.read(folder).records]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_budget_is_exact_and_the_best_is_chosen_on_select(tmp_path: Path, name: str) -> None:
     outcome = run(tmp_path, name)
     records = Trajectory.read(tmp_path).records
@@ -121,7 +62,7 @@ def test_the_budget_is_exact_and_the_best_is_chosen_on_select(tmp_path: Path, na
     assert outcome.progress.best < np.abs(0.3 - TARGET).sum()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("keep_state", [True, False])
 def test_resume_from_every_prefix_of_the_trajectory_is_bit_exact(
     tmp_path: Path, name: str, keep_state: bool, monkeypatch: pytest.MonkeyPatch
@@ -135,7 +76,7 @@ def test_resume_from_every_prefix_of_the_trajectory_is_bit_exact(
         folder = tmp_path / f"cut{cut}"
         stopping = _StopAfter(cut)
         with pytest.raises(RunInterrupted):
-            run(folder, name, judge=stopping, stop=stopping.stop)
+            run(folder, name, InProcess(stopping), stop=stopping.stop)
         if not keep_state:
             for path in (folder / "state").glob("*"):
                 path.unlink()
@@ -143,7 +84,7 @@ def test_resume_from_every_prefix_of_the_trajectory_is_bit_exact(
         assert trail(folder) == expected
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_resume_from_a_trajectory_torn_at_any_byte_is_bit_exact(tmp_path: Path, name: str) -> None:
     """What SIGKILL leaves: some bytes of both files, the vectors never behind the lines."""
     whole = tmp_path / "whole"
@@ -173,7 +114,7 @@ def test_a_damaged_state_is_passed_over(tmp_path: Path, monkeypatch: pytest.Monk
     run(tmp_path / "whole")
     stopping = _StopAfter(9)
     with pytest.raises(RunInterrupted):
-        run(tmp_path / "cut", judge=stopping, stop=stopping.stop)
+        run(tmp_path / "cut", "adam", InProcess(stopping), stop=stopping.stop)
     newest = sorted((tmp_path / "cut" / "state").glob("*.state"))[-1]
     newest.write_bytes(newest.read_bytes()[:-20])
     run(tmp_path / "cut")
@@ -205,7 +146,7 @@ def test_only_two_states_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["cma", "optuna"])
 def test_failed_candidates_are_recorded_and_the_search_goes_on(tmp_path: Path, name: str) -> None:
-    outcome = run(tmp_path, name, judge=Quadratic(fail=lambda n: n % 4 == 2))
+    outcome = run(tmp_path, name, InProcess(Quadratic(fail=lambda n: n % 4 == 2)))
     records = Trajectory.read(tmp_path).records
     failed = [record for record in records if record.error]
     assert failed
@@ -216,12 +157,12 @@ def test_failed_candidates_are_recorded_and_the_search_goes_on(tmp_path: Path, n
 
 def test_three_generations_without_a_value_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"3 generations in a row had no finite value.*made to fail"):
-        run(tmp_path, judge=Quadratic(fail=lambda n: n > 4))
+        run(tmp_path, "adam", InProcess(Quadratic(fail=lambda n: n > 4)))
     assert sum(record.error is not None for record in Trajectory.read(tmp_path).records) == 3
 
 
 def test_two_bad_generations_do_not(tmp_path: Path) -> None:
-    outcome = run(tmp_path, judge=Quadratic(fail=lambda n: n in (5, 6, 9)))
+    outcome = run(tmp_path, "adam", InProcess(Quadratic(fail=lambda n: n in (5, 6, 9))))
     assert outcome.progress.evaluations == 41
 
 
@@ -249,7 +190,7 @@ def test_select_every(tmp_path: Path) -> None:
 def test_another_search_in_the_trajectory_is_refused(tmp_path: Path) -> None:
     stopping = _StopAfter(5)
     with pytest.raises(RunInterrupted):
-        run(tmp_path, "adam", judge=stopping, stop=stopping.stop)
+        run(tmp_path, "adam", InProcess(stopping), stop=stopping.stop)
     with pytest.raises(RunError, match=r"settings, seed or libraries have changed"):
         run(tmp_path, "cma")
 
@@ -281,17 +222,8 @@ class Sharing(OptunaDriver):
 
 
 def shared(folder: Path, stop: Callable[[], str | None]) -> tuple[Sharing, Callable[[], Outcome]]:
-    variables = Variables(tuple("wxyz"), np.full(4, -1.0), np.full(4, 1.0), np.full(4, 0.3))
-    driver = Sharing(OptunaConfig(startup=3), variables, seed=np.random.SeedSequence(5), fit_sizes={}, budget=6)
-    limits = BudgetConfig(evaluations=6)
-
-    def search() -> Outcome:
-        with closing(Trajectory.open(folder)) as trajectory:
-            return run_loop(
-                driver, InProcess(Quadratic()), Journal(trajectory), limits, StateStore(folder / "state"), stop=stop
-            )
-
-    return driver, search
+    driver = Sharing(OptunaConfig(startup=3), variables(), seed=np.random.SeedSequence(5), fit_sizes={}, budget=6)
+    return driver, partial(run, folder, driver, budget=BudgetConfig(evaluations=6), stop=stop)
 
 
 def test_an_empty_generation_is_waited_for_and_can_be_interrupted(tmp_path: Path) -> None:
@@ -342,11 +274,8 @@ class Ending(OptunaDriver):
 
 def test_the_last_generation_is_scored_though_the_driver_stops_by_itself(tmp_path: Path) -> None:
     def search() -> Outcome:
-        variables = Variables(tuple("wxyz"), np.full(4, -1.0), np.full(4, 1.0), np.full(4, 0.3))
-        driver = Ending(OptunaConfig(startup=3), variables, seed=np.random.SeedSequence(5), fit_sizes={}, budget=41)
-        limits = BudgetConfig(evaluations=41, select_every=4)
-        with closing(Trajectory.open(tmp_path)) as trajectory:
-            return run_loop(driver, InProcess(Quadratic()), Journal(trajectory), limits, StateStore(tmp_path / "state"))
+        driver = Ending(OptunaConfig(startup=3), variables(), seed=np.random.SeedSequence(5), fit_sizes={}, budget=41)
+        return run(tmp_path, driver, budget=BudgetConfig(evaluations=41, select_every=4))
 
     outcome = search()
     assert outcome.reason == "optuna stopped by itself: six trials"
@@ -360,19 +289,14 @@ def test_the_last_generation_is_scored_though_the_driver_stops_by_itself(tmp_pat
 
 
 def test_the_start_of_a_stage_does_not_use_up_its_patience(tmp_path: Path) -> None:
-    variables = Variables(tuple("wxyz"), np.full(4, -1.0), np.full(4, 1.0), np.full(4, 0.3))
-    driver = make_driver(CONFIGS["adam"], variables, seed=np.random.SeedSequence(5), fit_sizes={"a": 7}, budget=41)
     best = float(np.abs(0.3 - TARGET).sum())
-    with closing(Trajectory.open(tmp_path)) as trajectory:
-        outcome = run_loop(
-            driver,
-            InProcess(Quadratic()),
-            Journal(trajectory),
-            BudgetConfig(evaluations=6),
-            StateStore(tmp_path / "state"),
-            limits=StageLimits(patience=1),
-            before=Progress(best=best, best_record=1),
-        )
+    outcome = run(
+        tmp_path,
+        "adam",
+        budget=BudgetConfig(evaluations=6),
+        limits=StageLimits(patience=1),
+        before=Progress(best=best, best_record=1),
+    )
     assert outcome.progress.evaluations > 1
     assert outcome.progress.best is not None
     assert outcome.progress.best < best

@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from optmerge.config.drivers import AdamConfig, CmaConfig, OptunaConfig
-from optmerge.config.natural_niches import NaturalNichesConfig
 from optmerge.config.schema import BudgetConfig
-from optmerge.drivers import Variables, make_driver
 from optmerge.errors import RunError, RunFailed, RunInterrupted
-from optmerge.records import Candidate, Evaluation, Record, Trajectory, Vector
+from optmerge.records import Evaluation, Record, Trajectory
 from optmerge.runner.crew import Crew, Order
-from optmerge.runner.executor import Executor, InProcess
-from optmerge.runner.journal import Journal
-from optmerge.runner.loop import Outcome, run_loop
-from optmerge.runner.state import StateStore
+from optmerge.runner.executor import InProcess
 from tests.runner.executors.scripted import ScriptedWorkers
+from tests.runner.quadratic_search import CONFIGS, TARGET, Quadratic, run
 
-TARGET = np.array([0.2, 0.7, -0.1, 0.5])
-CONFIGS = {
-    "adam": AdamConfig(lr=0.05, batch=2),
-    "cma": CmaConfig(sigma=0.2),
-    "optuna": OptunaConfig(startup=3),
-    "natural-niches": NaturalNichesConfig(mutation=0.1),
-}
 OVERLAPPING = ("cma", "optuna", "natural-niches")
-BUDGET = BudgetConfig(evaluations=41)
 Script = Callable[[int, Order], tuple[Any, float]]
 
 
@@ -40,18 +26,6 @@ Script = Callable[[int, Order], tuple[Any, float]]
 def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """No power fails here; thousands of records need not wait for the disk."""
     monkeypatch.setattr("os.fsync", lambda handle: None)
-
-
-class Quadratic:
-    """Distance to a target, a little different on select."""
-
-    def fit(self, candidate: Candidate) -> Evaluation:
-        offset = candidate.vector - TARGET
-        shift = 0.0 if candidate.examples is None else 0.01 * sum(candidate.examples["a"])
-        return Evaluation(float(offset @ offset) + shift, {"a": shift}, gradient=2 * offset)
-
-    def select(self, vector: Vector) -> Evaluation:
-        return Evaluation(float(np.abs(vector - TARGET).sum()))
 
 
 def judged(seed: int, *, mishap: float = 0.0) -> Script:
@@ -70,36 +44,6 @@ def judged(seed: int, *, mishap: float = 0.0) -> Script:
 def crew(workers: int, script: Script, **settings: Any) -> Crew:
     transport = ScriptedWorkers(script)
     return Crew(transport, workers=workers, clock=transport.clock, **settings)
-
-
-def run(
-    folder: Path,
-    name: str,
-    executor: Executor,
-    *,
-    budget: BudgetConfig = BUDGET,
-    stop: Callable[[], str | None] = lambda: None,
-    deterministic: bool = True,
-) -> Outcome:
-    d = len(TARGET)
-    variables = Variables(tuple("wxyz"), np.full(d, -1.0), np.full(d, 1.0), np.full(d, 0.3))
-    driver = make_driver(
-        CONFIGS[name],
-        variables,
-        seed=np.random.SeedSequence(5),
-        fit_sizes={"a": 7},
-        budget=budget.evaluations,
-    )
-    with closing(Trajectory.open(folder)) as trajectory:
-        return run_loop(
-            driver,
-            executor,
-            Journal(trajectory),
-            budget,
-            StateStore(folder / "state"),
-            stop=stop,
-            deterministic=deterministic,
-        )
 
 
 def records(folder: Path) -> list[Record]:
