@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from optmerge.config.methods import METHOD_CONFIGS, MethodConfig
-from optmerge.merging.methods import Method, TensorKind, build_method, vectors
-from tests.merging.methods.toy import KINDS, ToyModels, every_kind, random
+from optmerge.merging.methods import Method, TensorKind, vectors
+from tests.merging.methods.toy import KINDS, ToyModels, every_kind, prepared, random
 
 SETTINGS: list[tuple[str, dict[str, object]]] = [
     *((name, {}) for name in METHOD_CONFIGS),
@@ -81,8 +81,7 @@ def experts_for(name: str, wanted: int) -> int:
 
 def method(name: str, settings: dict[str, object], models: ToyModels) -> Method:
     config: MethodConfig = METHOD_CONFIGS[name].model_validate(settings)  # type: ignore[assignment]
-    built = build_method(config, models.experts)
-    built.prepare(models)
+    built = prepared(config, models)
     return built
 
 

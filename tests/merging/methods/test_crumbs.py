@@ -7,16 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optmerge.config.methods import BreadcrumbsConfig, BreadcrumbsTiesConfig, MethodConfig, Scope
-from optmerge.merging.methods import build_method, vectors
+from optmerge.config.methods import BreadcrumbsConfig, BreadcrumbsTiesConfig, Scope
+from optmerge.merging.methods import vectors
 from optmerge.merging.methods.crumbs import mergekit_ranks, paper_ranks
-from tests.merging.methods.toy import KINDS, ToyModels, every_kind, of_deltas, random
-
-
-def merged(config: MethodConfig, models: ToyModels) -> dict[str, torch.Tensor]:
-    method = build_method(config, models.experts)
-    method.prepare(models)
-    return {name: method.delta(models, name) for name in models.names}
+from tests.merging.methods.toy import KINDS, every_kind, merged, of_deltas, random
 
 
 def by_hand(values: torch.Tensor, removed: int, kept: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from optmerge.config.methods.optimised import DogeConfig
 from optmerge.merging.methods import TensorKind, build_method
 from optmerge.merging.methods.doge import shared_change, shared_subspace
-from tests.merging.methods.toy import KINDS, ToyModels, every_kind, of_deltas, random
+from tests.merging.methods.toy import KINDS, ToyModels, every_kind, merged_vectors, of_deltas, random
 
 Project = Literal["gradient", "update"]
 both = pytest.mark.parametrize("project", ["gradient", "update"])
@@ -32,10 +32,7 @@ def loss(change: torch.Tensor, task_vectors: list[torch.Tensor], factors: list[f
 
 
 def doge(deltas: list[torch.Tensor], kind: TensorKind | None = None, **settings: object) -> torch.Tensor:
-    models = of_deltas([{"w": delta} for delta in deltas], kinds={"w": kind} if kind else None)
-    method = build_method(DogeConfig.model_validate(settings), models.experts)
-    method.prepare(models)
-    return method.delta(models, "w")
+    return merged_vectors(DogeConfig.model_validate(settings), deltas, kind)
 
 
 def test_the_descent_is_adam_on_projected_gradients() -> None:

@@ -8,13 +8,12 @@ import torch
 from optmerge.config.methods import METHOD_CONFIGS, MetaGptConfig, MethodConfig
 from optmerge.merging.methods import build_method, vectors
 from optmerge.merging.methods.energy import energy, shares
-from tests.merging.methods.toy import ToyModels, every_kind, of_deltas
+from tests.merging.methods.toy import ToyModels, every_kind, of_deltas, prepared
 
 
 def merged(name: str, models: ToyModels, **settings: object) -> dict[str, torch.Tensor]:
     config: MethodConfig = METHOD_CONFIGS[name].model_validate(settings)  # type: ignore[assignment]
-    method = build_method(config, models.experts)
-    method.prepare(models)
+    method = prepared(config, models)
     return {parameter: method.delta(models, parameter) for parameter in models.names}
 
 

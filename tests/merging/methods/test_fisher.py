@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from optmerge.config.methods import FisherConfig, Need
 from optmerge.errors import ConfigError
 from optmerge.merging.methods import build_method
-from tests.merging.methods.toy import KINDS, ToyModels, every_kind, random
+from tests.merging.methods.toy import KINDS, ToyModels, every_kind, prepared, random
 
 Statistics = Mapping[tuple[Need, str, str], torch.Tensor]
 
 
 def merged(models: ToyModels, **settings: object) -> dict[str, torch.Tensor]:
-    method = build_method(FisherConfig.model_validate(settings), models.experts)
-    method.prepare(models)
+    method = prepared(FisherConfig.model_validate(settings), models)
     return {name: method.delta(models, name) for name in models.names}
 
 

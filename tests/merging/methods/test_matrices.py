@@ -26,7 +26,7 @@ from optmerge.merging.methods.bands import Bands
 from optmerge.merging.methods.matrices import dense, summed, task_matrices
 from optmerge.merging.methods.spectrum import thin_svd
 from optmerge.models.lora_factors import LoraFactors
-from tests.merging.methods.toy import ToyModels, random
+from tests.merging.methods.toy import ToyModels, merged, random
 
 NAMES = ("expert-0", "expert-1", "expert-2")
 KINDS = {
@@ -72,12 +72,6 @@ def adapters(dtype: torch.dtype, *, rank: int = 2, dense_expert: bool = False) -
                 exact[expert][name] = (stored[expert][name].float() - base[name].float()).double()
     zero = {name: torch.zeros(kind.shape, dtype=torch.float64) for name, kind in KINDS.items()}
     return ToyModels(base, stored, kinds=KINDS, factors=factors), ToyModels(zero, exact, kinds=KINDS)
-
-
-def merged(config: MethodSettings, models: ToyModels) -> dict[str, torch.Tensor]:
-    method = build_method(config, models.experts)  # type: ignore[arg-type]
-    method.prepare(models)
-    return {name: method.delta(models, name) for name in models.names}
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:

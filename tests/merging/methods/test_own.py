@@ -17,7 +17,7 @@ from optmerge.errors import ConfigError
 from optmerge.merging.methods import build_method, vectors
 from optmerge.merging.methods.base import Method
 from optmerge.merging.methods.own import PartsMethod
-from tests.merging.methods.toy import KINDS, ToyModels, every_kind, of_deltas
+from tests.merging.methods.toy import KINDS, ToyModels, every_kind, of_deltas, prepared
 
 GUIDE = Path(__file__).parents[3] / "docs" / "own-method.md"
 HEAD = """
@@ -70,8 +70,7 @@ def own(folder: Path, text: str, models: ToyModels, **settings: object) -> Metho
     name = re.search(r"class (\w+)", text)
     assert name is not None
     config = CustomMethodConfig.model_validate({"path": f"{path}:{name[1]}", **settings})
-    built = build_method(config, models.experts)
-    built.prepare(models)
+    built = prepared(config, models)
     return built
 
 

@@ -13,15 +13,14 @@ from optmerge.errors import ConfigError
 from optmerge.export.api import merge
 from optmerge.merging.methods import build_method
 from tests.export.families import opened
-from tests.merging.methods.toy import every_kind
+from tests.merging.methods.toy import every_kind, prepared
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_each_tensor_is_that_of_the_last_pattern_that_matches(dtype: torch.dtype) -> None:
     models = every_kind(3, dtype=dtype)
     take = {"attention.*": "expert-1", "embedding": "base", "position": "expert-2", "*.bias": "expert-0"}
-    method = build_method(PassthroughConfig(expert="expert-2", take=take), models.experts)
-    method.prepare(models)
+    method = prepared(PassthroughConfig(expert="expert-2", take=take), models)
     expected = {
         "embed.weight": "base",
         "position": "expert-2",

@@ -7,20 +7,18 @@ import torch
 
 from optmerge.config.methods import PcbConfig
 from optmerge.merging.methods import build_method, vectors
-from tests.merging.methods.toy import ToyModels, every_kind, of_deltas, random
+from tests.merging.methods.toy import ToyModels, every_kind, of_deltas, prepared, random
 
 
 def parts(models: ToyModels, **settings: object) -> torch.Tensor:
     """[experts, entries of all parameters]: what each expert contributes."""
-    method = build_method(PcbConfig.model_validate(settings), models.experts)
-    method.prepare(models)
+    method = prepared(PcbConfig.model_validate(settings), models)
     columns = [torch.stack(method.expert_deltas(models, name)).flatten(1) for name in models.names]
     return torch.cat(columns, dim=1)
 
 
 def merged(models: ToyModels, **settings: object) -> torch.Tensor:
-    method = build_method(PcbConfig.model_validate(settings), models.experts)
-    method.prepare(models)
+    method = prepared(PcbConfig.model_validate(settings), models)
     return torch.cat([method.delta(models, name).flatten() for name in models.names])
 
 

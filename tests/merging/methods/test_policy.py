@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from optmerge.config.methods import METHOD_CONFIGS, MethodConfig
-from optmerge.merging.methods import build_method
-from tests.merging.methods.toy import KINDS, every_kind
+from tests.merging.methods.toy import KINDS, every_kind, prepared
 
 PAGE = Path(__file__).parents[3] / "docs" / "methods.md"
 OF_MATRICES = {name for name, config in METHOD_CONFIGS.items() if "others" in config.model_fields}
@@ -50,8 +49,7 @@ def test_plain_rules_are_the_same_in_every_method(name: str, rule: str) -> None:
     models = every_kind(2)
     fields = [field for field in ("others", "embeddings") if field in METHOD_CONFIGS[name].model_fields]
     config: MethodConfig = METHOD_CONFIGS[name].model_validate(dict.fromkeys(fields, rule))  # type: ignore[assignment]
-    method = build_method(config, models.experts)
-    method.prepare(models)
+    method = prepared(config, models)
     for parameter, kind in KINDS.items():
         plain = kind.structure == "vector" or (kind.role in ("embedding", "head") and name in EMBEDDING)
         if not plain or models.statistic("grams", models.experts[0], parameter) is not None:

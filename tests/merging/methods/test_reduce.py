@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optmerge.config.methods import TiesConfig
-from optmerge.merging.methods import build_method
 from optmerge.merging.methods.reduce import DisjointMean, WeightedSum
 from optmerge.merging.methods.signs import elect
-from tests.merging.methods.toy import of_deltas, random
+from tests.merging.methods.toy import merged_vectors, random
 
 ENTRIES = st.lists(st.lists(st.integers(-4, 4), min_size=3, max_size=3), min_size=1, max_size=12)
 
@@ -64,10 +63,7 @@ def test_the_weighted_sum_rounds_each_product_in_expert_order() -> None:
 
 
 def ties(deltas: list[torch.Tensor], **settings: object) -> torch.Tensor:
-    models = of_deltas([{"w": delta} for delta in deltas])
-    method = build_method(TiesConfig.model_validate(settings), models.experts)
-    method.prepare(models)
-    return method.delta(models, "w")
+    return merged_vectors(TiesConfig.model_validate(settings), deltas)
 
 
 @pytest.fixture

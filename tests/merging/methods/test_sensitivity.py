@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from optmerge.config.methods import SensConfig
-from optmerge.merging.methods import build_method
 from optmerge.merging.methods.sensitivity import distance_shares, sensitivities, softmax_factors
-from tests.merging.methods.toy import KINDS, ToyModels, every_kind
+from tests.merging.methods.toy import KINDS, ToyModels, every_kind, merged, prepared
 
 LAYERS = {"attention.weight": 0, "attention.bias": 0, "norm.weight": 0, "mlp.up.weight": 1, "mlp.experts": 1}
 
@@ -24,15 +23,12 @@ def layered(count: int = 3, dtype: torch.dtype = torch.float32) -> ToyModels:
 
 
 def deltas(models: ToyModels, **settings: Any) -> dict[str, torch.Tensor]:
-    method = build_method(SensConfig(**settings), models.experts)
-    method.prepare(models)
-    return {name: method.delta(models, name) for name in models.names}
+    return merged(SensConfig(**settings), models)
 
 
 def factors(models: ToyModels, **settings: Any) -> dict[str, list[float]]:
     """Parameter -> what each expert's task vector is multiplied by."""
-    method = build_method(SensConfig(**settings), models.experts)
-    method.prepare(models)
+    method = prepared(SensConfig(**settings), models)
     found = {}
     for name in models.names:
         if KINDS[name].shape and 0 not in KINDS[name].shape:

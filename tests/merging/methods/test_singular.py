@@ -26,7 +26,7 @@ from optmerge.merging.methods.common_space import iso_cts, ranks
 from optmerge.merging.methods.decomposed import decomposed_parts
 from optmerge.merging.methods.fold import projected
 from optmerge.merging.methods.spectrum import truncate_spectrum
-from tests.merging.methods.toy import of_deltas, random
+from tests.merging.methods.toy import merged_vectors, of_deltas, prepared, random
 
 Merge = Callable[..., torch.Tensor]
 MLP = TensorKind("mlp", False, (9, 6))
@@ -50,10 +50,7 @@ def low_rank(count: int, rank: int, rows: int, columns: int) -> list[torch.Tenso
 def merged(
     config: type[MethodSettings], values: list[torch.Tensor], kind: TensorKind | None = None, **given: Any
 ) -> torch.Tensor:
-    models = of_deltas([{"w": value} for value in values], kinds={"w": kind} if kind else None)
-    method = build_method(config.model_validate(given), models.experts)  # type: ignore[arg-type]
-    method.prepare(models)
-    return method.delta(models, "w")
+    return merged_vectors(config.model_validate(given), values, kind)
 
 
 star = partial(merged, StarConfig)
@@ -384,8 +381,7 @@ def test_opcm_of_unrelated_experts_divides_by_about_the_root_of_their_number() -
     matrices = deltas(8, 40, 30)
     bias = [torch.full((1,), 1e-9).double()] * 8
     models = of_deltas([{"w": w, "b": b} for w, b in zip(matrices, bias, strict=True)])
-    method = build_method(OpcmConfig(), models.experts)
-    method.prepare(models)
+    method = prepared(OpcmConfig(), models)
     scale = 8e-9 / float(method.delta(models, "b"))  # lambda_T
     assert scale == pytest.approx(8**0.5, rel=0.1)
 

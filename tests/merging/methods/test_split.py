@@ -7,7 +7,7 @@ import torch
 
 from optmerge.config.methods import TiesConfig, TiesSplitConfig
 from optmerge.merging.methods import build_method, vectors
-from tests.merging.methods.toy import ToyModels, of_deltas, random
+from tests.merging.methods.toy import ToyModels, of_deltas, prepared, random
 
 
 @pytest.fixture
@@ -34,8 +34,7 @@ def by_definition(models: ToyModels, density: float) -> dict[str, list[torch.Ten
 @pytest.mark.parametrize("density", [0.2, 0.63, 1.0])
 def test_parts_by_definition(models: ToyModels, density: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vectors.RawVectors.__init__, "__kwdefaults__", {"by_rows": False, "limit": 8})
-    method = build_method(TiesSplitConfig(density=density), models.experts)
-    method.prepare(models)
+    method = prepared(TiesSplitConfig(density=density), models)
     expected = by_definition(models, density)
     assert any(part.count_nonzero() not in (0, part.numel()) for parts in expected.values() for part in parts)
     for name in models.names:

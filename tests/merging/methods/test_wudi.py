@@ -16,7 +16,7 @@ from optmerge.merging.methods.descent import Adam
 from optmerge.merging.methods.gram_solve import gram_mean
 from optmerge.merging.methods.wudi import descend as descend_in
 from optmerge.merging.methods.wudi import interference, minimum
-from tests.merging.methods.toy import KINDS, every_kind, of_deltas, random
+from tests.merging.methods.toy import KINDS, every_kind, merged_vectors, random
 
 
 def drawn(count: int, *shape: int, seed: int = 6, scale: float = 0.01) -> list[torch.Tensor]:
@@ -39,8 +39,7 @@ def loss(merged: torch.Tensor, task_vectors: list[torch.Tensor]) -> torch.Tensor
 
 
 def wudi(deltas: list[torch.Tensor], kind: TensorKind | None = None, **given: object) -> torch.Tensor:
-    models = of_deltas([{"w": delta} for delta in deltas], kinds={"w": kind} if kind else None)
-    return build_method(WudiConfig.model_validate(given), models.experts).delta(models, "w")
+    return merged_vectors(WudiConfig.model_validate(given), deltas, kind)
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (3, 40)])  # the last without a Gram matrix

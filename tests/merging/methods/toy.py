@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from optmerge.config.methods import Need
-from optmerge.merging.methods import TensorKind
+from optmerge.config.methods import MethodSettings, Need
+from optmerge.merging.methods import Method, TensorKind, build_method
 from optmerge.models.lora_factors import LoraFactors
 
 KINDS: dict[str, TensorKind] = {
@@ -121,3 +121,24 @@ def of_deltas(
     """Experts with exactly these task vectors: the base is zero."""
     base = {name: torch.zeros_like(value) for name, value in deltas[0].items()}
     return ToyModels(base, {f"expert-{index}": delta for index, delta in enumerate(deltas)}, kinds=kinds)
+
+
+def prepared(config: MethodSettings, models: ToyModels) -> Method:
+    """A method that has seen the models."""
+    method = build_method(config, models.experts)  # type: ignore[arg-type]
+    method.prepare(models)
+    return method
+
+
+def merged(config: MethodSettings, models: ToyModels) -> dict[str, torch.Tensor]:
+    """Parameter -> what a method adds to the base."""
+    method = prepared(config, models)
+    return {name: method.delta(models, name) for name in models.names}
+
+
+def merged_vectors(
+    config: MethodSettings, vectors: Sequence[torch.Tensor], kind: TensorKind | None = None
+) -> torch.Tensor:
+    """What a method makes of the experts' task vectors of one parameter."""
+    models = of_deltas([{"w": vector} for vector in vectors], kinds={"w": kind} if kind else None)
+    return merged(config, models)["w"]
