@@ -19,8 +19,8 @@ import numpy as np
 import torch
 import yaml
 
-from optmerge.config.methods import CustomMethodConfig
-from optmerge.config.spectral import DirectionConfig
+from optmerge.config.methods import METHOD_CONFIGS, CustomMethodConfig
+from optmerge.config.spectral import DirectionConfig, SpectralConfig
 from optmerge.errors import RecipeError
 from optmerge.merging.coefficients import Table
 from optmerge.merging.merge import Rows, rows_of_parameters
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 FAMILY = "recipe"  # the baseline's, and its name
 _MOST = 1 << 20  # elements at a time
 _EXACT = 1e-9  # what counts as the same coefficient
-_ONE_BY_ONE = ("task_arithmetic", "dare", "breadcrumbs", "della-linear", "star")  # see no expert but the part's own
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +171,8 @@ def _is_joint(direction: Direction) -> bool:
     config = direction.config
     if direction.kind == "expert" or config is None:
         return False
-    return not direction.expert or (getattr(config, "of", None) or config.name) not in _ONE_BY_ONE
+    method = METHOD_CONFIGS[config.of] if isinstance(config, SpectralConfig) else type(config)
+    return not (direction.expert and method.facts.alone)
 
 
 def _other_deltas(recipe: Recipe, experts: Mapping[str, str], family: Family, path: Path) -> tuple[str, ...]:

@@ -176,8 +176,9 @@ def test_parts_of_methods_that_see_all_experts_want_the_same_ones(
         )
         return opened(made | {"experts": experts, "method": {"name": name}}, tmp_path)
 
-    with pytest.raises(RecipeError, match="with c beside them they are others"):
-        start("tsv-m", three)
+    for joint in ("tsv-m", "star"):  # star's norms and biases are a mean over all experts
+        with pytest.raises(RecipeError, match="with c beside them they are others"):
+            start(joint, three)
     problem = start("dare", three)  # each expert's part is its own
     assert problem.warm_start is not None
     assert problem.warm_start[problem.warm_start != 0].tolist() == [0.3]

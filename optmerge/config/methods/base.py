@@ -45,6 +45,7 @@ class Facts:
         scale: The global scale (lambda, alpha) that the paper or its code publishes as the default; the coefficient of
             the method's direction in a leaderboard at published settings.
         linear: The delta is a sum of one part per expert, so that each can be scaled.
+        alone: Each expert's part is the same whoever else is merged, and in whatever order.
         needs: Statistics of the experts on calibration data; each expert must then have a task.
         labels: Whether the statistics read labels.
         mergekit: What mergekit 0.1.5 calls it, where a configuration for mergekit can say the same; else None.
@@ -55,13 +56,16 @@ class Facts:
     cost: str
     scale: float = 1.0
     linear: bool = False
+    alone: bool = False
     needs: tuple[Need, ...] = ()
     labels: bool = False
     mergekit: str | None = None
     experts: tuple[int, int | None] = (1, None)
 
     def __post_init__(self) -> None:
-        """Statistics of labels are for methods that say so."""
+        """Statistics of labels are for methods that say so, and parts for those that have them."""
+        if self.alone and not self.linear:
+            raise ValueError("only a method that is a sum of one part per expert has parts that are alone")
         if LABELLED.intersection(self.needs) and not self.labels:
             raise ValueError(f"the statistics {', '.join(self.needs)} are of labels; declare labels=True")
 

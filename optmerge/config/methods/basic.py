@@ -48,6 +48,7 @@ class TaskArithmeticConfig(MethodSettings):
         cost="one pass over the weights",
         scale=0.3,
         linear=True,
+        alone=True,
         mergekit="task_arithmetic",
     )
     name: Literal["task_arithmetic"] = "task_arithmetic"
@@ -95,7 +96,12 @@ class DareConfig(MethodSettings):
     """Drop entries of the task vectors at random, rescale the rest, and add them up (Yu et al. 2024, section 3)."""
 
     facts = Facts(
-        paper="Yu et al. 2024", cost="one pass over the weights", scale=0.3, linear=True, mergekit="dare_linear"
+        paper="Yu et al. 2024",
+        cost="one pass over the weights",
+        scale=0.3,
+        linear=True,
+        alone=True,
+        mergekit="dare_linear",
     )
     name: Literal["dare"] = "dare"
     drop: float = Field(

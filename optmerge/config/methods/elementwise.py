@@ -54,6 +54,7 @@ class BreadcrumbsConfig(_Breadcrumbs):
         cost="one pass over the weights, a sort per row",
         scale=0.2,
         linear=True,
+        alone=True,
         mergekit="breadcrumbs",
     )
     name: Literal["breadcrumbs"] = "breadcrumbs"
@@ -134,6 +135,7 @@ class DellaLinearConfig(_Della):
         paper="Deep et al. 2024",
         cost="one pass over the weights, a sort per row",
         linear=True,
+        alone=True,
         mergekit="della_linear",
     )
     name: Literal["della-linear"] = "della-linear"

@@ -81,8 +81,7 @@ def experts_for(name: str, wanted: int) -> int:
 
 def method(name: str, settings: dict[str, object], models: ToyModels) -> Method:
     config: MethodConfig = METHOD_CONFIGS[name].model_validate(settings)  # type: ignore[assignment]
-    built = prepared(config, models)
-    return built
+    return prepared(config, models)
 
 
 def deltas(name: str, settings: dict[str, object], models: ToyModels) -> dict[str, torch.Tensor]:
@@ -123,6 +122,30 @@ def test_models_are_left_alone_and_the_result_is_bitwise_repeatable(name: str, s
         assert torch.equal(models.base(parameter), untouched.base(parameter))
         for expert in models.experts:
             assert torch.equal(models.expert(expert, parameter), untouched.expert(expert, parameter))
+
+
+@every_setting
+def test_parts_that_are_declared_alone_are_the_same_whoever_else_is_merged(
+    name: str, settings: dict[str, object]
+) -> None:
+    facts = METHOD_CONFIGS[name].facts
+    if not facts.linear or any(isinstance(value, dict) for value in settings.values()):  # these name experts
+        return
+    models = every_kind(3)
+    base = {parameter: models.base(parameter) for parameter in models.names}
+    left = {who: {p: models.expert(who, p) for p in models.names} for who in models.experts[1:]}
+    fewer = ToyModels(base, left, kinds=KINDS, statistics=models.statistics)
+    among, apart = method(name, settings, models), method(name, settings, fewer)
+    same = all(
+        torch.equal(mine, theirs)
+        for parameter in models.names
+        for mine, theirs in zip(
+            among.expert_deltas(models, parameter)[1:], apart.expert_deltas(fewer, parameter), strict=True
+        )
+    )
+    assert same or not facts.alone
+    if not settings:
+        assert facts.alone == same, "what is declared is so at the usual settings"
 
 
 @every_setting
