@@ -8,7 +8,6 @@ float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, cast
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from optmerge.config.gradient_drivers import AdamConfig, AdamWConfig
 from optmerge.drivers.gradient import StepDriver
 from optmerge.drivers.state import State
-from optmerge.drivers.variables import Variables, read_only
+from optmerge.drivers.variables import read_only
 from optmerge.records import Vector
 
 
@@ -24,6 +23,7 @@ class AdamDriver(StepDriver):
     """Adam (Kingma & Ba 2015, algorithm 1).
 
     >>> import numpy as np
+    >>> from optmerge.drivers import Variables
     >>> from optmerge.records import Evaluation
     >>> variables = Variables(("a", "b"), lower=[0, 0], upper=[1, 1], start=[0.3, 0.3])
     >>> driver = AdamDriver(AdamConfig(lr=0.1), variables, seed=np.random.SeedSequence(0), fit_sizes={}, budget=9)
@@ -37,18 +37,7 @@ class AdamDriver(StepDriver):
     _first: Vector  # m, mean of the gradient
     _second: Vector  # v, mean of its square
     _decay: tuple[float, float]  # beta1^t, beta2^t, by multiplication: the same on every machine
-
-    def __init__(
-        self,
-        config: AdamConfig | AdamWConfig,
-        variables: Variables,
-        *,
-        seed: np.random.SeedSequence,
-        fit_sizes: Mapping[str, int],
-        budget: int | None,
-    ) -> None:
-        self.config = config
-        super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
+    config: AdamConfig | AdamWConfig
 
     def _moved(self, gradient: Vector) -> Vector:
         config = self.config
@@ -81,6 +70,7 @@ class AdamWDriver(AdamDriver):
     or the start of the search.
 
     >>> import numpy as np
+    >>> from optmerge.drivers import Variables
     >>> from optmerge.records import Evaluation
     >>> variables = Variables(("a",), lower=[0], upper=[1], start=[0.5])
     >>> config = AdamWConfig(lr=0.1, weight_decay=0.2)
@@ -92,19 +82,13 @@ class AdamWDriver(AdamDriver):
     """
 
     name: ClassVar[str] = "adamw"
+    config: AdamWConfig
 
-    def __init__(
-        self,
-        config: AdamWConfig,
-        variables: Variables,
-        *,
-        seed: np.random.SeedSequence,
-        fit_sizes: Mapping[str, int],
-        budget: int | None,
-    ) -> None:
-        super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
-        self._pull = config.weight_decay
-        self._anchor = variables.start if config.decay_to == "start" else read_only(np.zeros(len(variables)))
+    def _set_up(self) -> None:
+        super()._set_up()
+        self._pull = self.config.weight_decay
+        at_start = self.config.decay_to == "start"
+        self._anchor = self.variables.start if at_start else read_only(np.zeros(len(self.variables)))
 
     def _moved(self, gradient: Vector) -> Vector:
         pull = self.rate * self._pull * (self._vector - self._anchor)

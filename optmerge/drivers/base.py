@@ -7,7 +7,8 @@ A driver sees a vector with bounds and finite numbers to make small. It never se
         candidates = driver.ask()
         driver.tell(candidates, [evaluate(candidate) for candidate in candidates])
 
-The base class keeps the books (what is open, what was told); subclasses do the mathematics in ``_ask`` and ``_tell``.
+The base class keeps the books (what is open, what was told); subclasses make what they need in ``_set_up`` and do the
+mathematics in ``_ask`` and ``_tell``.
 
 A driver that `overlaps` can also be used without generations, so that nobody waits for the last candidate of one:
 
@@ -44,6 +45,7 @@ class Driver(ABC):
         needs_gradient: Whether every candidate needs ``gradient``.
         takes_integers: Whether it can search variables that take whole numbers only.
         generation: How many generations were closed, by `tell` or by the next `ask`.
+        config: The driver's settings; a subclass annotates it with their class.
 
     Args:
         config: The driver's settings.
@@ -59,6 +61,7 @@ class Driver(ABC):
     name: ClassVar[str]
     needs_gradient: ClassVar[bool] = False
     takes_integers: ClassVar[bool] = False
+    config: Strict
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class Driver(ABC):
                 f"The variable {name} takes whole numbers only, and the driver {self.name} moves in small steps. Use "
                 "cma, optuna or natural-niches, or take what is chosen out of the space and give it one value."
             )
+        self.config = config
         self.variables = variables
         self.seed = seed
         self.fit_sizes = dict(fit_sizes)
@@ -88,6 +92,10 @@ class Driver(ABC):
         self._open: list[Candidate] | None = None
         self._drawn = 0  # candidates that `draw` gave
         self._out: dict[int, Candidate] = {}  # those of them that are not absorbed
+        self._set_up()
+
+    def _set_up(self) -> None:  # noqa: B027 - what few drivers need
+        """Make what a driver has beside these books; the constructor calls it last."""
 
     @property
     def overlaps(self) -> bool:

@@ -112,18 +112,10 @@ class CmaDriver(Driver):
 
     name: ClassVar[str] = "cma"
     takes_integers: ClassVar[bool] = True
+    config: CmaConfig
 
-    def __init__(
-        self,
-        config: CmaConfig,
-        variables: Variables,
-        *,
-        seed: np.random.SeedSequence,
-        fit_sizes: Mapping[str, int],
-        budget: int | None,
-    ) -> None:
-        super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
-        self.config = config
+    def _set_up(self) -> None:
+        config, variables = self.config, self.variables
         dimension = max(len(variables), 2)
         whole = np.zeros(len(variables), dtype=np.bool_) if variables.integer is None else variables.integer
         self._whole = whole.astype(np.float64)  # 1 where a variable takes whole numbers

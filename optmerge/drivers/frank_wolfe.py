@@ -18,18 +18,17 @@ that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from optmerge.config.frank_wolfe import FrankWolfeConfig
-from optmerge.drivers.gradient import RESTART_SCALE, norm, share_at_bounds, usable
+from optmerge.drivers.gradient import norm, share_at_bounds, usable
 from optmerge.drivers.simplex import project_capped
 from optmerge.drivers.state import State
 from optmerge.drivers.trial import Point, TrialDriver
-from optmerge.drivers.variables import Variables, read_only
+from optmerge.drivers.variables import read_only
 from optmerge.records import Evaluation, Vector
 
 REJECTED = 30  # trials in a row that did not fall as the smoothness allows end the search
@@ -45,6 +44,7 @@ class FrankWolfeDriver(TrialDriver):
     noise the value has); otherwise L is doubled.
 
     >>> import numpy as np
+    >>> from optmerge.drivers import Variables
     >>> variables = Variables(("a", "b"), lower=[0, 0], upper=[1, 1], start=[0.1, 0.1])
     >>> driver = FrankWolfeDriver(
     ...     FrankWolfeConfig(variant="hard", step="open-loop"),
@@ -60,18 +60,10 @@ class FrankWolfeDriver(TrialDriver):
     """
 
     name: ClassVar[str] = "frank-wolfe"
+    config: FrankWolfeConfig
 
-    def __init__(
-        self,
-        config: FrankWolfeConfig,
-        variables: Variables,
-        *,
-        seed: np.random.SeedSequence,
-        fit_sizes: Mapping[str, int],
-        budget: int | None,
-    ) -> None:
-        super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
-        self.config = config
+    def _set_up(self) -> None:
+        config, variables = self.config, self.variables
         cells = variables.cells
         if cells is None:  # one hull, of which each variable is an expert
             cells = np.stack([np.zeros(len(variables), dtype=np.int64), np.arange(len(variables))], axis=1)
@@ -80,8 +72,7 @@ class FrankWolfeDriver(TrialDriver):
         self._ends = np.clip(np.full(len(variables), config.scale), variables.lower, variables.upper)
         self._members = [np.flatnonzero(self._group == group) for group in np.unique(self._group)]
         self._rounds = 0
-        self._scale = 1.0  # of the first step, since the last restart
-        self._begin(variables.start)
+        super()._set_up()
 
     def _begin(self, vector: Vector) -> None:
         super()._begin(vector)
@@ -234,11 +225,6 @@ class FrankWolfeDriver(TrialDriver):
             caps = (self._high - self._low)[active]
             found[active] = self._low[active] + project_capped(moved[active] - self._low[active], caps, room - rest)
         return found
-
-    def _restart(self, vector: Vector) -> bool:
-        self._scale *= RESTART_SCALE
-        self._begin(vector)
-        return True
 
     def _memory(self) -> State:
         return {

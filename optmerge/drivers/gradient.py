@@ -62,40 +62,32 @@ class StepDriver(Driver):
     """
 
     needs_gradient: ClassVar[bool] = True
+    config: StepConfig
 
-    def __init__(
-        self,
-        config: StepConfig,
-        variables: Variables,
-        *,
-        seed: np.random.SeedSequence,
-        fit_sizes: Mapping[str, int],
-        budget: int | None,
-    ) -> None:
-        super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
-        if config.schedule != "constant" and budget is None:
+    def _set_up(self) -> None:
+        config = self.config
+        if config.schedule != "constant" and self.budget is None:
             raise ConfigError(
                 f"driver.schedule is '{config.schedule}', which ends where the budget ends, but budget.evaluations is "
                 "null. Set budget.evaluations, or driver.schedule to 'constant'."
             )
-        self.steps = config
-        self._vector = variables.start  # with bound: clamp, not within bounds
+        self._vector = self.variables.start  # with bound: clamp, not within bounds
         self._scale = 1.0  # of the step size, since the last restart
         self._info: dict[str, float] = {}
-        self._batches = Batches(self.fit_sizes, config.batch, np.random.Generator(np.random.PCG64(seed)))
+        self._batches = Batches(self.fit_sizes, config.batch, np.random.Generator(np.random.PCG64(self.seed)))
         self._forget()
 
     @property
     def rate(self) -> float:
         """The step size of this generation, in units of a coefficient."""
-        if self.steps.schedule == "constant":
-            return self.steps.lr * self._scale
+        if self.config.schedule == "constant":
+            return self.config.lr * self._scale
         assert self.budget is not None, "checked at the start"
         done = min(self.generation / self.budget, 1.0)
-        if self.steps.schedule == "linear":
-            return self.steps.lr * self._scale * (1.0 - done)
+        if self.config.schedule == "linear":
+            return self.config.lr * self._scale * (1.0 - done)
         return (
-            self.steps.lr * self._scale * 0.5 * (1.0 + math.cos(math.pi * done))
+            self.config.lr * self._scale * 0.5 * (1.0 + math.cos(math.pi * done))
         )  # Loshchilov & Hutter 2017, equation 5
 
     def info(self) -> dict[str, float]:
@@ -117,12 +109,12 @@ class StepDriver(Driver):
         self._batches.advance()
 
     def _step(self, gradient: Vector) -> None:
-        clamp = self.steps.bound == "clamp"
+        clamp = self.config.bound == "clamp"
         if clamp:
             gradient = np.where(self._vector == self.variables.project(self._vector), gradient, 0.0)
         length = norm(gradient)
-        if self.steps.clip is not None and length > self.steps.clip:
-            gradient = gradient * (self.steps.clip / length)
+        if self.config.clip is not None and length > self.config.clip:
+            gradient = gradient * (self.config.clip / length)
         moved = self._moved(gradient)
         self._vector = read_only(moved) if clamp else self.variables.project(moved)
         self._info = {"gradient_norm": length}  # before clipping

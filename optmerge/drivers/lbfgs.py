@@ -10,16 +10,15 @@ Every trial is an evaluation. Nothing is random, so that the seed changes nothin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar, cast
 
 import numpy as np
 
 from optmerge.config.gradient_drivers import LbfgsConfig
-from optmerge.drivers.gradient import RESTART_SCALE, norm, share_at_bounds, usable
+from optmerge.drivers.gradient import norm, share_at_bounds, usable
 from optmerge.drivers.state import State
 from optmerge.drivers.trial import Point, TrialDriver
-from optmerge.drivers.variables import Variables, read_only
+from optmerge.drivers.variables import read_only
 from optmerge.records import Evaluation, Vector
 
 DECREASE = 1e-4  # c1: of the fall that the slope promises
@@ -36,6 +35,7 @@ class LbfgsDriver(TrialDriver):
     bisected, or doubled while it is open. A trial that failed counts as one that is too far.
 
     >>> import numpy as np
+    >>> from optmerge.drivers import Variables
     >>> variables = Variables(("a",), lower=[0], upper=[9], start=[1])
     >>> driver = LbfgsDriver(LbfgsConfig(step=1), variables, seed=np.random.SeedSequence(0), fit_sizes={}, budget=9)
     >>> for _ in range(3):
@@ -46,20 +46,7 @@ class LbfgsDriver(TrialDriver):
     """
 
     name: ClassVar[str] = "lbfgs"
-
-    def __init__(
-        self,
-        config: LbfgsConfig,
-        variables: Variables,
-        *,
-        seed: np.random.SeedSequence,
-        fit_sizes: Mapping[str, int],
-        budget: int | None,
-    ) -> None:
-        super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
-        self.config = config
-        self._scale = 1.0  # of the first step, since the last restart
-        self._begin(variables.start)
+    config: LbfgsConfig
 
     def _begin(self, vector: Vector) -> None:
         super()._begin(vector)  # the point is where the line starts
@@ -169,11 +156,6 @@ class LbfgsDriver(TrialDriver):
         for (step, change), weight in zip(self._pairs, reversed(weights), strict=True):
             q = q + (weight - float(change @ q) / float(step @ change)) * step
         return q
-
-    def _restart(self, vector: Vector) -> bool:
-        self._scale *= RESTART_SCALE
-        self._begin(vector)
-        return True
 
     def _memory(self) -> State:
         return {

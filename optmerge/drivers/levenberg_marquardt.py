@@ -11,7 +11,6 @@ act on all outputs together, and steps that need no step size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, cast
 
 import numpy as np
@@ -21,7 +20,7 @@ from optmerge.drivers.box_quadratic import box_step
 from optmerge.drivers.gradient import norm, share_at_bounds, usable
 from optmerge.drivers.state import State
 from optmerge.drivers.trial import Matrix, Point, TrialDriver
-from optmerge.drivers.variables import Variables, read_only
+from optmerge.drivers.variables import read_only
 from optmerge.records import Evaluation, Need, Vector
 
 REJECTED = 12  # trials in a row without a lower value end the search
@@ -36,6 +35,7 @@ class LevenbergMarquardtDriver(TrialDriver):
     one that is higher, or failed, is tried again nearer.
 
     >>> import numpy as np
+    >>> from optmerge.drivers import Variables
     >>> variables = Variables(("a",), lower=[0], upper=[9], start=[1])
     >>> config = LevenbergMarquardtConfig(damping=1e-9)
     >>> driver = LevenbergMarquardtDriver(
@@ -51,20 +51,11 @@ class LevenbergMarquardtDriver(TrialDriver):
 
     name: ClassVar[str] = "levenberg-marquardt"
     needs: ClassVar[frozenset[Need]] = frozenset({"value", "gradient", "jacobian"})
+    config: LevenbergMarquardtConfig
 
-    def __init__(
-        self,
-        config: LevenbergMarquardtConfig,
-        variables: Variables,
-        *,
-        seed: np.random.SeedSequence,
-        fit_sizes: Mapping[str, int],
-        budget: int | None,
-    ) -> None:
-        super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
-        self.config = config
-        self._damping = config.damping
-        self._begin(variables.start)
+    def _set_up(self) -> None:
+        self._damping = self.config.damping
+        super()._set_up()
 
     def _begin(self, vector: Vector) -> None:
         super()._begin(vector)

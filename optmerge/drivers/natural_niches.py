@@ -69,18 +69,10 @@ class NaturalNichesDriver(Driver):
 
     name: ClassVar[str] = "natural-niches"
     takes_integers: ClassVar[bool] = True
+    config: NaturalNichesConfig
 
-    def __init__(
-        self,
-        config: NaturalNichesConfig,
-        variables: Variables,
-        *,
-        seed: np.random.SeedSequence,
-        fit_sizes: Mapping[str, int],
-        budget: int | None,
-    ) -> None:
-        super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
-        self.config = config
+    def _set_up(self) -> None:
+        config, variables = self.config, self.variables
         self._groups = group_numbers(variables.names)
         self._whole = np.zeros(len(variables), dtype=np.bool_) if variables.integer is None else variables.integer
         self._widths = np.where(self._whole, variables.upper - variables.lower, 1.0)  # of a unit of mutation

@@ -12,24 +12,22 @@ the trials are mirrored by ``optmerge.tracking``.)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, cast
+from typing import cast
 
 import numpy as np
 import optuna
 from optuna.trial import Trial, TrialState, create_trial
 
-from optmerge.config.drivers import OptunaConfig
-from optmerge.drivers.base import Driver
-from optmerge.drivers.distributions import distributions_of, params_of, vector_of
+from optmerge.drivers.distributions import params_of, vector_of
 from optmerge.drivers.multi_objective import objectives_of, task_parts
 from optmerge.drivers.optuna_quiet import quiet
-from optmerge.drivers.samplers import check_sampler, make_sampler
+from optmerge.drivers.samplers import make_sampler
 from optmerge.drivers.state import State
-from optmerge.drivers.variables import Variables
+from optmerge.drivers.study import StudyDriver
 from optmerge.records import Candidate, Evaluation, Vector
 
 
-class OptunaDriver(Driver):
+class OptunaDriver(StudyDriver):
     """Optuna's samplers: TPE (Bergstra et al. 2011; multivariate: Falkner et al. 2018), a Gaussian process, and others.
 
     ``gp`` maximises log expected improvement (Ament et al. 2023) under a Matérn-5/2 kernel with a length scale per
@@ -39,6 +37,8 @@ class OptunaDriver(Driver):
     view of those that run, which tpe and gp take for bad ones (the constant liar of Ginsbourger et al. 2010).
 
     >>> import numpy as np
+    >>> from optmerge.config.drivers import OptunaConfig
+    >>> from optmerge.drivers import Variables
     >>> variables = Variables(("a", "b"), lower=[0, 0], upper=[1, 1], start=[0.3, 0.3])
     >>> driver = OptunaDriver(OptunaConfig(), variables, seed=np.random.SeedSequence(0), fit_sizes={}, budget=9)
     >>> (candidate,) = driver.ask()
@@ -47,24 +47,9 @@ class OptunaDriver(Driver):
     {'trials': 1.0, 'best': 0.5}
     """
 
-    name: ClassVar[str] = "optuna"
-    takes_integers: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        config: OptunaConfig,
-        variables: Variables,
-        *,
-        seed: np.random.SeedSequence,
-        fit_sizes: Mapping[str, int],
-        budget: int | None,
-    ) -> None:
-        super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
-        self.config = config
-        check_sampler(config, len(variables))
-        self._tasks = objectives_of(config, fit_sizes)
-        self._given = [variables.start, *variables.known[: config.known]]  # the first trials
-        self._distributions = distributions_of(variables)
+    def _set_up(self) -> None:
+        super()._set_up()
+        self._tasks = objectives_of(self.config, self.fit_sizes)
         self._begin()
 
     @property

@@ -10,19 +10,16 @@ that went further. The start, as the first trial, has nothing to be compared wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
 from optuna.trial import TrialState, create_trial
 
-from optmerge.config.drivers import OptunaConfig
 from optmerge.drivers.distributions import params_of
 from optmerge.drivers.optuna_driver import OptunaDriver
 from optmerge.drivers.optuna_quiet import quiet
 from optmerge.drivers.pruning import Look, Rungs, make_pruner
 from optmerge.drivers.state import State
-from optmerge.drivers.variables import Variables
 from optmerge.records import Candidate, Evaluation, Need, Vector
 
 
@@ -30,6 +27,8 @@ class PrunedOptunaDriver(OptunaDriver):
     """The samplers of `OptunaDriver`, and a pruner that may drop a trial at every rung but the last.
 
     >>> import numpy as np
+    >>> from optmerge.config.drivers import OptunaConfig
+    >>> from optmerge.drivers import Variables
     >>> variables = Variables(("a", "b"), lower=[0, 0], upper=[1, 1], start=[0.3, 0.3])
     >>> config = OptunaConfig(pruner="successive-halving")
     >>> driver = PrunedOptunaDriver(config, variables, seed=np.random.SeedSequence(0), fit_sizes={"t": 32}, budget=9)
@@ -43,18 +42,11 @@ class PrunedOptunaDriver(OptunaDriver):
     2 1.0
     """
 
-    def __init__(
-        self,
-        config: OptunaConfig,
-        variables: Variables,
-        *,
-        seed: np.random.SeedSequence,
-        fit_sizes: Mapping[str, int],
-        budget: int | None,
-    ) -> None:
-        self._rungs = Rungs.make(fit_sizes, rungs=config.rungs, reduction=config.reduction, seed=seed)
+    def _set_up(self) -> None:
+        config = self.config
+        self._rungs = Rungs.make(self.fit_sizes, rungs=config.rungs, reduction=config.reduction, seed=self.seed)
         self._pruner = make_pruner(config)
-        super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
+        super()._set_up()
 
     @property
     def overlaps(self) -> bool:

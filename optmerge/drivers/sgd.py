@@ -8,7 +8,6 @@ Adam's does not. Batches, schedule, clipping, bounds and restart are those of `o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, cast
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from optmerge.config.gradient_drivers import SgdConfig
 from optmerge.drivers.gradient import StepDriver
 from optmerge.drivers.state import State
-from optmerge.drivers.variables import Variables, read_only
+from optmerge.drivers.variables import read_only
 from optmerge.records import Vector
 
 
@@ -27,6 +26,7 @@ class SgdDriver(StepDriver):
     2013 (equations 3 and 4), told at the point that it looks ahead to.
 
     >>> import numpy as np
+    >>> from optmerge.drivers import Variables
     >>> from optmerge.records import Evaluation
     >>> variables = Variables(("a",), lower=[0], upper=[1], start=[0.5])
     >>> config = SgdConfig(lr=0.1, momentum=0.5)
@@ -39,18 +39,7 @@ class SgdDriver(StepDriver):
 
     name: ClassVar[str] = "sgd"
     _velocity: Vector  # u
-
-    def __init__(
-        self,
-        config: SgdConfig,
-        variables: Variables,
-        *,
-        seed: np.random.SeedSequence,
-        fit_sizes: Mapping[str, int],
-        budget: int | None,
-    ) -> None:
-        self.config = config
-        super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
+    config: SgdConfig
 
     def _moved(self, gradient: Vector) -> Vector:
         momentum = self.config.momentum

@@ -21,7 +21,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -32,10 +32,10 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optmerge.config.drivers import OptunaConfig
-from optmerge.drivers.base import Driver
-from optmerge.drivers.distributions import distributions_of, params_of, vector_of
-from optmerge.drivers.samplers import check_sampler, make_sampler
+from optmerge.drivers.distributions import params_of, vector_of
+from optmerge.drivers.samplers import make_sampler
 from optmerge.drivers.state import State
+from optmerge.drivers.study import StudyDriver
 from optmerge.drivers.study_storage import (
     ERROR,
     GRACE,
@@ -49,7 +49,6 @@ from optmerge.drivers.study_storage import (
     original,
     reachable,
 )
-from optmerge.drivers.variables import Variables
 from optmerge.errors import RunError, RunInterrupted
 from optmerge.records import Candidate, Evaluation, Record, Vector
 
@@ -67,35 +66,24 @@ class _Taken:
     pulse: Pulse | None
 
 
-class SharedStudyDriver(Driver):
+class SharedStudyDriver(StudyDriver):
     """Optuna's samplers on a study that other processes work on too; see the module.
 
     The study's first trials are the start and the first ``known`` vectors, whichever process gets them. A generation
     is one trial, or none where others hold all that is left of the budget.
     """
 
-    name: ClassVar[str] = "optuna"
-    takes_integers: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        config: OptunaConfig,
-        variables: Variables,
-        *,
-        seed: np.random.SeedSequence,
-        fit_sizes: Mapping[str, int],
-        budget: int | None,
-    ) -> None:
-        super().__init__(config, variables, seed=seed, fit_sizes=fit_sizes, budget=budget)
-        self.config = config
-        check_sampler(config, len(variables))
-        given = [variables.start, *variables.known[: config.known]]
-        self._distributions = distributions_of(variables)
+    def _set_up(self) -> None:
+        super()._set_up()
+        config, variables = self.config, self.variables
         self._storage = open_storage(config)
         with reachable(config):
             self._study = join_study(self._storage, config, variables)
         self._study.sampler = NumberedSampler(
-            config, self._distributions, seed=seed, given=[params_of(variables, vector) for vector in given]
+            config,
+            self._distributions,
+            seed=self.seed,
+            given=[params_of(variables, vector) for vector in self._given],
         )
         self._process = f"{platform.node()}:{os.getpid()}"
         self._recalled: Record | None = None

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optmerge.drivers.base import Driver
-from optmerge.drivers.gradient import NEEDS
+from optmerge.drivers.gradient import NEEDS, RESTART_SCALE
 from optmerge.drivers.state import State
 from optmerge.drivers.variables import read_only
 from optmerge.records import Candidate, Need, Vector
@@ -55,7 +55,7 @@ def of_state(state: State) -> Point:
 
 
 class TrialDriver(Driver):
-    """One trial a generation. Subclasses call `_begin` when they are made.
+    """One trial a generation, from the start on.
 
     Attributes:
         needs: What is asked of a trial.
@@ -63,6 +63,10 @@ class TrialDriver(Driver):
 
     needs_gradient: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = NEEDS
+
+    def _set_up(self) -> None:
+        self._scale = 1.0  # of the first step, since the last restart
+        self._begin(self.variables.start)
 
     def _begin(self, vector: Vector) -> None:
         """Start, or start anew, with ``vector`` as the first trial."""
@@ -81,6 +85,11 @@ class TrialDriver(Driver):
         if reach > tolerance:
             return {}
         return {"converged": f"within {tolerance:g}, no coefficient is moved by the gradient any more"}
+
+    def _restart(self, vector: Vector) -> bool:
+        self._scale *= RESTART_SCALE
+        self._begin(vector)
+        return True
 
     @abstractmethod
     def _memory(self) -> State:
