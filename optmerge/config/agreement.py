@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from optmerge.config.alternatives import alternative_problems, one_of
+from optmerge.config.device_map import device_map_problems
 from optmerge.config.methods import METHOD_CONFIGS, STATISTICS_METHODS
 from optmerge.config.stages import stage_problems
 from optmerge.errors import did_you_mean
@@ -39,6 +40,7 @@ def name_problems(data: Mapping[str, Any]) -> list[str]:
     problems += _method_problems(data, names)
     problems += stage_problems(data)
     problems += alternative_problems(data)
+    problems += device_map_problems(data)
     return problems
 
 

@@ -18,6 +18,7 @@ from optmerge.config.alternatives import (
 )
 from optmerge.config.amounts import amount_bytes
 from optmerge.config.base import Strict, named
+from optmerge.config.device_map import DeviceMap
 from optmerge.config.drivers import AdamConfig, DriverConfig
 from optmerge.config.executor import ExecutorConfig
 from optmerge.config.methods import MethodConfig, TaskArithmeticConfig
@@ -194,6 +195,12 @@ class SearchConfig(Strict):
     alarms: AlarmsConfig = Field(AlarmsConfig(), description="when a search counts as collapsed, and what happens then")
     seed: int = Field(0, ge=0, description="every generator of the run is derived from it")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    device_map: DeviceMap | None = Field(
+        None,
+        description="spread the model over several CUDA devices, in whole layers: auto or balanced = alike shares; "
+        "sequential = the first devices are filled first; or a mapping of module prefixes to numbers of devices; null "
+        "= one device, or balanced where executor.gpus_per_worker is above 1",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the resident model; auto = the base's"
     )

@@ -49,7 +49,7 @@ class ResidentModel:
             MissingExtraError: There are several devices, and accelerate is not installed.
         """
         self._family = family
-        self._spread = spread = device if isinstance(device, Spread) else Spread.on(device)
+        self._spread = spread = Spread.of(device)
         if family.heads == "own":
             self._models = self._with_own_heads(dtype)
         else:

@@ -47,6 +47,11 @@ class Spread:
         """A whole model on one device."""
         return cls((device,), {})
 
+    @classmethod
+    def of(cls, where: torch.device | Spread) -> Spread:
+        """A spread as it is; a device as the only one."""
+        return where if isinstance(where, Spread) else cls.on(where)
+
     @property
     def main(self) -> torch.device:
         """Where inputs and outputs are."""

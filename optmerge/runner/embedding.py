@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from optmerge.errors import ModelError
 from optmerge.models.architecture import GENERATIVE
+from optmerge.models.device import to_device
 from optmerge.models.resident import ResidentModel
+from optmerge.models.spread import Spread
 from optmerge.records import Progress
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class BaseEmbedder:
     Args:
         family: Its base is used.
         experts: Task -> the expert that knows it, around whose kind of model the base's values are put.
-        device: Where the model runs.
+        device: Where the model runs, or which devices have which parts of it.
         dtype: Of its parameters.
         batch_tokens: Most tokens in a forward pass.
         progress: Told how far it is.
@@ -47,17 +49,17 @@ class BaseEmbedder:
         family: Family,
         experts: Mapping[str, str],
         *,
-        device: torch.device,
+        device: torch.device | Spread,
         dtype: torch.dtype,
         batch_tokens: int,
         progress: Progress | None = None,
     ) -> None:
         self._family, self._experts = family, dict(experts)
-        self._device, self._dtype = device, dtype
+        self._spread, self._dtype = Spread.of(device), dtype
         self._batch_tokens = batch_tokens
         self._progress = progress
         self._resident: ResidentModel | None = None
-        facts = [family.base.sha256(), family.kind, str(dtype), device.type, torch.__version__]
+        facts = [family.base.sha256(), family.kind, str(dtype), self._spread.main.type, torch.__version__]
         self.key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @torch.no_grad()
@@ -68,12 +70,12 @@ class BaseEmbedder:
             ModelError: The base has no hidden states [examples, positions, width], or some are not finite.
         """
         if self._resident is None:
-            self._resident = ResidentModel(self._family, device=self._device, dtype=self._dtype)
+            self._resident = ResidentModel(self._family, device=self._spread, dtype=self._dtype)
         body, wanted = _reader_of(self._resident.model_for(self._experts[task]))
         batches = examples.unpacked().batches(batch_tokens=self._batch_tokens)
         vectors, positions, done = [], [], 0
         for batch in batches:
-            vectors.append(self._pooled(body, wanted, batch.to(self._device)))
+            vectors.append(self._pooled(body, wanted, batch.to(self._spread.main)))
             positions.append(batch.positions)
             done += batch.size
             if self._progress:
@@ -97,6 +99,7 @@ class BaseEmbedder:
                 f"The base ({type(body).__name__}) gives no hidden states [examples, positions, width], by which "
                 "`sampling: diverse` tells examples apart. Set sampling: random."
             )
+        hidden = to_device(hidden, self._spread.main)  # the body alone leaves them on its last device
         mask = inputs.get("attention_mask")
         if mask is None:
             return hidden.float().mean(1)
@@ -105,7 +108,7 @@ class BaseEmbedder:
 
 
 def base_embedder(
-    config: SearchConfig, family: Family, device: torch.device, dtype: torch.dtype, progress: Progress | None
+    config: SearchConfig, family: Family, spread: Spread, dtype: torch.dtype, progress: Progress | None
 ) -> BaseEmbedder | None:
     """The embedder of a search; None if it draws no examples by what they are."""
     if all(task.sampling.name == "random" for task in config.tasks.values()):
@@ -113,7 +116,7 @@ def base_embedder(
     return BaseEmbedder(
         family,
         {name: task.expert for name, task in config.tasks.items()},
-        device=device,
+        device=spread,
         dtype=dtype,
         batch_tokens=config.batch_tokens,
         progress=progress,

@@ -24,7 +24,7 @@ import torch
 
 from optmerge.errors import OptmergeError
 from optmerge.merging.coefficients import Table
-from optmerge.merging.engine import Engine
+from optmerge.merging.spread_engine import AnyEngine
 from optmerge.models.device import out_of_memory, release_memory
 from optmerge.objective import report_metrics
 from optmerge.objective.base import scored_logits
@@ -86,10 +86,10 @@ class Evaluator:
     def __init__(self, problem: Problem, teachers: Teachers) -> None:
         self.problem = problem
         self.teachers = teachers
-        self.engine: Engine = problem.engine
+        self.engine: AnyEngine = problem.engine
         self.batch_tokens = problem.config.batch_tokens
         self.geometry: Geometry | None = None
-        self.peak = PeakMemory(problem.device)
+        self.peak = PeakMemory(*problem.spread.devices)
         self._kind: Kind = next(iter(problem.calibration.tasks.values())).kind
 
     def fit(self, candidate: Candidate) -> Evaluation:

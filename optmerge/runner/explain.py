@@ -25,7 +25,7 @@ from optmerge.runner.evaluator import Evaluator
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.geometry import make_geometry
 from optmerge.runner.knockout import Block, Knockouts, choose_blocks
-from optmerge.runner.manifest import check_content, make_manifest
+from optmerge.runner.manifest import as_begun, check_content, make_manifest
 from optmerge.runner.problem import Problem, open_problem
 from optmerge.runner.reproduce import read_manifest
 from optmerge.runner.sensitivity import Sensitivity, measure_sensitivity, why_insensitive
@@ -74,7 +74,7 @@ def explain(
         )
     begun = read_manifest(path)
     with folder.locked():
-        problem = open_problem(folder.config(), progress=progress, form=begun.get("gradient"), kept=begun.get("kept"))
+        problem = open_problem(folder.config(), progress=progress, **as_begun(begun))
         check_content(begun, make_manifest(problem), path)
         records = Trajectory.read(path).records
         best = _best(records, result, path)

@@ -32,6 +32,7 @@ from optmerge.records import Evaluation
 
 if TYPE_CHECKING:
     from optmerge.config.schema import SearchConfig
+    from optmerge.models.spread import Spread
     from optmerge.records import Progress
     from optmerge.runner.evaluator import Evaluator, Measurement
     from optmerge.runner.problem import Problem
@@ -42,12 +43,13 @@ PARTS = 32  # of the fit split, at most
 Profile = Mapping[str, Sequence[float]]
 
 
-def fisher_profile(config: SearchConfig, progress: Progress | None = None) -> Profile:
+def fisher_profile(config: SearchConfig, progress: Progress | None = None, spread: Spread | None = None) -> Profile:
     """The importance of every tensor's slices; the models are opened for it, and closed again.
 
     Args:
         config: A search without a schedule, with absolute references.
         progress: Told of parts.
+        spread: Where the model is to be; None lets it be found out.
 
     Raises:
         ConfigError: A term of the objective has no gradient.
@@ -68,7 +70,8 @@ def fisher_profile(config: SearchConfig, progress: Progress | None = None) -> Pr
     probe = config.model_copy(
         update={"space": config.space.model_copy(update={"chunks": fine}), "driver": AdamConfig(), "schedule": None}
     )
-    problem = open_problem(probe, progress=progress)
+    devices, layout = (None, None) if spread is None else (spread.devices, spread.layout)
+    problem = open_problem(probe, progress=progress, devices=devices, layout=layout)
     key = _key(problem)
     known = recall("fisher", key)
     if known is None:

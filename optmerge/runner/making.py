@@ -21,7 +21,7 @@ import hashlib
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,14 +33,12 @@ from optmerge.config.methods import MethodSettings
 from optmerge.merging.coefficients import Table
 from optmerge.merging.deltas import Deltas
 from optmerge.merging.directions import require_usable
-from optmerge.merging.engine import Engine
 from optmerge.merging.merge import rows_of_parameters
 from optmerge.merging.recipe import Direction, Recipe
 from optmerge.models.cache import cache_dir, recall, remember
 from optmerge.records import Progress
 
 if TYPE_CHECKING:
-    from optmerge.merging.slices import Cut
     from optmerge.runner.problem import Problem
 
 INTERVAL = 0.005  # seconds between two looks at the memory
@@ -181,7 +179,7 @@ class Maker:
         self._statistics(found)
         found.deltas.prepare(self._progress)
         rows = rows_of_parameters(recipe, problem.family)
-        return replace(found, engine=_engine(problem, found.deltas, rows.first, rows.cuts)), table[:, used]
+        return replace(found, engine=problem.engine.along(found.deltas.segments, rows.first, rows.cuts)), table[:, used]
 
     def _new(self, directions: Sequence[Direction]) -> Made:
         found = along(self._problem, directions, cache=self._folder)
@@ -217,16 +215,10 @@ def along(problem: Problem, directions: Sequence[Direction], *, cache: Path) -> 
         cache: Where the deltas of methods lie, or will.
     """
     deltas = Deltas(problem.family, directions, cache=cache, statistics=problem.statistics)
-    engine = _engine(problem, deltas, problem.space.row_of, problem.space.cuts)
+    engine = problem.engine.along(deltas.segments, problem.space.row_of, problem.space.cuts)
     return replace(
         problem, directions=tuple(directions), columns=list(range(len(directions))), deltas=deltas, engine=engine
     )
-
-
-def _engine(problem: Problem, deltas: Deltas, first: Mapping[str, int], cuts: Mapping[str, Cut]) -> Engine:
-    engine = Engine(problem.resident.parameters, deltas.segments, first, cuts=cuts)
-    engine.workspace = problem.engine.workspace
-    return engine
 
 
 def _anonymous_bytes() -> int:

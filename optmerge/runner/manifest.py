@@ -53,7 +53,7 @@ def make_manifest(problem: Problem) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "search": yaml.safe_load(dump_config(problem.config)),
         "seed": problem.config.seed,
-        "hardware": hardware(problem.device),
+        "hardware": hardware(problem.spread.devices),
         "models": {
             name: {"reference": c.reference, "revision": c.revision, "sha256": c.sha256()}
             for name, c in checkpoints.items()
@@ -87,20 +87,27 @@ def make_manifest(problem: Problem) -> dict[str, Any]:
         "heads": family.heads,
         "gradient": problem.engine.form,
         "kept": list(problem.kept),
+        "layout": dict(problem.spread.layout) or None,
         "dtype": str(problem.dtype).removeprefix("torch."),
         "git": git_state(Path.cwd()),
     }
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
+def as_begun(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What `open_problem` is to choose as it was chosen when a run began, as keyword arguments."""
+    chosen = {"form": "gradient", "kept": "kept", "layout": "layout"}
+    return {argument: manifest.get(key) for argument, key in chosen.items()}
+
+
+def hardware(devices: Sequence[torch.device]) -> dict[str, Any]:
     """What the arithmetic's last bits depend on."""
     return {
         "machine": platform.machine(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "device": str(device),
-        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "kernels": kernels.kind(device),
+        "device": ", ".join(map(str, devices)),
+        "accelerator": torch.cuda.get_device_name(devices[0]) if devices[0].type == "cuda" else None,
+        "kernels": kernels.kind(devices[0]),
     }
 
 

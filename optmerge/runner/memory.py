@@ -3,9 +3,10 @@
 On the CPU base and experts stay in mapped files, which the system may drop and read again: they count as page cache,
 not as memory. On an accelerator they are kept resident as far as the budget goes, the base first, and streamed through
 pinned buffers otherwise. Weight gradients are accumulated over a step and contracted once where they fit, and
-contracted one by one in every backward pass where they do not.
+contracted one by one in every backward pass where they do not. Where a model is spread over several devices, each must
+have room for its share (`memory_division`).
 
-    plan = plan_memory(config, family, directions, space, calibration, device, dtype)
+    plan = plan_memory(config, family, directions, space, calibration, spread, dtype)
     plan.parts, plan.peak, plan.form, plan.resident
 """
 
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import psutil
 import torch
-from torch import nn
 
 from optmerge.config.amounts import amount_bytes
 from optmerge.config.drivers import CURVATURE_DRIVERS, GRADIENT_DRIVERS
@@ -29,9 +29,11 @@ from optmerge.merging.parts import PART
 from optmerge.merging.recipe import Direction
 from optmerge.merging.writing import LOW_RANK_CHUNK, Workspace
 from optmerge.models.resident import ResidentModel
+from optmerge.models.spread import Spread
 from optmerge.objective.kept import Keep
 from optmerge.objective.objective import Objective
 from optmerge.runner.curvature import BLOCK
+from optmerge.runner.memory_division import DeviceMemory, Division, logit_bytes
 from optmerge.runner.simulation import META, Passes
 from optmerge.runner.statistics_cost import layer_inputs_bytes, needs_of, statistics_bytes
 
@@ -51,12 +53,14 @@ class MemoryPlan:
     """What a search will hold at its peak, in bytes.
 
     Attributes:
-        parts: What -> bytes, on the device that the search runs on.
+        parts: What -> bytes, on the device that the search runs on, or on all of them together.
         mapped: Bytes of mapped files: page cache that the system takes back when it needs to.
-        budget: What may be used.
+        budget: What may be used, of all devices together.
         form: How weight gradients are gathered; None where the driver needs none.
         resident: Directions whose tensors are kept on an accelerator; the others are streamed.
         base_resident: Whether the base's are, too.
+        notes: What a user should know.
+        devices: What each device holds, where there are several.
     """
 
     parts: Mapping[str, int]
@@ -66,6 +70,7 @@ class MemoryPlan:
     resident: tuple[str, ...] = ()
     base_resident: bool = False
     notes: tuple[str, ...] = field(default=())
+    devices: tuple[DeviceMemory, ...] = ()
 
     @property
     def peak(self) -> int:
@@ -79,7 +84,7 @@ def plan_memory(
     directions: Sequence[Direction],
     space: SearchSpace,
     calibration: Calibration,
-    device: torch.device,
+    spread: Spread,
     dtype: torch.dtype,
 ) -> MemoryPlan:
     """Predict a search's memory, and choose the form of the gradient and what is resident.
@@ -89,15 +94,18 @@ def plan_memory(
     Raises:
         ConfigError: An architecture cannot be checkpointed.
     """
-    budget = memory_budget(config.memory, device)
+    device, budgets = spread.main, [memory_budget(config.memory, device) for device in spread.devices]
+    budget = sum(budgets)
     gradient = config.driver.name in GRADIENT_DRIVERS
     classes = {name: data.num_labels for name, data in calibration.tasks.items()}
     keep = Objective(config.objective, list(config.tasks), classes).keep(family.num_layers)
     model = ResidentModel(family, device=META, dtype=dtype)
-    held = {id(value): value.numel() * value.dtype.itemsize for value in _all_parameters(model, family)}
+    weights = _weights(model, family)
+    judged = logit_bytes(family, calibration, config.batch_tokens) if spread.several else 0
+    division = Division(spread, weights, budgets, judged=judged)
     common = {
         "process": _process_bytes() if device.type == "cpu" else 0,
-        "model": sum(held.values()),
+        "model": sum(weights.values()),
         "teacher outputs": teacher_bytes(config, family, calibration, keep, dtype),
         "buffers": _buffer_bytes(family, device, dtype),
         "coefficients": _coefficient_bytes(config, space),
@@ -105,19 +113,20 @@ def plan_memory(
     if config.driver.name in CURVATURE_DRIVERS:
         common["features"] = 2 * BLOCK  # of all variables, and where they are made
     form: Form | None = "accumulate" if gradient else None
+    passing = "gradients and activations" if gradient else "activations"
     notes: list[str] = []
     try:
         passes = Passes(config, family, model, space, calibration)
         judging = passes.peak(None)
         evaluation = max(judging, passes.peak(form)) if form else judging
-        if form and sum(common.values()) + evaluation > budget:
+        if form and not division.fits(common | {passing: evaluation}):
             form, evaluation = "hooks", max(judging, passes.peak("hooks"))
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as problem:
         # An architecture whose pass depends on values cannot run without any; the search itself can.
         evaluation = common["model"] if gradient else 0
         told = " ".join(str(problem).split())[:200]
         notes.append(f"The memory of a pass could not be found out ({told}); its activations are not in the estimate.")
-    parts = {**common, "gradients and activations" if gradient else "activations": evaluation}
+    parts = {**common, passing: evaluation}
     before = _preparing_bytes(family, directions)  # methods are computed before anything is evaluated
     if device.type == "cpu":
         needs = needs_of(directions, list(family.experts))
@@ -125,28 +134,33 @@ def plan_memory(
         before += layer_inputs_bytes(needs, calibration, widths, dtype.itemsize)
     if before > evaluation:
         parts["computing methods, beyond that"] = before - evaluation
-    needed = sum(parts.values())
-    if needed > budget:
+    needed = sum(division.whole(parts).values())
+    if not division.fits(parts):
         if before > evaluation:
             advice = ["no whole methods among directions and baselines"]
         else:
             advice = [] if config.checkpointing or not gradient else ["checkpointing: true"]
             advice += ["fewer batch_tokens"] if config.batch_tokens > 256 else []
         advice += ["dtype: bfloat16"] if dtype == torch.float32 else []
+        where = " on all devices together, and one of them has too little" if spread.several else ""
         notes.append(
-            f"About {needed / 1e9:.1f} GB are needed and {budget / 1e9:.1f} GB may be used; "
+            f"About {needed / 1e9:.1f} GB are needed and {budget / 1e9:.1f} GB may be used{where}; "
             f"{' or '.join(advice) if advice else 'a smaller model or a larger machine'} would help."
         )
     resident: tuple[str, ...] = ()
     base_resident = False
+    devices = division.devices(parts, [0] * len(budgets))
     if device.type == "cuda":
-        base_resident, resident, taken = _place(family, directions, budget - needed)
-        parts["resident base and experts"] = taken
+        base_resident, resident, taken = _place(family, directions, spread, division.rooms(parts))
+        devices = division.devices(parts, taken)
+        parts["resident base and experts"] = sum(taken)
     checkpoints = (family.base, *family.experts.values())
     mapped = sum(info.nbytes for checkpoint in checkpoints for info in checkpoint.tensors.values())
     methods = sum(direction.kind != "expert" for direction in directions)
     mapped += methods * sum(parameter.numel for parameter in family.parameters.values()) * 4
-    return MemoryPlan(parts, mapped, budget, form, resident, base_resident, tuple(notes))
+    return MemoryPlan(
+        division.whole(parts), mapped, budget, form, resident, base_resident, tuple(notes), devices=devices
+    )
 
 
 def worst_plan(plans: Sequence[MemoryPlan]) -> MemoryPlan:
@@ -239,26 +253,41 @@ def _buffer_bytes(family: Family, device: torch.device, dtype: torch.dtype) -> i
     return total
 
 
-def _place(family: Family, directions: Sequence[Direction], room: int) -> tuple[bool, tuple[str, ...], int]:
-    """What is kept on an accelerator: the base, which every candidate reads, then directions as long as they fit."""
-    taken = 0
-    base = sum(parameter.numel * parameter.dtype.itemsize for parameter in family.parameters.values())
-    base_resident = base <= room
-    if base_resident:
-        taken = base
-    resident = []
-    for direction in directions:
-        width = 4 if direction.kind != "expert" else None
-        size = sum(p.numel * (width or p.dtype.itemsize) for p in family.parameters.values())
-        if taken + size <= room:
-            resident.append(direction.name)
-            taken += size
+def _place(
+    family: Family, directions: Sequence[Direction], spread: Spread, rooms: Sequence[int]
+) -> tuple[bool, tuple[str, ...], list[int]]:
+    """What is kept on accelerators: the base, which every candidate reads, then directions as long as they fit.
+
+    Where there are several, each keeps its share of the same ones. The bytes that are taken are of every device.
+    """
+    taken = [0] * len(rooms)
+
+    def keep(width: int | None) -> bool:
+        sizes = [0] * len(rooms)
+        for name, parameter in family.parameters.items():
+            sizes[spread.number_of(name)] += parameter.numel * (width or parameter.dtype.itemsize)
+        after = [size + before for size, before in zip(sizes, taken, strict=True)]
+        fits = all(size <= room for size, room in zip(after, rooms, strict=True))
+        if fits:
+            taken[:] = after
+        return fits
+
+    base_resident = keep(None)
+    resident = [direction.name for direction in directions if keep(4 if direction.kind != "expert" else None)]
     return base_resident, tuple(resident), taken
 
 
-def _all_parameters(model: ResidentModel, family: Family) -> list[nn.Parameter]:
-    models = {id(m): m for m in (model.model_for(name) for name in family.experts)}
-    return [parameter for m in models.values() for parameter in m.parameters()]
+def _weights(model: ResidentModel, family: Family) -> dict[str, int]:
+    """Parameter -> bytes, of all models: what they share counts once, heads of their own together."""
+    held: dict[int, tuple[str, int]] = {}
+    for expert in family.experts:
+        for name, parameter in model.model_for(expert).named_parameters():
+            size = parameter.numel() * parameter.dtype.itemsize
+            held.setdefault(id(parameter), (name, size))
+    weights: dict[str, int] = {}
+    for name, size in held.values():
+        weights[name] = weights.get(name, 0) + size
+    return weights
 
 
 def _process_bytes() -> int:

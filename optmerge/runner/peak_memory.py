@@ -7,9 +7,10 @@
     peak.mark("merge")
     peak.take()                       # {"driver": 0.5, "merge": 12.0}: MiB since the last time; zeros are left out
 
-The memory is the accelerator's where the search is on one, else the process's (with the mapped files that it has
-touched). What the parts raise sums to the difference between the peak at the end and at the beginning; a part that
-needs no more than another one did before raises nothing. Nothing is reset, for others may read the peak too.
+The memory is the accelerators' where the search is on any, their peaks added up, else the process's (with the mapped
+files that it has touched). What the parts raise sums to the difference between the peak at the end and at the
+beginning; a part that needs no more than another one did before raises nothing. Nothing is reset, for others may read
+the peak too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class PeakMemory:
     """Marks the ends of parts.
 
     Args:
-        device: Where the search is.
+        devices: Where the search is.
         read: Gives the peak so far in bytes; None is that of the device, or of the process.
 
     >>> peaks = iter([0, 3 * MIB, 3 * MIB, 5 * MIB])
@@ -37,8 +38,8 @@ class PeakMemory:
     ({'driver': 3.0, 'evaluate': 2.0}, {})
     """
 
-    def __init__(self, device: torch.device, *, read: Callable[[], int] | None = None) -> None:
-        self._read = read or (lambda: peak_bytes(device))
+    def __init__(self, *devices: torch.device, read: Callable[[], int] | None = None) -> None:
+        self._read = read or (lambda: peak_bytes(*devices))
         self._high = self._read()
         self._rises: dict[str, float] = {}
 
@@ -55,10 +56,10 @@ class PeakMemory:
         return rises
 
 
-def peak_bytes(device: torch.device) -> int:
-    """The most bytes held so far: what torch allocated on a CUDA device, else the process's resident memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+def peak_bytes(*devices: torch.device) -> int:
+    """The most bytes held so far: what torch allocated on CUDA devices, else the process's resident memory."""
+    if devices[0].type == "cuda":
+        return sum(int(torch.cuda.max_memory_allocated(device)) for device in devices)
     if sys.platform == "win32":
         import psutil
 

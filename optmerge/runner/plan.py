@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from optmerge.config.drivers import CURVATURE_DRIVERS, GRADIENT_DRIVERS
 from optmerge.config.schema import SearchConfig
 from optmerge.drivers import check_driver
@@ -21,8 +19,9 @@ from optmerge.merging.deltas import Deltas
 from optmerge.merging.directions import known_directions
 from optmerge.merging.methods import build_method
 from optmerge.merging.recipe import Direction
-from optmerge.models.device import pick_device, pick_dtype
+from optmerge.models.device import pick_dtype
 from optmerge.models.family import open_family
+from optmerge.models.spread import Spread
 from optmerge.objective.objective import Objective
 from optmerge.records import SplitName
 from optmerge.runner.baselines import is_baseline, parts_by_whole
@@ -30,6 +29,7 @@ from optmerge.runner.closed_form import form_count
 from optmerge.runner.geometry import check_regularisers
 from optmerge.runner.knowledge import require_cells
 from optmerge.runner.memory import MemoryPlan, plan_memory, recorded_bytes, worst_plan
+from optmerge.runner.memory_division import DeviceMemory
 from optmerge.runner.plan_time import (
     PlannedStage,
     StageRow,
@@ -41,6 +41,7 @@ from optmerge.runner.plan_time import (
 )
 from optmerge.runner.problem import input_reader, load_tasks
 from optmerge.runner.references import absolute_references
+from optmerge.runner.spreading import open_spread
 from optmerge.runner.statistics import methods_of_labels
 from optmerge.runner.terms import untimed_notes
 from optmerge.runner.unseen import unseen_notes
@@ -76,6 +77,7 @@ class Plan:
         memory: Part -> bytes, with their sum as ``peak``.
         mapped: Bytes of mapped files; page cache, which the system takes back when it needs to.
         budget: Bytes that may be used.
+        devices: What each of several devices holds of it, where the model is spread.
         disk: Bytes that vectors and gradients of all evaluations take in the run's folder; None where only the clock
             limits them.
         arithmetic: How candidates are written and gradients contracted, in words.
@@ -95,6 +97,7 @@ class Plan:
     memory: dict[str, int]
     mapped: int
     budget: int
+    devices: tuple[DeviceMemory, ...]
     disk: int | None
     arithmetic: str
     seconds: dict[str, float]
@@ -119,7 +122,9 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         allow_pickle=config.allow_pickle,
         check_values=False,
     )
-    device, dtype = pick_device(config.device), pick_dtype(config.dtype, family)
+    dtype = pick_dtype(config.dtype, family)
+    spread = open_spread(config, family, dtype)
+    device = spread.main
     experts = list(family.experts)
     directions, alternatives = searched_directions(config.directions, experts, config.method, config.alternatives)
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
@@ -160,14 +165,14 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         for g in space.groups
     )
     baselines = _count_baselines(config, stages[0].config.space.granularity, space, known, directions)
-    memory = worst_plan([plan_memory(s.config, family, known, s.space, calibration, device, dtype) for s in stages])
+    memory = worst_plan([plan_memory(s.config, family, known, s.space, calibration, spread, dtype) for s in stages])
     forward = forward_seconds(family, tokens, device, dtype)
     sizes = [
         {task: min(size, stage.examples or size) for task, size in calibration.fit_sizes().items()}
         for stage in config.stages
     ]
     rows = stage_rows(stages, sizes, whole=sum(calibration.fit_sizes().values()), forward=forward["fit"])
-    at_once = speedup(config, device)
+    at_once = speedup(config, spread)
     return Plan(
         stages=rows,
         dimension=space.dimension,
@@ -179,10 +184,11 @@ def make_plan(config: SearchConfig, *, root: Path) -> Plan:
         memory={**memory.parts, "peak": memory.peak},
         mapped=memory.mapped,
         budget=memory.budget,
+        devices=memory.devices,
         disk=None
         if config.budget.evaluations is None
         else sum(recorded_bytes(s.config, s.space) * (s.config.budget.evaluations or 0) for s in stages),
-        arithmetic=_arithmetic(memory, device),
+        arithmetic=_arithmetic(memory, spread),
         seconds=statistics_seconds(known, calibration, experts, forward)
         | part_seconds(config, stages, rows, forward, baselines, at_once),
         workers=config.executor.workers,
@@ -244,13 +250,14 @@ def _with_shares(config: SearchConfig) -> list[SearchConfig]:
     ]
 
 
-def _arithmetic(memory: MemoryPlan, device: torch.device) -> str:
-    written = f"candidates are written by {kernels.kind(device)} kernels"
-    if device.type == "cpu":
+def _arithmetic(memory: MemoryPlan, spread: Spread) -> str:
+    written = f"candidates are written by {kernels.kind(spread.main)} kernels"
+    if spread.main.type == "cpu":
         written += " from mapped files"
     else:
+        where = ", ".join(map(str, spread.devices))
         base = "the base" if memory.base_resident else "not the base"
-        written += f"; resident on {device}: {', '.join([base, *memory.resident])}; the rest is streamed"
+        written += f"; resident on {where}: {', '.join([base, *memory.resident])}; the rest is streamed"
     gathered = {
         None: "no gradients",
         "accumulate": "weight gradients are accumulated and contracted once a step",

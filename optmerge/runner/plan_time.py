@@ -19,11 +19,12 @@ from optmerge.config.schema import SearchConfig
 from optmerge.merging.recipe import Direction
 from optmerge.models.architecture import GENERATIVE
 from optmerge.models.family import Family
+from optmerge.models.spread import Spread
 from optmerge.objective.objective import Objective
 from optmerge.records import SplitName
 from optmerge.runner.closed_form import form_count
+from optmerge.runner.spreading import devices_of
 from optmerge.runner.statistics_cost import needs_of, statistics_passes
-from optmerge.runner.worker import devices_of
 from optmerge.space.space import SearchSpace
 
 EFFICIENCY = 0.4  # share of a plain matrix product's speed that small-batch transformers reach
@@ -131,9 +132,9 @@ def part_seconds(
     return result
 
 
-def speedup(config: SearchConfig, device: torch.device) -> int:
+def speedup(config: SearchConfig, spread: Spread) -> int:
     """How many times as fast as this process alone the workers are, at best: those that share a device count once."""
-    return len(set(devices_of(device, config.device, config.executor.workers)))
+    return len(set(devices_of(spread, config.device, config.executor.workers)))
 
 
 def statistics_seconds(

@@ -27,15 +27,17 @@ from optmerge.merging.alternatives import searched_directions, with_choice
 from optmerge.merging.coefficients import Static, Table
 from optmerge.merging.deltas import Deltas
 from optmerge.merging.directions import known_directions, with_hash
-from optmerge.merging.engine import Engine, Form
+from optmerge.merging.engine import Form
 from optmerge.merging.placement import Placement
 from optmerge.merging.recipe import Direction, Group, ModelEntry, Recipe
+from optmerge.merging.spread_engine import AnyEngine, engine_over
 from optmerge.models.cache import cache_dir
 from optmerge.models.checkpointing import Checkpointing
-from optmerge.models.device import pick_device, pick_dtype
+from optmerge.models.device import pick_dtype
 from optmerge.models.family import Family, open_family
 from optmerge.models.image_processor import ImageProcessor, image_processor_for
 from optmerge.models.resident import ResidentModel
+from optmerge.models.spread import Spread
 from optmerge.models.tokenizer import tokenizer_for
 from optmerge.objective.objective import Objective
 from optmerge.objective.outputs import Outputs
@@ -48,6 +50,7 @@ from optmerge.runner.geometry import check_regularisers
 from optmerge.runner.heads import zero_shot_heads
 from optmerge.runner.knowledge import require_cells
 from optmerge.runner.memory import plan_memory, worst_plan
+from optmerge.runner.spreading import open_spread
 from optmerge.runner.stages import Stage, prolonged
 from optmerge.runner.statistics import ExpertStatistics, methods_of_labels
 from optmerge.runner.terms import open_terms
@@ -72,6 +75,7 @@ class Problem:
         directions: All directions that the engine knows: every expert, then whole methods and parts of one.
         columns: Where the space's directions stand among them.
         kept: What is kept on an accelerator, by name: "base" and directions.
+        spread: Which device has which part of the model.
         forward: Runs models on batches.
         reads: The tokenizer, or the image processor of models that see images.
         statistics: Of the experts on their calibration inputs, for other directions of the same models.
@@ -85,14 +89,14 @@ class Problem:
     family: Family
     resident: ResidentModel
     deltas: Deltas
-    engine: Engine
+    engine: AnyEngine
     calibration: Calibration
     objective: Objective
     space: SearchSpace
     directions: tuple[Direction, ...]
     columns: list[int]
     kept: tuple[str, ...]
-    device: torch.device
+    spread: Spread
     dtype: torch.dtype
     forward: Forward
     reads: PreTrainedTokenizerBase | ImageProcessor
@@ -101,6 +105,11 @@ class Problem:
     stages: tuple[Stage, ...]
     earlier: tuple[SearchSpace, ...] = ()
     warm_start: Table | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models' inputs and outputs are."""
+        return self.spread.main
 
     def expand(self, vector: Vector) -> Table:
         """The space's vector as coefficients [G, D] over all directions."""
@@ -211,6 +220,8 @@ def open_problem(
     form: Form | None = None,
     kept: Sequence[str] | None = None,
     label_readers: Sequence[str] = (),
+    devices: Sequence[torch.device] | None = None,
+    layout: Mapping[str, int] | None = None,
 ) -> Problem:
     """Open models and data, and allocate the resident model.
 
@@ -220,6 +231,8 @@ def open_problem(
         form: How gradients are gathered, for a run that began so; None lets the memory plan choose.
         kept: What stays on an accelerator, likewise: a streamed tensor's gradient is summed up in another order.
         label_readers: Methods that will be made of the same models later, and whose statistics are of labels.
+        devices: Those of a worker; None are what the search file says and the machine has.
+        layout: Which of several devices has which modules, for a run that began so.
 
     Raises:
         UserError: Anything about the models, the data or the combination of settings that cannot work.
@@ -238,11 +251,12 @@ def open_problem(
         vocabulary=config.vocabulary,
         allow_pickle=config.allow_pickle,
     )
-    device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, family)
+    spread = open_spread(config, family, dtype, devices=devices, layout=layout)
+    device = spread.main
     reads = input_reader(config, family, dtype)
     heads = zero_shot_heads(config, family, device)
-    embed = base_embedder(config, family, device, dtype, progress)
+    embed = base_embedder(config, family, spread, dtype, progress)
     experts = list(family.experts)
     wanted, alternatives = searched_directions(config.directions, experts, config.method, config.alternatives)
     searched = wanted if alternatives is None else alternatives.directions
@@ -278,7 +292,7 @@ def open_problem(
                 magnitudes=with_choice(deltas.magnitudes(), alternatives, lambda found: found[0])
                 if stage.space.granularity == "chunk-wise"
                 else None,
-                profile=fisher_profile(stage, progress) if stage.space.by_fisher else None,
+                profile=fisher_profile(stage, progress, spread) if stage.space.by_fisher else None,
                 lanes={direction.name: direction.lane for direction in wanted},
             )
             space = space if alternatives is None else choosing(space, alternatives)
@@ -287,7 +301,7 @@ def open_problem(
         require_cells(stage.driver.name, space)
         opened.append(Stage(settings, stage, objective, space))
     memory = worst_plan(
-        [plan_memory(s.config, family, directions, s.space, calibration, device, dtype) for s in opened]
+        [plan_memory(s.config, family, directions, s.space, calibration, spread, dtype) for s in opened]
     )
     first = opened[0]
     for note in [*memory.notes, *unseen_notes(family, first.space)]:
@@ -297,15 +311,15 @@ def open_problem(
         started = start_from(Path(config.space.recipe), family, first.space, searched, untouched)
         for note in started.notes:
             log.warning("%s", note)
-    resident = ResidentModel(family, device=device, dtype=dtype)
+    resident = ResidentModel(family, device=spread, dtype=dtype)
     statistics.collect(deltas.statistics_wanted, resident, progress)
     deltas.prepare(progress)
     columns = [direction.name for direction in directions]
     searched_columns = [columns.index(direction.name) for direction in searched]
     if kept is None:
         kept = (*(["base"] if memory.base_resident else []), *memory.resident)
-    engine = Engine(
-        resident.parameters,
+    engine = engine_over(
+        spread.parts(resident.parameters),
         deltas.segments,
         first.space.row_of,
         cuts=first.space.cuts,
@@ -324,7 +338,7 @@ def open_problem(
         directions=directions,
         columns=searched_columns,
         kept=tuple(kept),
-        device=device,
+        spread=spread,
         dtype=dtype,
         forward=Forward(family, resident, {name: data.expert for name, data in calibration.tasks.items()}, heads),
         reads=reads,

@@ -19,7 +19,7 @@ from optmerge.runner.alarms import Alarms
 from optmerge.runner.evaluator import Evaluator
 from optmerge.runner.folder import RunFolder
 from optmerge.runner.journal import Journal
-from optmerge.runner.manifest import check_manifest, make_manifest
+from optmerge.runner.manifest import as_begun, check_manifest, make_manifest
 from optmerge.runner.packing import check_packing
 from optmerge.runner.problem import Problem, open_problem
 from optmerge.runner.references import absolute_references
@@ -68,7 +68,7 @@ def search(
         check_study(stage.driver)
     begun = like or {}
     # A user's mistake is found before anything is written.
-    problem = open_problem(config, progress=_fan_out(sinks), form=begun.get("gradient"), kept=begun.get("kept"))
+    problem = open_problem(config, progress=_fan_out(sinks), **as_begun(begun))
     if check is not None:
         check(make_manifest(problem))
     folder = RunFolder.create(root / config.output, config)
@@ -91,7 +91,7 @@ def resume(path: Path, *, sinks: Sequence[Sink] = (), stop: Stop = lambda: None)
         config = folder.config()
         for stage in config.stages:
             check_study(stage.driver)
-        problem = open_problem(config, progress=_fan_out(sinks), form=begun.get("gradient"), kept=begun.get("kept"))
+        problem = open_problem(config, progress=_fan_out(sinks), **as_begun(begun))
         return _run(folder, problem, sinks, stop)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,8 @@ class WorkerSpec:
 
     Attributes:
         config: The whole search, with absolute references.
-        device: Where its model is to live: cpu, cuda:1, mps.
+        devices: Where its model is to live: cpu, cuda:1, mps; several that it is spread over.
+        layout: Which of several has which modules.
         threads: Of the CPU.
         form: How gradients are gathered, so that every worker does it alike.
         kept: What stays on an accelerator.
@@ -55,16 +56,18 @@ class WorkerSpec:
     """
 
     config: SearchConfig
-    device: str
+    devices: tuple[str, ...]
+    layout: Mapping[str, int]
     threads: int
     form: Form
     kept: tuple[str, ...]
     cache: str
 
     @classmethod
-    def of(cls, problem: Problem, config: SearchConfig, *, device: str, threads: int) -> WorkerSpec:
+    def of(cls, problem: Problem, config: SearchConfig, *, devices: Sequence[str], threads: int) -> WorkerSpec:
         """That of a worker for an opened problem of a search."""
-        return cls(config, device, threads, problem.engine.form, problem.kept, str(cache_dir()))
+        layout = dict(problem.spread.layout)
+        return cls(config, tuple(devices), layout, threads, problem.engine.form, problem.kept, str(cache_dir()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +115,11 @@ class Worker:
             UserError: As `open_problem`.
         """
         torch.set_num_threads(spec.threads)
-        if spec.device.startswith("cuda"):
-            torch.cuda.set_device(spec.device)
-        config = spec.config.model_copy(update={"device": spec.device})
-        self._problem = open_problem(config, form=spec.form, kept=spec.kept)
+        if spec.devices[0].startswith("cuda"):
+            torch.cuda.set_device(spec.devices[0])
+        config = spec.config.model_copy(update={"device": spec.devices[0]})
+        devices = [torch.device(name) for name in spec.devices]
+        self._problem = open_problem(config, form=spec.form, kept=spec.kept, devices=devices, layout=spec.layout)
         self._evaluator: Evaluator | None = None
         self._files: Files | None = None
 
@@ -154,10 +158,3 @@ class Worker:
 def set_cache(spec: WorkerSpec) -> None:
     """Make the driver's cache this process's own; for processes that are nothing but a worker."""
     os.environ["OPTMERGE_CACHE"] = spec.cache
-
-
-def devices_of(device: torch.device, configured: str, workers: int) -> Sequence[str]:
-    """The device of every worker: all that there are in turn, unless the search names one of several by number."""
-    if device.type != "cuda" or ":" in configured:
-        return [str(device)] * workers
-    return [f"cuda:{number % torch.cuda.device_count()}" for number in range(workers)]

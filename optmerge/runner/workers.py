@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from optmerge.config.drivers import GRADIENT_DRIVERS
-from optmerge.errors import ConfigError
 from optmerge.records import Vector
 from optmerge.runner.crew import Crew, Transport
 from optmerge.runner.executor import Executor, Finished, InProcess, Job
@@ -32,8 +31,9 @@ from optmerge.runner.shares import (
     share_jobs,
     tallied,
 )
+from optmerge.runner.spreading import devices_of
 from optmerge.runner.tally import Tally
-from optmerge.runner.worker import Context, WorkerSpec, devices_of
+from optmerge.runner.worker import Context, WorkerSpec
 
 if TYPE_CHECKING:
     from optmerge.config.schema import SearchConfig
@@ -73,29 +73,25 @@ def make_transport(evaluator: Evaluator, config: SearchConfig) -> Transport:
     """The way to the workers that the search file asks for.
 
     Raises:
-        ConfigError: A worker is to have more than one accelerator.
         MissingExtraError: Ray is asked for and not installed.
         RunError: There is no such cluster, or it has no room.
     """
     problem, settings = evaluator.problem, config.executor
-    if settings.gpus_per_worker > 1:
-        raise ConfigError(
-            f"executor.gpus_per_worker is {settings.gpus_per_worker:g}, and a worker's model lives on one accelerator. "
-            "Set it to 1, or lower so that several workers share one on a Ray cluster."
-        )
     threads = max(1, torch.get_num_threads() // settings.workers)
     if settings.name == "ray":
         accelerated = problem.device.type == "cuda"
+        devices = [str(problem.device)]
+        if accelerated:  # Ray shows a worker those that are its own, from number 0 on
+            devices = [f"cuda:{number}" for number in range(len(problem.spread.devices))]
         return RayWorkers(
-            # Ray shows a worker the accelerators that are its own, from number 0 on.
-            WorkerSpec.of(problem, config, device="cuda:0" if accelerated else str(problem.device), threads=threads),
+            WorkerSpec.of(problem, config, devices=devices, threads=threads),
             workers=settings.workers,
             address=settings.address,
             gpus=settings.gpus_per_worker if accelerated else 0.0,
             cpus=threads,
         )
-    devices = devices_of(problem.device, config.device, settings.workers)
-    return LocalWorkers([WorkerSpec.of(problem, config, device=device, threads=threads) for device in devices])
+    each = devices_of(problem.spread, config.device, settings.workers)
+    return LocalWorkers([WorkerSpec.of(problem, config, devices=devices, threads=threads) for devices in each])
 
 
 class Here(InProcess):

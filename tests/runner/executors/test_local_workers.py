@@ -42,7 +42,7 @@ def evaluator(settings: Settings, tmp_path: Path) -> Evaluator:
 @pytest.fixture
 def local(evaluator: Evaluator) -> Iterator[LocalWorkers]:
     problem = evaluator.problem
-    transport = LocalWorkers([WorkerSpec.of(problem, problem.config, device="cpu", threads=1)])
+    transport = LocalWorkers([WorkerSpec.of(problem, problem.config, devices=["cpu"], threads=1)])
     yield transport
     transport.close()
 
