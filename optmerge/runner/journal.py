@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from optmerge.errors import RunError
+from optmerge.errors import RunError, RunInterrupted
 from optmerge.records import (
     OBJECTIVE,
     Candidate,
@@ -72,6 +72,16 @@ class Journal:
     def upcoming(self) -> Record | None:
         """The record that the next evaluation is handed back from; None when it will be made."""
         return self.trajectory.records[self.cursor] if self.replaying else None
+
+    def go_on(self, stop: Callable[[], str | None]) -> None:
+        """Ask whether to stop, unless the next evaluation is recorded already.
+
+        Raises:
+            RunInterrupted: ``stop`` gave a reason.
+        """
+        why = None if self.replaying else stop()
+        if why:
+            raise RunInterrupted(why)
 
     def seek(self, cursor: int) -> None:
         """Continue behind the first ``cursor`` records."""

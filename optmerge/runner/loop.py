@@ -22,7 +22,7 @@ import numpy as np
 
 from optmerge.config.schema import BudgetConfig
 from optmerge.drivers.base import Driver
-from optmerge.errors import RunFailed, RunInterrupted
+from optmerge.errors import RunFailed
 from optmerge.records import Candidate, Evaluation, Record, Vector
 from optmerge.runner.budget import (
     Progress,
@@ -171,7 +171,7 @@ class _Search:
             if over is not None and self._batch and not self.outstanding.fits:
                 alarm = self._close(cut=over)
             elif len(self.outstanding):
-                self._ask_to_stop()
+                self.journal.go_on(self.stop)
                 alarm = self._take()
                 self._save_if_due()
             elif over is not None:
@@ -225,7 +225,7 @@ class _Search:
             return over
         asked = [self.look(candidate) for candidate in self.driver.ask()]
         if not asked:  # other processes work on what is left of a shared study
-            self._ask_to_stop()
+            self.journal.go_on(self.stop)
             self.progress.seconds = self.journal.elapsed - self._begun
             return None
         left = remaining(self.budget, self.progress, self.limits)
@@ -241,11 +241,6 @@ class _Search:
     def _out(self, candidate: Candidate) -> None:
         self.outstanding.add(Asked("fit", candidate, self._drawn))
         self._drawn += 1
-
-    def _ask_to_stop(self) -> None:
-        why = None if self.journal.replaying else self.stop()
-        if why:
-            raise RunInterrupted(why)
 
     def _take(self) -> str | None:
         """Record what was judged next, and close the generation that it completes; what it says of a collapse."""

@@ -1,6 +1,6 @@
 """Scoring on the report split: finalists, and the scores per example that intervals and comparisons need.
 
-    reporting = Reporting(folder, problem, evaluator, journal, measurements)
+    reporting = Reporting(folder, problem, evaluator, journal)
     scores = reporting.scores(record, evaluation)             # task -> metric -> float64[n]
     finalists, leads = reporting.finalists(driver, outcome)   # select's choice first
 
@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 from optmerge.drivers.base import Driver
-from optmerge.errors import RunFailed, RunInterrupted
+from optmerge.errors import RunFailed
 from optmerge.merging.coefficients import Table
 from optmerge.records import Evaluation, Phase, Record, SplitName, vector_sha256
 from optmerge.runner.baselines import Baseline, CachedMeasurements
@@ -34,28 +35,28 @@ from optmerge.runner.result import Scored, Scores
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Reporting:
     """Scores a run's recipes.
 
     Attributes:
+        folder: The run's.
+        problem: That of the current stage.
+        evaluator: Measures.
+        journal: Records.
         baselines: Those that are scored, by name.
+        measurements: What is known of the baselines.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        problem: Problem,
-        evaluator: Evaluator,
-        journal: Journal,
-        measurements: CachedMeasurements,
-    ) -> None:
-        self.folder = folder
-        self.problem = problem
-        self.evaluator = evaluator
-        self.journal = journal
-        self.measurements = measurements
-        self.baselines: dict[str, Baseline] = {}
-        evaluator.batch_tokens = self._batch_tokens(len(journal.trajectory.records))
+    folder: RunFolder
+    problem: Problem
+    evaluator: Evaluator
+    journal: Journal
+    baselines: dict[str, Baseline] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.measurements = CachedMeasurements(self.evaluator)
+        self.evaluator.batch_tokens = self._batch_tokens(len(self.journal.trajectory.records))
 
     @property
     def name(self) -> str:
@@ -119,9 +120,7 @@ class Reporting:
         config = self.problem.config
 
         def score(name: str, record: Record, split: SplitName) -> tuple[Record, Evaluation]:
-            why = None if self.journal.replaying else stop()
-            if why:
-                raise RunInterrupted(why)
+            self.journal.go_on(stop)
             return self._score(driver, name, record, split)
 
         found = score_front(

@@ -10,18 +10,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from optmerge.drivers import make_driver
 from optmerge.drivers.base import Driver
-from optmerge.errors import ConfigError, RunFailed, RunInterrupted
+from optmerge.errors import ConfigError, RunFailed
 from optmerge.merging.recipe import Recipe
 from optmerge.records import Candidate, Evaluation, Progress, Record, SplitName, Vector
 from optmerge.runner.alarms import COLLAPSE, raised_alarms
-from optmerge.runner.baselines import Baseline, CachedMeasurements, make_baselines, representable
+from optmerge.runner.baselines import Baseline, make_baselines, representable
 from optmerge.runner.budget import Progress as SearchProgress
 from optmerge.runner.budget import StageLimits, next_stage, remaining
 from optmerge.runner.closed_form import FAMILY as CLOSED_FORM
@@ -48,24 +48,26 @@ log = logging.getLogger(__name__)
 Stop = Callable[[], str | None]
 
 
+@dataclass(eq=False)
 class Session:
-    """The phases of one run, over what the journal already holds and beyond it."""
+    """The phases of one run, over what the journal already holds and beyond it.
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        problem: Problem,
-        evaluator: Evaluator,
-        journal: Journal,
-        progress: Progress,
-    ) -> None:
-        self.folder = folder
-        self.problem = problem
-        self.evaluator = evaluator
-        self.journal = journal
-        self.progress = progress
-        self.measurements = CachedMeasurements(evaluator)
-        self.reporting = Reporting(folder, problem, evaluator, journal, self.measurements)
+    Attributes:
+        folder: The run's.
+        problem: Models and data, in the current stage of the schedule.
+        evaluator: Measures.
+        journal: Records.
+        progress: Told of long work.
+    """
+
+    folder: RunFolder
+    problem: Problem
+    evaluator: Evaluator
+    journal: Journal
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.reporting = Reporting(self.folder, self.problem, self.evaluator, self.journal)
         self.ends: list[dict[str, Any]] = []  # of the stages so far, for result.json
 
     def execute(self, stop: Stop) -> tuple[dict[str, Any], Recipe | None]:
@@ -129,7 +131,7 @@ class Session:
         scored: list[Scored] = []
         self.reporting.baselines |= {baseline.name: baseline for baseline in baselines}
         for done, baseline in enumerate(baselines):
-            self._go_on(stop)
+            self.journal.go_on(stop)
             if baseline.name == "base":
                 self._baseline(baseline, "fit")  # sets the normalisers of the fit split
             self._report_baseline(baseline, self._baseline(baseline, "select")[0], scored)
@@ -141,20 +143,15 @@ class Session:
         made = make_closed_forms(self.problem, towards=towards, progress=self.progress)
         records: dict[str, Record] = {}
         for done, baseline in enumerate(made):
-            self._go_on(stop)
+            self.journal.go_on(stop)
             records[baseline.name] = self._baseline(baseline, "select")[0]
             self.progress("closed forms", done + 1, len(made))
         best = best_of_forms(made, {name: record.value for name, record in records.items() if record.value is not None})
         self.reporting.baselines |= {baseline.name: baseline for baseline in best}
         for baseline in best:
-            self._go_on(stop)
+            self.journal.go_on(stop)
             self._report_baseline(baseline, records[baseline.name], scored)
         return best
-
-    def _go_on(self, stop: Stop) -> None:
-        why = None if self.journal.replaying else stop()
-        if why:
-            raise RunInterrupted(why)
 
     def _report_baseline(self, baseline: Baseline, select: Record, scored: list[Scored]) -> None:
         """Score a baseline on report; ``scored`` gets it where it has values on both splits."""
@@ -170,7 +167,7 @@ class Session:
         judged = split != "report"  # the report gives metrics; it is no objective
 
         def make() -> Evaluation:
-            found = self.measurements.measure(baseline.table, split, objective=judged, metrics=split != "fit")
+            found = self.reporting.measurements.measure(baseline.table, split, objective=judged, metrics=split != "fit")
             if isinstance(found, Evaluation):
                 return found
             if baseline.name == "base" and judged:
@@ -292,8 +289,7 @@ class Session:
             self.evaluator.teachers = Teachers({})  # the last objective's are let go before there are others
             self.evaluator.teachers = Teachers.make(problem, self.progress)
         self.evaluator = Evaluator(problem, self.evaluator.teachers)
-        self.measurements = CachedMeasurements(self.evaluator)
-        self.reporting = Reporting(self.folder, problem, self.evaluator, self.journal, self.measurements)
+        self.reporting = Reporting(self.folder, problem, self.evaluator, self.journal)
         table = problem.expand_record(self._best(outcome))[:, problem.columns]
         problem.space = problem.space.started_at(table)
         start = problem.space.encode(table)
@@ -327,7 +323,7 @@ class Session:
         again: list[Scored] = []
         self._baseline(self.reporting.baselines["base"], "fit")  # sets the normalisers of the fit split
         for done, row in enumerate(scored):
-            self._go_on(stop)
+            self.journal.go_on(stop)
             select, _ = self._baseline(self.reporting.baselines[row.name], "select")
             if select.error:
                 log.warning("the baseline %s failed: %s", row.name, select.error)
