@@ -12,9 +12,10 @@ content hash and mapped.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -44,6 +45,7 @@ class Deltas:
         cache: Folder where whole methods' deltas are kept; None computes each parameter's when it is asked for and
             keeps only the last, for a merge that asks once.
         statistics: What methods that need calibration data are given.
+        made: Direction -> folder with its delta, where another process has made it.
     """
 
     def __init__(
@@ -53,10 +55,16 @@ class Deltas:
         *,
         cache: Path | None,
         statistics: Statistics | None = None,
+        made: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
         self.family = family
         self.directions = tuple(directions)
-        self._methods = MethodDeltas(family, self.directions, cache=cache, statistics=statistics)
+        self._methods = MethodDeltas(family, self.directions, cache=cache, statistics=statistics, made=made)
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Direction -> the folder that a whole method's delta is mapped from; `prepare` comes first."""
+        return self._methods.folders
 
     @property
     def statistics_wanted(self) -> frozenset[Need]:

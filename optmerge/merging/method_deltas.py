@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -38,11 +38,18 @@ class MethodDeltas:
     """The deltas of the directions that are whole methods, or parts of one. See `Deltas` for the arguments."""
 
     def __init__(
-        self, family: Family, directions: Sequence[Direction], *, cache: Path | None, statistics: Statistics | None
+        self,
+        family: Family,
+        directions: Sequence[Direction],
+        *,
+        cache: Path | None,
+        statistics: Statistics | None,
+        made: Mapping[str, Path],
     ) -> None:
         self._family = family
         self._directions = [direction for direction in directions if direction.kind != "expert"]
         self._cache = cache
+        self._ready = made
         self._statistics = statistics
         self._models = FamilyModels(family, statistics)
         self._keys: dict[str, str] = {}
@@ -57,12 +64,20 @@ class MethodDeltas:
         return all(self.key(direction) in self._stored for direction in self._directions)
 
     @property
+    def folders(self) -> dict[str, Path]:
+        """Direction -> the folder that its delta is mapped from; `prepare` comes first."""
+        keys = {direction.name: self.key(direction) for direction in self._directions}
+        return {name: self._stored[key].folder for name, key in keys.items() if key in self._stored}
+
+    @property
     def statistics_wanted(self) -> frozenset[Need]:
         """The statistics that methods need which are in no cache yet."""
         missing = [
             direction
             for direction in self._directions
-            if direction.stored is None and not (self._cache and self._path(direction).is_dir())
+            if direction.stored is None
+            and direction.name not in self._ready
+            and not (self._cache and self._path(direction).is_dir())
         ]
         return frozenset[Need]().union(*(self._built(direction).needs for direction in missing))
 
@@ -78,6 +93,8 @@ class MethodDeltas:
                 continue
             if direction.stored is not None:
                 self._stored[key] = self._open_stored(direction)
+            elif direction.name in self._ready:
+                self._stored[key] = Parts(self._ready[direction.name])
             elif self._cache is not None:
                 path = self._path(direction)
                 if not path.is_dir():

@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from optmerge.errors import RunError
 
 log = logging.getLogger(__name__)
 
+_HASHES = "hashes"
+_in_use: set[tuple[str, str]] = set()  # kind and key of what this process has recalled or remembered
 _SETTLED = 2.0  # seconds; a file changed more recently could change again without its time stamp showing it
 
 
@@ -93,15 +95,29 @@ def recall(kind: str, key: str) -> dict[str, Any] | None:
         fact = json.loads((cache_dir() / kind / f"{key}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return fact if isinstance(fact, dict) else None
+    if not isinstance(fact, dict):
+        return None
+    _in_use.add((kind, key))
+    return fact
 
 
 def remember(kind: str, key: str, fact: dict[str, Any]) -> None:
     """Store a small fact. A cache that cannot be written costs time, not correctness, so that is only logged."""
     try:
         atomic_write(cache_dir() / kind / f"{key}.json", json.dumps(fact))
+        _in_use.add((kind, key))
     except (RunError, OSError) as problem:
         log.debug("not cached: %s", problem)
+
+
+def facts_in_use(kinds: Collection[str]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The facts of some kinds that this process has recalled or remembered, for another machine's cache.
+
+    Args:
+        kinds: Those that say nothing of this machine's paths.
+    """
+    known = {(kind, key): recall(kind, key) for kind, key in sorted(_in_use) if kind in kinds}
+    return {name: fact for name, fact in known.items() if fact is not None}
 
 
 def file_sha256(path: Path, *, compute: Callable[[Path], str] | None = None) -> str:
@@ -115,16 +131,25 @@ def file_sha256(path: Path, *, compute: Callable[[Path], str] | None = None) -> 
         OSError: The file cannot be read.
     """
     real = path.resolve()
-    identity = _identity(real)
-    key = hashlib.sha256(str(real).encode()).hexdigest()[:32]
-    known = recall("hashes", key)
+    identity, key = _identity(real), _hash_key(real)
+    known = recall(_HASHES, key)
     if known is not None and known.get("identity") == identity and isinstance(known.get("sha256"), str):
         return str(known["sha256"])
     digest = compute(real) if compute else _digest(real)
     settled = time.time() - real.stat().st_mtime > _SETTLED
     if settled and _identity(real) == identity:
-        remember("hashes", key, {"identity": identity, "sha256": digest})
+        remember(_HASHES, key, {"identity": identity, "sha256": digest})
     return digest
+
+
+def remember_sha256(path: Path, digest: str) -> None:
+    """Store the hash of a file that this process has just written, and nobody writes to any more."""
+    real = path.resolve()
+    remember(_HASHES, _hash_key(real), {"identity": _identity(real), "sha256": digest})
+
+
+def _hash_key(real: Path) -> str:
+    return hashlib.sha256(str(real).encode()).hexdigest()[:32]
 
 
 def _digest(path: Path) -> str:

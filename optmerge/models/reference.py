@@ -22,6 +22,7 @@ from optmerge.errors import ModelError, did_you_mean
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.codes", "README.md")  # that states the licence
 _UNWANTED = ("onnx/*", "openvino/*", "original/*", "consolidated*")
+_TEMPLATES = "additional_chat_templates/*.jinja"
 _PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
 
 
@@ -87,6 +88,20 @@ def resolve(reference: ModelReference, *, allow_pickle: bool = False) -> Resolve
     adapter_folder, adapter_revision = _locate(reference.adapter, allow_pickle=allow_pickle)
     revisions = [text for text in (revision, adapter_revision) if text]
     return Resolved(folder, "+".join(revisions) or None, adapter_folder)
+
+
+def model_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
+    """The files of a folder that opening a model, an adapter, their tokenizer or image processor may read.
+
+    Args:
+        folder: Of the model or adapter.
+        allow_pickle: Take pickled weights where there are no safetensors.
+    """
+    found = [path for pattern in (*_WANTED, _TEMPLATES) for path in folder.glob(pattern) if path.is_file()]
+    found = [path for path in found if not any(path.match(pattern) for pattern in _UNWANTED)]
+    if allow_pickle and not any(path.suffix == ".safetensors" for path in found):
+        found += [path for pattern in _PICKLES for path in folder.glob(pattern)]
+    return sorted(set(found))
 
 
 def _is_folder(text: str, relative_to: Path) -> bool:

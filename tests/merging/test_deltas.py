@@ -194,6 +194,27 @@ def test_parts_are_scaled_expert_by_expert(
         assert len(list(tmp_path.iterdir())) == 1  # the parts of one method lie together
 
 
+def test_what_another_process_has_made_is_not_made_again(
+    tiny: Callable[[str], Family], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the number of threads, on which the last bits of a decomposition depend."""
+    family = tiny("bert")
+    directions = expand_directions(["experts", IsoCConfig()], list(family.experts))
+    first = Deltas(family, directions, cache=tmp_path / "first")
+    first.prepare()
+    assert set(first.folders) == {"iso-c"}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 97)
+    second = Deltas(family, directions, cache=tmp_path / "second", made=first.folders)
+    assert not second.statistics_wanted
+    second.prepare()
+    assert second.folders == first.folders
+    assert not (tmp_path / "second").exists()
+    row = [0.3, -0.2, 1.0]
+    assert all(
+        torch.equal(value, merged(family, first, row)[name]) for name, value in merged(family, second, row).items()
+    )
+
+
 def test_methods_stand_beside_task_vectors_in_any_order(tiny: Callable[[str], Family], tmp_path: Path) -> None:
     family = tiny("llama-tied")
     experts = list(family.experts)

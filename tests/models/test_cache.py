@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from optmerge.models import cache
-from optmerge.models.cache import cache_dir, cache_entries, file_sha256, recall, remember
+from optmerge.models.cache import (
+    cache_dir,
+    cache_entries,
+    facts_in_use,
+    file_sha256,
+    recall,
+    remember,
+    remember_sha256,
+)
 
 
 def _age(path: Path, seconds: int = 100) -> None:
@@ -83,6 +91,28 @@ def test_entries_and_their_removal() -> None:
     assert (entries["values"].files, entries["values"].nbytes) == (2, 16)
     entries["values"].remove()
     assert [entry.name for entry in cache_entries()] == ["hashes"]
+
+
+def test_the_facts_of_a_process_are_those_that_it_has_asked_for_or_stored() -> None:
+    remember("samples", "stored", {"x": 1})
+    (cache_dir() / "samples" / "of-others.json").write_text('{"x": 2}')
+    remember("hashes", "another kind", {})
+    assert facts_in_use(["samples", "fisher"]) == {("samples", "stored"): {"x": 1}}
+    recall("samples", "of-others")
+    assert recall("fisher", "not there") is None
+    assert set(facts_in_use(["samples", "fisher"])) == {("samples", "stored"), ("samples", "of-others")}
+
+
+def test_the_hash_of_what_was_just_written_needs_no_reading(tmp_path: Path, reads: list[object]) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    digest = hashlib.sha256(b"content").hexdigest()
+    remember_sha256(path, digest)
+    assert file_sha256(path) == digest
+    assert not reads
+    path.write_bytes(b"other content")
+    assert file_sha256(path) != digest
+    assert reads
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import errors
 
 from optmerge.errors import ModelError
-from optmerge.models.reference import ModelReference, resolve
+from optmerge.models.reference import ModelReference, model_files, resolve
 
 
 @pytest.fixture
@@ -126,3 +126,19 @@ def test_offline_with_an_empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(ModelError, match="not in the Hugging Face cache"):
         resolve(ModelReference.parse("org/name", relative_to=tmp_path))
+
+
+def test_the_files_of_a_model_are_those_that_are_read(tmp_path: Path) -> None:
+    wanted = ["config.json", "tokenizer.model", "merges.txt", "chat_template.jinja"]
+    (tmp_path / "additional_chat_templates").mkdir()
+    other = ["optimizer.pt", "consolidated.safetensors", "model.gguf", "pytorch_model.bin"]
+    for name in [*wanted, *other, "additional_chat_templates/rag.jinja"]:
+        (tmp_path / name).touch()
+
+    def names(**options: bool) -> set[str]:
+        return {path.relative_to(tmp_path).as_posix() for path in model_files(tmp_path, **options)}
+
+    assert names() == {*wanted, "additional_chat_templates/rag.jinja"}
+    assert names(allow_pickle=True) - names() == {"pytorch_model.bin"}
+    (tmp_path / "model.safetensors").touch()
+    assert names(allow_pickle=True) == names() == {*wanted, "additional_chat_templates/rag.jinja", "model.safetensors"}
