@@ -63,7 +63,11 @@ def driver_class(name: str) -> type[Driver]:
 
 
 def driver_type(config: Strict) -> type[Driver]:
-    """The class that ``config`` needs: that of its name, or for Optuna the one for a shared study or with a pruner."""
+    """The class that ``config`` needs: that of its name, or for Optuna the one for a shared study or with a pruner.
+
+    Raises:
+        ConfigError: There is no driver of this name.
+    """
     name: str = getattr(config, "name", type(config).__name__)
     if getattr(config, "storage", None) is not None:
         from optmerge.drivers.shared_study import SharedStudyDriver
@@ -80,7 +84,7 @@ def require_dimension(name: str, dimension: int) -> None:
     """Refuse a driver that cannot search so many variables.
 
     Raises:
-        ConfigError: There are more than `MOST_VARIABLES`.
+        ConfigError: There are more than `MOST_VARIABLES`, or than `MOST_CURVATURE` for one that solves for a matrix.
     """
     if name in CURVATURE_DRIVERS and dimension > MOST_CURVATURE:
         raise ConfigError(
@@ -137,7 +141,11 @@ def make_driver(
     fit_sizes: Mapping[str, int],
     budget: int | None,
 ) -> Driver:
-    """The driver that ``config`` names, at its start; see `optmerge.drivers.base.Driver` for the arguments."""
+    """The driver that ``config`` names, at its start; see `optmerge.drivers.base.Driver` for the arguments.
+
+    Raises:
+        ConfigError: As of `check_driver`, or the settings do not fit the variables.
+    """
     name: str = getattr(config, "name", type(config).__name__)
     require_dimension(name, len(variables))
     require_step(name, len(variables), budget=budget)

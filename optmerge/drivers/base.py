@@ -52,7 +52,8 @@ class Driver(ABC):
         variables: What is searched.
         seed: Where all its randomness comes from; it is not changed.
         fit_sizes: Task -> examples in its fit split.
-        budget: Fit evaluations of the whole search; None when only the clock or patience ends it.
+        budget: Fit evaluations of the search, or of its stage of a schedule; None when only the clock, patience or the
+            target ends it.
 
     Raises:
         ConfigError: There is nothing to search, or the settings do not fit the search.
@@ -132,7 +133,8 @@ class Driver(ABC):
                 where no candidate could be scored.
 
         Raises:
-            ValueError: A candidate is not out, or a value is not finite.
+            ValueError: A candidate is not out, a value is not finite, or there are some evaluations and not as many as
+                candidates.
         """
         for number in numbers:
             if number not in self._out:

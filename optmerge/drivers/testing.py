@@ -205,12 +205,12 @@ def check_improves(make: Maker) -> None:
 
 
 def check_improves_with_noise(make: Maker) -> None:
-    """Does so when values and gradients are noisy, judged without the noise."""
+    """Halves that distance when values and gradients are noisy too, judged without the noise."""
     _improves(begin(make), noisy(7))
 
 
 def check_survives_failures(make: Maker) -> None:
-    """Does so when every third evaluation fails and, in between, whole generations do."""
+    """Halves that distance in twice as many evaluations when every third and, in between, whole generations fail."""
     driver = begin(make, budget=2 * EVALUATIONS)
     calls = iter(range(10**6))
 

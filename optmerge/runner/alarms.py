@@ -165,7 +165,7 @@ class RaisedAlarm:
     """An alarm of a run, where it was first raised.
 
     Attributes:
-        kind: collapse, gradient or at-bound.
+        kind: collapse, drift, gradient or at-bound.
         sentence: What it says, with numbers and remedy.
         evaluations: Fit evaluations that had been made.
         record: The trajectory's id.

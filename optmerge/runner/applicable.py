@@ -1,6 +1,6 @@
 """Which of the merging methods fit a search: by the number of experts, and by what its calibration data can give.
 
-methods, left_out = applicable(config, None, labelled=False)
+methods, left_out = applicable(config, None, no_labels="no task has a column for them")
 left_out["slerp"]            # 'it merges 1 to 2 experts, and there are 4'
 """
 

@@ -1,5 +1,9 @@
 """Baselines: scored first, by the evaluator that judges the search, and cached by content across runs.
 
+    baselines = make_baselines(problem)                     # base first
+    kept = CachedMeasurements(evaluator)
+    kept.measure(baselines[0].table, "select", objective=True, metrics=True).means
+
 base, every expert, uniform task arithmetic (its average and a grid), every whole method at a grid of scales, and what
 is searched in parts at one coefficient for all of them: experts' parts at the uniform grid, others at that of scales.
 The recipe that the search starts from, if it does, is the last.

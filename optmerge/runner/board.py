@@ -2,7 +2,7 @@
 
     rows = RowStore(RunFolder(path))
     rows.put("iso-c", identity, row, scores)
-    board = make_board(rows..., metric="accuracy", seed=0)
+    board = make_board([(row, scores)], folder=path, metric="accuracy", seed=0, left_out={}, objective=["expert-kl"])
     board.lines[0].row.name, board.lines[0].difference         # the best on select, and how far it is from uniform
 
 Lines are ordered by the select objective. The report split orders nothing and chooses nothing.

@@ -1,4 +1,10 @@
-"""When a search stops, and why. Limits are exact; the clock is looked at between evaluations only."""
+"""When a search stops, and why. Limits are exact; the clock is looked at between evaluations only.
+
+progress = Progress()
+spend(progress, candidate, whole=360)                    # an evaluation more, or a rung's part of one
+note_select(progress, record, 0.31, attempt=True)        # a select score more
+exhausted(budget, progress)                              # the reason to stop, or None
+"""
 
 from __future__ import annotations
 
@@ -15,8 +21,11 @@ class Progress:
 
     Attributes:
         evaluations: Fit evaluations so far, as `spend` counts them.
-        best: Lowest select value so far, and the record that has it.
+        generation: How many generations were closed, a trial's rungs before its last not among them.
+        best: Lowest select value so far.
+        best_record: The record that has it.
         stale: Select scores since the best one.
+        failed_generations: Generations without a finite value since the last one that had any.
         seconds: Seconds of search, summed over resumes.
         restored: Whether an alarm has made the driver go back to the best iterate.
         ended: What an alarm said that ended the search.

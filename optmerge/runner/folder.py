@@ -2,6 +2,10 @@
 
 search.yaml, manifest.json, trajectory.jsonl, vectors.f64, state/, examples/, recipe.yaml, result.json; views add
 report.md, PNGs, optuna.journal and wandb/.
+
+    run = RunFolder.create(Path("runs/first"), config)
+    with run.locked():
+        run.write_json("result.json", {"status": "running"})
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ and asks for the same evaluations in the same order; those that the trajectory a
 the others are made, written, and shown to the sinks.
 
     journal = Journal(Trajectory.open(run), sinks)
-    record = journal.next("select", split="select", driver="adam", vector=vector, make=lambda: evaluate(...))
+    record, evaluation = journal.next("select", driver="adam", split="select", vector=v, make=lambda: judge(v))
 """
 
 from __future__ import annotations
@@ -84,7 +84,11 @@ class Journal:
             raise RunInterrupted(why)
 
     def seek(self, cursor: int) -> None:
-        """Continue behind the first ``cursor`` records."""
+        """Continue behind the first ``cursor`` records.
+
+        Raises:
+            RunError: There are fewer.
+        """
         if cursor > len(self.trajectory.records):
             raise RunError(
                 f"{self.trajectory.folder}: the saved state knows {cursor} evaluations, trajectory.jsonl only "
@@ -112,9 +116,25 @@ class Journal:
     ) -> tuple[Record, Evaluation]:
         """The next evaluation: the recorded one, or ``make()`` recorded.
 
-        ``stage`` is the one whose search space ``vector`` is of; None is the one that asks. ``verdict`` says of a value
-        on a ``share`` of the examples whether it is the vector's last. ``counts`` is how many evaluations it takes of
-        the budget, and ``asked`` at which place it was asked for, where evaluations are recorded as they end.
+        Args:
+            phase: What it is for.
+            driver: Who asks.
+            split: What is looked at.
+            vector: float64[d], what is judged; None for a baseline, which has a ``name``.
+            make: Evaluates; not called where the evaluation is recorded.
+            generation: The driver's.
+            name: Of a baseline or a finalist.
+            examples: Those of the split, as `examples_hash` gives them.
+            info: What the driver says of itself.
+            stage: The one whose search space ``vector`` is of; None is the one that asks.
+            share: How much of the split's examples is looked at.
+            counts: How many evaluations it takes of the budget.
+            verdict: Says of a value on a ``share`` of the examples whether it is the vector's last.
+            asked: At which place it was asked for, where evaluations are recorded as they end.
+
+        Returns:
+            The record, and the evaluation; one that is handed back has of its scores per example the objective's only,
+            where a driver wanted these.
 
         Raises:
             RunError: The recorded one is another evaluation than the one asked for.

@@ -52,7 +52,9 @@ class Outcome:
     """How a search, or a stage of it, ended.
 
     Attributes:
+        reason: Why, in a sentence.
         best: The vector with the lowest select value, None if none has one; of the stage in its record.
+        progress: Where the search stands.
         over: Whether a limit of the whole search was reached.
         idle: The share of the workers' time in which nothing was evaluated; None where all was recorded before.
     """

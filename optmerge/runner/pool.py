@@ -70,7 +70,15 @@ class Relevance:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The experts, the most relevant first; and over how many points and groups the oracle chose."""
+    """What the oracle chose.
+
+    Attributes:
+        experts: The most relevant first.
+        points: At how many points it chose.
+        groups: The tensor groups, in each of which it chose.
+        none_picked: Share of all choices that fell on the base.
+        folder: Of the points' trajectory.
+    """
 
     experts: tuple[Relevance, ...]
     points: int

@@ -25,7 +25,11 @@ class Scored:
     Attributes:
         name: As in the table.
         family: What competes with what; "search" for the search itself.
+        select: Its record on the select split.
+        report: Its record on the report split.
         scores: Task -> metric -> float64[n] on the report split.
+        evaluations: How many it took to find it.
+        seconds: What that took.
     """
 
     name: str

@@ -71,7 +71,19 @@ class Session:
         self.ends: list[dict[str, Any]] = []  # of the stages so far, for result.json
 
     def execute(self, stop: Stop) -> tuple[dict[str, Any], Recipe | None]:
-        """Baselines, search, report, recipe, result."""
+        """Baselines, search, report, recipe, result.
+
+        Args:
+            stop: Asked before every evaluation.
+
+        Returns:
+            The content of result.json, and the best recipe.
+
+        Raises:
+            RunInterrupted: ``stop`` gave a reason.
+            RunFailed: The base or the best recipe cannot be judged, or no candidate can.
+            ConfigError: The search cannot start where it should, or a term shows a mistake only when it measures.
+        """
         config, problem = self.problem.config, self.problem
         baselines = make_baselines(problem)
         scored = self._score_baselines(baselines, stop)

@@ -105,7 +105,15 @@ def simulated_peak(work: Callable[[], object]) -> int:
 
 
 class Passes:
-    """The passes of a search's evaluations, on the meta device."""
+    """The passes of a search's evaluations, on the meta device.
+
+    Args:
+        config: The search.
+        family: Base and experts.
+        model: On the meta device.
+        space: Says which parameters need gradients.
+        calibration: The tasks' batches.
+    """
 
     def __init__(
         self,

@@ -1,6 +1,10 @@
 """Saved states of a search: written atomically, the last two are kept, a damaged one is passed over.
 
 A state is only a short cut: the trajectory alone is enough to replay a search.
+
+    store = StateStore(run / "state")
+    store.save(41, driver.state_dict(), {"evaluations": 40})
+    saved = store.load(limit=len(records))                      # None where the search is replayed from its start
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class ChoosingSpace(SearchSpace):
         return choosing(self.plain.started_at(table[:, self.alternatives.columns[row]]), self.alternatives)
 
     def pull_back(self, gradient: Table, vector: Vector) -> Vector:
-        """DL/dvector from dL/dcoefficients [G, D]; a choice has no slope."""
+        """From dL/dcoefficients [G, D] to dL/dvector [d]; a choice has no slope."""
         slope = self.plain.pull_back(gradient[:, self.columns_at(vector)], vector[: self.plain.dimension])
         return self._with_choices(slope, 0.0)
 

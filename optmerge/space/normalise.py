@@ -52,7 +52,7 @@ def normalised(kind: Kind, variables: Table, searched: Mask, names: Sequence[str
 
 
 def variable_slope(kind: Kind, gradient: Table, variables: Table, searched: Mask, names: Sequence[str]) -> Table:
-    """DL/dvariables from dL/dcoefficients: the transposed Jacobian of `normalised` at ``variables``.
+    """From dL/dcoefficients to dL/dvariables: the transposed Jacobian of `normalised` at ``variables``.
 
     dL/dx_j = (g_j - sum_i g_i c_i) s_j, with s_j = 1 / sum_i x_i for ``sum``, and c_j for ``softmax``. Zero where a
     coefficient is not searched.

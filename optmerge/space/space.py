@@ -189,7 +189,7 @@ class SearchSpace:
         return replace(self, frozen=np.where(self.held, table, self.frozen)) if self.held.any() else self
 
     def pull_back(self, gradient: Table, vector: Vector) -> Vector:
-        """DL/dvector from dL/dcoefficients [G, D]: the transposed Jacobian of `decode` at ``vector``."""
+        """From dL/dcoefficients [G, D] to dL/dvector [d]: the transposed Jacobian of `decode` at ``vector``."""
         if self.normalise is not None:
             variables = self.spread(vector)
             gradient = variable_slope(self.normalise, gradient, variables, self._searched, self._row_names)
