@@ -23,7 +23,8 @@ from optmerge.records import Vector
 from optmerge.runner.bootstrap import Interval, bootstrap, paired_bootstrap
 from optmerge.runner.folder import RunFolder
 from optmerge.tracking.markdown import score, signed
-from optmerge.tracking.view import Row, RunView
+from optmerge.tracking.rows import Row
+from optmerge.tracking.view import RunView
 
 METRIC = "accuracy"
 GRID = [0.2, 0.3, 0.4]

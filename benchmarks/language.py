@@ -28,7 +28,8 @@ from optmerge.records import Vector
 from optmerge.runner.bootstrap import bootstrap, paired_bootstrap
 from optmerge.runner.folder import RunFolder
 from optmerge.tracking.markdown import NONE, number, table
-from optmerge.tracking.view import Row, RunView
+from optmerge.tracking.rows import Row
+from optmerge.tracking.view import RunView
 
 METRIC = "cross-entropy"
 SEARCHES = {"expert-kl": "expert-kl", "jensen-shannon": {"terms": [{"name": "jensen-shannon"}]}, "entropy": "entropy"}

@@ -17,7 +17,7 @@ from optmerge.errors import RunInterrupted
 
 if TYPE_CHECKING:
     from optmerge.runner.search import Run
-    from optmerge.tracking.view import Row
+    from optmerge.tracking.rows import Row
 
 Stop = Callable[[], str | None]
 

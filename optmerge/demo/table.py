@@ -22,7 +22,8 @@ from optmerge.tracking.standing import duration
 
 if TYPE_CHECKING:
     from optmerge.records import Vector
-    from optmerge.tracking.view import Row, RunView
+    from optmerge.tracking.rows import Row
+    from optmerge.tracking.view import RunView
 
 METRIC = "accuracy"
 

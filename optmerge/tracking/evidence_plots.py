@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from optmerge.runner.alarms import COLLAPSE, raised_alarms
 from optmerge.tracking.plots import BEST, LINES, SELECT
+from optmerge.tracking.rows import Row
 from optmerge.tracking.signals import alarm_settings, curves
-from optmerge.tracking.view import Row, RunView
+from optmerge.tracking.view import RunView
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,7 +19,8 @@ from optmerge.runner.front import comparable, front_candidates, front_of, parts_
 from optmerge.runner.front_folder import read_front
 from optmerge.runner.pareto import Region
 from optmerge.tracking.markdown import number, score, signed, table
-from optmerge.tracking.view import RunView, mean_metric
+from optmerge.tracking.rows import mean_metric
+from optmerge.tracking.view import RunView
 
 Parts = Mapping[str, float]
 SHOWN = 16  # members, where the search file does not say

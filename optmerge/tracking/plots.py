@@ -19,7 +19,8 @@ import numpy.typing as npt
 from optmerge.atomic import atomic_path
 from optmerge.tracking.coefficients import Coefficients
 from optmerge.tracking.markdown import number
-from optmerge.tracking.view import RunView, baseline_family
+from optmerge.tracking.rows import baseline_family
+from optmerge.tracking.view import RunView
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from optmerge.tracking.markdown import number, score, signed
-from optmerge.tracking.view import Row, RunView
+from optmerge.tracking.rows import Row
+from optmerge.tracking.view import RunView
 
 Verdict = Literal["better", "undecided", "worse", "unknown"]
 

@@ -15,8 +15,9 @@ from optmerge.runner.alarms import raised_alarms
 from optmerge.tracking.coefficients import coefficient_spans, layer_of, split_variable
 from optmerge.tracking.page import PAGE
 from optmerge.tracking.report import COEFFICIENTS, FRONT, HYPERVOLUME, RESULTS, SIGNALS, TRAJECTORY
+from optmerge.tracking.rows import Row
 from optmerge.tracking.tracker import Files, Table
-from optmerge.tracking.view import Row, RunView
+from optmerge.tracking.view import RunView
 from optmerge.tracking.wandb_rows import driver_seconds
 
 MOST_ROWS = 10_000  # of a table: W&B shows no more; what is longer stays in the run folder alone
