@@ -29,16 +29,15 @@ import numpy as np
 from optmerge.config.cma import CmaConfig
 from optmerge.drivers.base import Driver
 from optmerge.drivers.centring import Centring
+from optmerge.drivers.deviations import deviations_of
 from optmerge.drivers.state import State
 from optmerge.drivers.uncertainty import draw_batches, judged_again, next_size, rank_changes
-from optmerge.drivers.variables import Variables
-from optmerge.errors import ConfigError, RunError
+from optmerge.errors import RunError
 from optmerge.records import Candidate, Evaluation, Vector
 
 log = logging.getLogger(__name__)
 
 DIAGONAL_FROM = 200  # variables from which `covariance: auto` drops correlations: learning d² of them takes too long
-SCALE_LIMIT = 10.0  # a standard deviation is at most this many times, and at least one such part of, the usual one
 FLAT_LIMIT = 10  # generations in a row whose candidates all score the same before the search gives up
 HALF = 0.5  # a whole number is what rounds to it, so that a range of them reaches so far beyond its ends
 WHOLE_SPREAD = 6.0  # a range of whole numbers is so many standard deviations wide at the start
@@ -78,14 +77,14 @@ class CmaDriver(Driver):
     few failed generations can trigger, is off. A space of one variable is searched as one of two whose second is not
     used, because pycma needs two; its ``info`` describes both.
 
-    What `Variables` knows enters at the start. With ``scale: norms`` the standard deviations are those of
-    `relative_deviations`; with ``scale: fisher`` its argument is the root of the curvature, so that they are those of
-    the coordinates in which an empirical Fisher matrix that is diagonal is the identity. The first ``known`` vectors
-    take the places of samples in the first population, exactly as they are; where they lie far out, pycma shortens
-    what it learns from them (Hansen 2011, "Injecting external solutions into CMA-ES"). With ``restarts``, a strategy
-    that stops by itself is followed by one that begins at the start again, with the first step size and twice the
-    population (IPOP-CMA-ES, Auger & Hansen 2005, there from a random point; a random point of these boxes is a bad
-    model, so that the larger population alone does the work).
+    What `Variables` knows enters at the start. With ``scale: norms`` the standard deviations are inverse to the norms
+    (`optmerge.drivers.deviations`); with ``scale: fisher`` to the root of the curvature, so that they are those of the
+    coordinates in which an empirical Fisher matrix that is diagonal is the identity. The first ``known`` vectors take
+    the places of samples in the first population, exactly as they are; where they lie far out, pycma shortens what it
+    learns from them (Hansen 2011, "Injecting external solutions into CMA-ES"). With ``restarts``, a strategy that stops
+    by itself is followed by one that begins at the start again, with the first step size and twice the population
+    (IPOP-CMA-ES, Auger & Hansen 2005, there from a random point; a random point of these boxes is a bad model, so that
+    the larger population alone does the work).
 
     Whole numbers are rounded samples whose standard deviation cannot vanish; `Centring` says what is learnt from
     them. Choices without an order are numbered in the order in which they are listed.
@@ -124,7 +123,7 @@ class CmaDriver(Driver):
             usual = math.floor(6 + 3 * math.log(dimension * whole.sum()))  # pycma's own choice
         self._least = config.population or usual
         self.diagonal = dimension >= DIAGONAL_FROM if config.covariance == "auto" else config.covariance == "diagonal"
-        deviations = _deviations(config, variables)
+        deviations = deviations_of(config, variables)
         spread = (variables.upper - variables.lower + 1.0) / WHOLE_SPREAD / config.sigma
         self._deviations = np.where(whole, spread, deviations) if whole.any() else deviations
         self._most = max(self.fit_sizes.values(), default=0)  # examples of a batch that sees every task whole
@@ -365,40 +364,3 @@ class CmaDriver(Driver):
                 f"cannot be continued exactly. pycma is {cma.__version__} here; the run's manifest.json has the "
                 "versions, settings and thread count it was made with: resume with those."
             )
-
-
-def _deviations(config: CmaConfig, variables: Variables) -> Vector:
-    """What ``driver.scale`` makes of the variables, before the step size.
-
-    Raises:
-        ConfigError: It needs what nobody measured.
-    """
-    if config.scale == "none":
-        return np.ones(len(variables))
-    measured = variables.norms if config.scale == "norms" else variables.curvature
-    if measured is None:
-        raise ConfigError(
-            "driver.scale is 'norms', but the variables come without norms. Use 'none'."
-            if config.scale == "norms"
-            else "driver.scale is 'fisher', which needs the mean squared gradient by every variable, and no gradient "
-            "was measured before. Let a stage with a gradient driver come first (schedule: [adam, {driver: {name: cma, "
-            "scale: fisher}}]), or use 'norms', which needs none."
-        )
-    return relative_deviations(measured if config.scale == "norms" else np.sqrt(measured))
-
-
-def relative_deviations(norms: Vector) -> Vector:
-    """Standard deviations inversely proportional to ``norms``, with a geometric mean of 1 before the limit.
-
-    A step of one standard deviation then moves the model as far along every variable. They are kept within a factor
-    of `SCALE_LIMIT`: a variable that scales hardly anything is still one that has bounds to search.
-
-    >>> relative_deviations(np.array([1.0, 4.0, 0.0])).tolist()
-    [2.0, 0.5, 10.0]
-    """
-    some = norms[norms > 0]
-    if not len(some):
-        return np.ones(len(norms))
-    usual = math.exp(math.fsum(np.log(some)) / len(some))
-    with np.errstate(divide="ignore"):
-        return np.clip(usual / norms, 1 / SCALE_LIMIT, SCALE_LIMIT)

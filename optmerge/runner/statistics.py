@@ -33,7 +33,8 @@ from optmerge.runner.layerwise import MERGED_GRAMS, ExpertRun, LayerwiseMerge
 from optmerge.runner.logit_distance import logit_distances
 
 if TYPE_CHECKING:
-    from optmerge.calibration.data import Calibration, Split, TaskData
+    from optmerge.calibration.data import Calibration, Split
+    from optmerge.calibration.task_data import TaskData
     from optmerge.config.schema import SearchConfig
     from optmerge.models.family import Family
     from optmerge.models.resident import ResidentModel

@@ -20,7 +20,8 @@ from optmerge.merging.statistics import BUDGET
 from optmerge.runner.likelihoods import count_scalars
 
 if TYPE_CHECKING:
-    from optmerge.calibration.data import Calibration, TaskData
+    from optmerge.calibration.data import Calibration
+    from optmerge.calibration.task_data import TaskData
     from optmerge.models.family import Family
 
 BACK = 2.0  # forward passes that one back costs

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optmerge.config.drivers import CmaConfig
-from optmerge.drivers.cma_driver import FLAT_LIMIT, REASONS, CmaDriver, relative_deviations
+from optmerge.drivers.cma_driver import FLAT_LIMIT, REASONS, CmaDriver
+from optmerge.drivers.deviations import relative_deviations
 from optmerge.drivers.overlap_checks import search_without_generations
 from optmerge.drivers.quadratic import EVALUATIONS, FIT_SIZES, quadratic, run, variables
 from optmerge.drivers.variables import Variables
