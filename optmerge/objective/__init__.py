@@ -7,7 +7,8 @@ from optmerge.objective.entropy import Entropy
 from optmerge.objective.expert_kl import ExpertKL
 from optmerge.objective.geometry import Geometry
 from optmerge.objective.labelled import Accuracy, CrossEntropy
-from optmerge.objective.objective import Objective, report_metrics
+from optmerge.objective.metrics import report_metrics
+from optmerge.objective.objective import Objective
 from optmerge.objective.outputs import Outputs
 from optmerge.objective.registry import COEFFICIENT_TERMS, TERMS, make_term, term_class
 from optmerge.objective.teacher import TeacherBatch, TeacherOutputs

@@ -26,7 +26,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from optmerge.calibration.data import Kind
 from optmerge.config.drivers import GRADIENT_DRIVERS, NO_GRADIENT_DRIVERS
 from optmerge.config.objectives import (
     ExpertKLConfig,
@@ -40,16 +39,11 @@ from optmerge.config.objectives import (
 )
 from optmerge.errors import ConfigError, RunFailed, did_you_mean
 from optmerge.merging.coefficients import Table
-from optmerge.models.architecture import GENERATIVE
 from optmerge.objective.aggregate import task_weights
-from optmerge.objective.agreement import Agreement
 from optmerge.objective.base import ModelTerm, Need
 from optmerge.objective.coefficient import CoefficientTerm
-from optmerge.objective.f1 import F1
 from optmerge.objective.geometry import Geometry
 from optmerge.objective.kept import Keep
-from optmerge.objective.labelled import Accuracy, CrossEntropy
-from optmerge.objective.perplexity import Perplexity
 from optmerge.objective.registry import AnyTerm, make_term
 from optmerge.objective.whole import WholeModelTerm
 from optmerge.records import SplitName
@@ -361,24 +355,6 @@ class Objective:
         if split not in self._divisors:
             raise ValueError(f"{name} is divided by the base model's, and that of the {split} split is not set")
         return self._divisors[split][task][name]
-
-
-def report_metrics(kind: Kind, labelled: bool) -> list[ModelTerm]:
-    """What the report shows beside the objective, agreement always, and the rest where there are labels.
-
-    These are accuracy and cross-entropy; perplexity too for language models, whose readers expect it, and F1 for token
-    classifiers, most of whose tokens are of one class.
-
-    Args:
-        kind: What the experts are.
-        labelled: Whether the report split has labels.
-    """
-    known: list[ModelTerm] = [Accuracy(), CrossEntropy()]
-    if kind in GENERATIVE:
-        known.append(Perplexity())
-    if kind == "token-classification":
-        known.append(F1())
-    return [*(known if labelled else []), Agreement()]
 
 
 def _require_judges(terms: Mapping[str, AnyTerm], key: str) -> None:
