@@ -21,7 +21,7 @@ FUSIONBENCH := .venv-fusionbench
 TRITON := .venv-triton
 BIN := $(VENV)/bin
 
-BENCHES := startup apply gradient memory merge large lora directions closed-form objectives selection time-to-quality levenberg-marquardt leaderboard static-methods idle-workers loop-cost
+BENCHES := startup apply gradient memory merge large lora directions closed-form objectives selection time-to-quality levenberg-marquardt leaderboard static-methods workers idle-workers loop-cost
 
 .PHONY: help demo docs example-language test lint test-peers test-triton test-postgres test-browser test-ray test-reproduce bench bench-env $(BENCHES:%=bench-%) clean-env
 .DEFAULT_GOAL := help
@@ -74,9 +74,7 @@ test-postgres: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m postgres tests/runner/test_postgres.py
 
 # A cluster of three processes on this machine; its nodes talk over the machine's own address.
-test-ray: $(VENV)/.installed
-	@$(BIN)/python -c 'import ray' 2>/dev/null || \
-	  $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[ray]'
+test-ray: $(VENV)/.installed $(VENV)/.ray
 	OMP_NUM_THREADS=1 $(BIN)/pytest --force-enable-socket -m ray tests/ray
 
 # The page is that of the quick demo's first search; its pictures in docs/pictures are taken again.
@@ -113,6 +111,10 @@ bench-startup bench-apply bench-large bench-lora bench-directions bench-objectiv
 bench-closed-form: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.closed_form $(BENCH)
 
+# Ray is one of the ways that workers are reached.
+bench-workers: $(VENV)/.installed $(VENV)/.ray
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.workers $(BENCH)
+
 bench-idle-workers: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.idle_workers $(BENCH)
 
@@ -144,6 +146,10 @@ clean-env:
 $(VENV)/.installed: pyproject.toml constraints.txt | check-python
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,peft,lm-eval]'
+	touch $@
+
+$(VENV)/.ray: $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[ray]'
 	touch $@
 
 $(PEERS)/.installed: requirements/peers-mergekit.txt | check-python

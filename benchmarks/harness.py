@@ -89,10 +89,17 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
+def show(
+    title: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str] = (),
+    *,
+    threads: int = THREADS,
+) -> None:
     """Print a table as Markdown, with the machine and the code that it was measured on."""
     print(f"\n### {title}\n\n{table(list(head), [list(row) for row in rows], left=(0,))}\n")
-    for note in [*notes, machine()]:
+    for note in [*notes, machine(threads)]:
         print(f"- {note}")
     sys.stdout.flush()
 

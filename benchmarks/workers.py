@@ -151,7 +151,7 @@ def main() -> None:
             f"{size.steps} candidates in generations of {changes['driver']['population']}, "
             f"each on {size.fit} texts a task; each generation's best on {size.select} more."
         )
-        show("Two workers", head, rows, [note])
+        show("Two workers", head, rows, [note], threads=1)
 
 
 if __name__ == "__main__":
