@@ -102,6 +102,7 @@ class CmaDriver(Driver):
     on, compares two samples of one generation.
 
     >>> import numpy as np
+    >>> from optmerge.drivers import Variables
     >>> variables = Variables(("a", "b"), lower=[0, 0], upper=[1, 1], start=[0.3, 0.3])
     >>> driver = CmaDriver(CmaConfig(), variables, seed=np.random.SeedSequence(0), fit_sizes={}, budget=None)
     >>> candidates = driver.ask()
