@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from optmerge.config.base import Strict
 from optmerge.config.drivers import GRADIENT_DRIVERS
+from optmerge.config.objectives import task_files
 
 
 class ExecutorConfig(Strict):
@@ -19,7 +20,10 @@ class ExecutorConfig(Strict):
     )
     workers: int = Field(1, ge=1, description="evaluations at the same time, each with a model of its own")
     gpus_per_worker: float = Field(
-        1.0, ge=0, description="accelerators that a worker takes where there are any; below 1 several share one (ray)"
+        1.0,
+        ge=0,
+        description="accelerators that a worker takes where there are any; below 1 several share one (ray); 2 and more "
+        "= its model is spread over so many (device_map)",
     )
     address: str = Field(
         "auto",
@@ -34,6 +38,17 @@ class ExecutorConfig(Strict):
     )
     retries: int = Field(
         2, ge=0, description="how often an evaluation is tried again whose worker died, hung or was lost"
+    )
+    files: Literal["shared", "fetch"] = Field(
+        "shared",
+        description="shared = workers' machines have models, data and the cache at the same paths; fetch = what a "
+        "machine lacks it fetches once from the one that searches, into its own cache",
+    )
+    node_cache: str | None = Field(
+        None,
+        min_length=1,
+        description="with `files: fetch`, the cache folder on workers' machines, such as /scratch/optmerge; null = the "
+        "one that each has anyway",
     )
     deterministic: bool = Field(
         True,
@@ -51,18 +66,35 @@ class ExecutorConfig(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _fetched_alone(self) -> Self:
+        if self.node_cache is not None and self.files == "shared":
+            raise ValueError(
+                f"node_cache is {self.node_cache!r}, where files are kept that are fetched, and files is shared; set "
+                "files: fetch, or leave node_cache out"
+            )
+        if self.node_cache is not None and not self.node_cache.startswith(("/", "~")):
+            raise ValueError(
+                f"node_cache is {self.node_cache!r}, and other machines have no working directory in common; expected "
+                "an absolute path, such as /scratch/optmerge or ~/optmerge"
+            )
+        return self
+
     @property
     def in_process(self) -> bool:
         """Whether this process evaluates by itself: it could not end an evaluation of its own that hangs."""
         return self.name == "local" and self.workers == 1 and self.timeout is None
 
 
-def executor_problems(executor: Mapping[str, Any], drivers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What drivers cannot do with the executor, a sentence each.
+def executor_problems(
+    executor: Mapping[str, Any], drivers: Sequence[Mapping[str, Any]], objectives: Sequence[Any] = ()
+) -> list[str]:
+    """What drivers and objectives cannot do with the executor, a sentence each.
 
     Args:
         executor: Its settings as plain data.
         drivers: Those of the stages, as plain data.
+        objectives: Likewise.
 
     >>> executor_problems({"workers": 4}, [{"name": "optuna", "storage": "sqlite:///study.db"}])[0][:30]
     'executor.workers is 4, and opt'
@@ -73,6 +105,12 @@ def executor_problems(executor: Mapping[str, Any], drivers: Sequence[Mapping[str
         problems.append(
             f"executor.workers is {workers}, and optuna's storage shares its study among runs that each do one trial "
             "after the other. Start one run for each worker, or take storage out."
+        )
+    named = task_files(objectives) if executor.get("files") == "fetch" else []
+    if named:
+        problems.append(
+            f"executor.files is fetch, and the term lm-eval names the task file {named[0]}, which can name others that "
+            "nobody knows of. Set it to shared, and put models, data and task files where all machines have them."
         )
     sequential = [why for why in map(_in_steps, drivers) if why is not None]
     if executor.get("deterministic") is False and drivers and len(sequential) == len(drivers):

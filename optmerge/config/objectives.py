@@ -7,7 +7,7 @@ equal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -271,6 +271,18 @@ class LmEvalConfig(TermConfig):
 def is_task_file(task: str) -> bool:
     """Whether an entry of an lm-eval term's tasks is a YAML file rather than the name of a task that lm-eval ships."""
     return task.endswith((".yaml", ".yml"))
+
+
+def task_files(objectives: Iterable[object]) -> list[str]:
+    """The YAML files that lm-eval terms name, of objectives as plain data; parts that are malformed are passed over.
+
+    >>> task_files([{"terms": [{"name": "lm-eval", "tasks": ["mine.yaml", "gsm8k"]}]}])
+    ['mine.yaml']
+    """
+    parts = [part for one in objectives if isinstance(one, Mapping) for part in (one.get("terms"), one.get("select"))]
+    terms = [term for part in parts if isinstance(part, list) for term in part if isinstance(term, Mapping)]
+    listed = [term["tasks"] for term in terms if isinstance(term.get("tasks"), list)]
+    return [task for tasks in listed for task in tasks if isinstance(task, str) and is_task_file(task)]
 
 
 class CustomConfig(ModelTermConfig):

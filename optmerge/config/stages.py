@@ -71,7 +71,8 @@ def stage_problems(data: Mapping[str, Any]) -> list[str]:
     usual = _mapping(data.get("space")).get("granularity", "tensor-wise")
     problems += _curvature(list(_stages(data)), usual)
     drivers = [_mapping(named(stage.get("driver"))) for _, stage in _stages(data)]
-    problems += executor_problems(_mapping(named(data.get("executor"))), drivers)
+    objectives = [data.get("objective"), *(stage.get("objective") for _, stage in _stages(data))]
+    problems += executor_problems(_mapping(named(data.get("executor"))), drivers, objectives)
     schedule = data.get("schedule")
     if schedule is None:
         return problems

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -41,11 +41,21 @@ class _Process:
 
 
 class LocalWorkers:
-    """A transport to processes of this machine, one per spec."""
+    """A transport to processes of this machine, one per spec.
+
+    Attributes:
+        host: The address by which they reach this process's servers.
+    """
+
+    host = "127.0.0.1"
 
     def __init__(self, specs: Sequence[WorkerSpec]) -> None:
         self._specs = specs
         self._processes: dict[int, _Process] = {}
+
+    def equip(self, change: Callable[[WorkerSpec], WorkerSpec]) -> None:
+        """Change what workers are made from, before any is started."""
+        self._specs = list(map(change, self._specs))
 
     @property
     def pids(self) -> dict[int, int]:

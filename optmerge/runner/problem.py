@@ -12,6 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +45,7 @@ from optmerge.objective.outputs import Outputs
 from optmerge.records import Progress, Record, SplitName, Vector
 from optmerge.runner.curvature import require_curvature
 from optmerge.runner.embedding import base_embedder
-from optmerge.runner.fisher import fisher_profile
+from optmerge.runner.fisher import Profile, fisher_profile
 from optmerge.runner.forward import Forward
 from optmerge.runner.geometry import check_regularisers
 from optmerge.runner.heads import zero_shot_heads
@@ -222,6 +223,8 @@ def open_problem(
     label_readers: Sequence[str] = (),
     devices: Sequence[torch.device] | None = None,
     layout: Mapping[str, int] | None = None,
+    made: Mapping[str, Path] = MappingProxyType({}),
+    profiles: Sequence[Profile | None] = (),
 ) -> Problem:
     """Open models and data, and allocate the resident model.
 
@@ -233,6 +236,8 @@ def open_problem(
         label_readers: Methods that will be made of the same models later, and whose statistics are of labels.
         devices: Those of a worker; None are what the search file says and the machine has.
         layout: Which of several devices has which modules, for a run that began so.
+        made: Direction -> folder with its delta, where another process has made it.
+        profiles: What another process has measured for the chunks of every stage, likewise.
 
     Raises:
         UserError: Anything about the models, the data or the combination of settings that cannot work.
@@ -269,10 +274,11 @@ def open_problem(
     num_labels = {name: data.num_labels for name, data in calibration.tasks.items()}
     roles = {name: parameter.role for name, parameter in family.parameters.items()}
     statistics = ExpertStatistics(config, family, calibration, device=device, dtype=dtype, heads=heads)
-    deltas = Deltas(family, directions, cache=cache_dir() / "directions", statistics=statistics)
+    deltas = Deltas(family, directions, cache=cache_dir() / "directions", statistics=statistics, made=made)
     untouched = with_choice(deltas.untouched(), alternatives, lambda found: frozenset.intersection(*found))
     opened: list[Stage] = []
-    for settings, stage, share in zip(config.stages, stages, config.shares, strict=True):
+    known = profiles or [None] * len(stages)
+    for settings, stage, share, profile in zip(config.stages, stages, config.shares, known, strict=True):
         before = opened[-1] if opened else None
         if before is not None and stage.objective == before.config.objective:
             objective = before.objective
@@ -283,6 +289,8 @@ def open_problem(
         if before is not None and stage.space == before.config.space:
             space = before.space
         else:
+            if stage.space.by_fisher and profile is None:
+                profile = fisher_profile(stage, progress, spread)
             space = build_space(
                 stage.space,
                 roles,
@@ -292,14 +300,14 @@ def open_problem(
                 magnitudes=with_choice(deltas.magnitudes(), alternatives, lambda found: found[0])
                 if stage.space.granularity == "chunk-wise"
                 else None,
-                profile=fisher_profile(stage, progress, spread) if stage.space.by_fisher else None,
+                profile=profile,
                 lanes={direction.name: direction.lane for direction in wanted},
             )
             space = space if alternatives is None else choosing(space, alternatives)
         check_regularisers(objective, space)
         check_driver(stage.driver, space.dimension, budget=share)
         require_cells(stage.driver.name, space)
-        opened.append(Stage(settings, stage, objective, space))
+        opened.append(Stage(settings, stage, objective, space, profile))
     memory = worst_plan(
         [plan_memory(s.config, family, directions, s.space, calibration, spread, dtype) for s in opened]
     )

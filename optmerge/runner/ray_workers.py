@@ -11,7 +11,7 @@ that all machines have. An actor that dies, or whose machine does, is replaced b
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
@@ -95,6 +95,15 @@ class RayWorkers:
         self._spec = replace(spec, threads=cpus)
         self._actor = ray.remote(RayWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
         self._actors: dict[int, _Actor] = {}
+
+    @property
+    def host(self) -> str:
+        """The address of this machine by which the cluster's machines reach it."""
+        return str(self._ray.util.get_node_ip_address())
+
+    def equip(self, change: Callable[[WorkerSpec], WorkerSpec]) -> None:
+        """Change what workers are made from, before any is started."""
+        self._spec = change(self._spec)
 
     def start(self, worker: int) -> None:
         """Ask for an actor."""

@@ -24,6 +24,7 @@ from optmerge.records import Candidate, Record, Vector
 from optmerge.space.space import SearchSpace
 
 if TYPE_CHECKING:
+    from optmerge.runner.fisher import Profile
     from optmerge.runner.problem import Problem
 
 _EXAMPLES = 0x65786D  # tells the generator that chooses examples from the drivers'
@@ -38,12 +39,14 @@ class Stage:
         config: The search as it is in this stage, see `SearchConfig.at_stage`.
         objective: Its objective; the same object as the stage's before, if that has the same terms.
         space: Its search space, likewise, at the configured start.
+        profile: What was measured to cut its chunks, where the space asks for it.
     """
 
     settings: StageConfig
     config: SearchConfig
     objective: Objective
     space: SearchSpace
+    profile: Profile | None = None
 
 
 def open_stage(problem: Problem, number: int) -> Problem:

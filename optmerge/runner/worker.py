@@ -4,9 +4,9 @@
     reply = worker.answer(order)                 # an evaluation, and the seconds that it took
 
 What a worker is made from (`WorkerSpec`) is a search and references to files; what a search finds out before its
-candidates (`Context`) is a few numbers, and the names of the files of teacher outputs. No weights travel: base and
-experts are mapped from the same files, teacher outputs and directions read from the cache where the driver's process
-has put them.
+candidates (`Context`) is a few numbers, and the names of the files of teacher outputs. No weights travel with them:
+base and experts are mapped from the same files, teacher outputs and directions read from the cache where the driver's
+process has put them, or all of it is fetched once by the worker's machine (`optmerge.runner.node_files`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,7 +29,9 @@ from optmerge.objective.objective import Normalisers
 from optmerge.records import Evaluation, Vector
 from optmerge.runner.crew import Order, Reply
 from optmerge.runner.evaluator import Evaluator
+from optmerge.runner.fisher import Profile
 from optmerge.runner.geometry import make_geometry
+from optmerge.runner.node_files import Fetching, NodeFiles, SharedFiles, Tree
 from optmerge.runner.problem import Problem, open_problem
 from optmerge.runner.shares import ShareJob, measure_share
 from optmerge.runner.stages import open_stage
@@ -52,7 +55,10 @@ class WorkerSpec:
         threads: Of the CPU.
         form: How gradients are gathered, so that every worker does it alike.
         kept: What stays on an accelerator.
-        cache: The cache folder of the process that asks.
+        deltas: Direction -> folder with the delta of a whole method.
+        profiles: What was measured for the chunks of every stage.
+        cache: The cache folder; None is the one that the worker's machine has anyway.
+        fetching: Where the worker's machine fetches the files that `config` and `deltas` name; None where it has them.
     """
 
     config: SearchConfig
@@ -61,13 +67,25 @@ class WorkerSpec:
     threads: int
     form: Form
     kept: tuple[str, ...]
-    cache: str
+    deltas: Mapping[str, Path]
+    profiles: tuple[Profile | None, ...]
+    cache: str | None
+    fetching: Fetching | None = None
 
     @classmethod
     def of(cls, problem: Problem, config: SearchConfig, *, devices: Sequence[str], threads: int) -> WorkerSpec:
         """That of a worker for an opened problem of a search."""
-        layout = dict(problem.spread.layout)
-        return cls(config, tuple(devices), layout, threads, problem.engine.form, problem.kept, str(cache_dir()))
+        return cls(
+            config,
+            tuple(devices),
+            dict(problem.spread.layout),
+            threads,
+            form=problem.engine.form,
+            kept=problem.kept,
+            deltas=problem.deltas.folders,
+            profiles=tuple(stage.profile for stage in problem.stages),
+            cache=str(cache_dir()),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +99,7 @@ class Context:
         normalisers: What terms are divided by.
         teachers: Files of the teachers' outputs on fit and select.
         batch_tokens: The most padded tokens in a forward pass.
+        trees: What of these files the worker's machine fetches.
     """
 
     stage: int
@@ -89,6 +108,7 @@ class Context:
     normalisers: Normalisers
     teachers: Files
     batch_tokens: int
+    trees: tuple[Tree, ...] = ()
 
     @classmethod
     def of(cls, evaluator: Evaluator, start: Vector | None) -> Context:
@@ -112,14 +132,25 @@ class Worker:
         """Open models and data.
 
         Raises:
-            UserError: As `open_problem`.
+            UserError: As `open_problem`; or a file is not on this machine and cannot be fetched.
+            ConnectionError: The machine that files are fetched from cannot be reached.
         """
         torch.set_num_threads(spec.threads)
         if spec.devices[0].startswith("cuda"):
             torch.cuda.set_device(spec.devices[0])
-        config = spec.config.model_copy(update={"device": spec.devices[0]})
+        self._here = SharedFiles() if spec.fetching is None else NodeFiles(spec.fetching)
+        config = self._here.located(spec.config).model_copy(update={"device": spec.devices[0]})
+        made = {name: self._here.path(folder) for name, folder in spec.deltas.items()}
         devices = [torch.device(name) for name in spec.devices]
-        self._problem = open_problem(config, form=spec.form, kept=spec.kept, devices=devices, layout=spec.layout)
+        self._problem = open_problem(
+            config,
+            form=spec.form,
+            kept=spec.kept,
+            devices=devices,
+            layout=spec.layout,
+            made=made,
+            profiles=spec.profiles,
+        )
         self._evaluator: Evaluator | None = None
         self._files: Files | None = None
 
@@ -148,7 +179,9 @@ class Worker:
             problem.space = context.space
         problem.objective.restore(context.normalisers)
         if self._evaluator is None or self._evaluator.problem is not problem or self._files != context.teachers:
-            teachers = Teachers.load(context.teachers, device=problem.device)
+            self._here.place(context.trees)
+            files = {key: self._here.path(path) for key, path in context.teachers.items()}
+            teachers = Teachers.load(files, device=problem.device)
             self._evaluator, self._files = Evaluator(problem, teachers), context.teachers
         self._evaluator.batch_tokens = context.batch_tokens
         if context.start is not None:
@@ -156,5 +189,6 @@ class Worker:
 
 
 def set_cache(spec: WorkerSpec) -> None:
-    """Make the driver's cache this process's own; for processes that are nothing but a worker."""
-    os.environ["OPTMERGE_CACHE"] = spec.cache
+    """Make the cache that a worker is told of this process's own; for processes that are nothing but a worker."""
+    if spec.cache is not None:
+        os.environ["OPTMERGE_CACHE"] = spec.cache

@@ -18,10 +18,11 @@ import torch
 
 from optmerge.config.drivers import GRADIENT_DRIVERS
 from optmerge.records import Vector
-from optmerge.runner.crew import Crew, Transport
+from optmerge.runner.crew import Crew
 from optmerge.runner.executor import Executor, Finished, InProcess, Job
 from optmerge.runner.local_workers import LocalWorkers
 from optmerge.runner.ray_workers import RayWorkers
+from optmerge.runner.search_files import SearchFiles
 from optmerge.runner.shares import (
     ShareEvaluation,
     ShareJob,
@@ -57,19 +58,27 @@ def make_executor(evaluator: Evaluator, judge: Judge, config: SearchConfig) -> S
         config: The whole search, with absolute references.
 
     Raises:
+        ConfigError: Files cannot be fetched as they are named.
         MissingExtraError: Ray is asked for and not installed.
-        RunError: There is no such cluster.
+        RunError: There is no such cluster, or it has no room.
     """
     settings = config.executor
     if settings.in_process:
         return Here(judge)
-    crew = Crew(
-        make_transport(evaluator, config), workers=settings.workers, timeout=settings.timeout, retries=settings.retries
-    )
-    return Workers(crew)
+    transport = make_transport(evaluator, config)
+    files = None
+    if settings.files == "fetch":
+        try:
+            files = SearchFiles(config, evaluator.problem, host=transport.host)
+        except BaseException:
+            transport.close()
+            raise
+        transport.equip(files.spec)
+    crew = Crew(transport, workers=settings.workers, timeout=settings.timeout, retries=settings.retries)
+    return Workers(crew, files)
 
 
-def make_transport(evaluator: Evaluator, config: SearchConfig) -> Transport:
+def make_transport(evaluator: Evaluator, config: SearchConfig) -> LocalWorkers | RayWorkers:
     """The way to the workers that the search file asks for.
 
     Raises:
@@ -116,11 +125,17 @@ class _Shared:
 
 
 class Workers:
-    """An executor over a crew: single candidates are made in shares, several side by side."""
+    """An executor over a crew: single candidates are made in shares, several side by side.
 
-    def __init__(self, crew: Crew) -> None:
+    Args:
+        crew: Who evaluates.
+        files: What serves the crew's machines the search's files; None where they have them.
+    """
+
+    def __init__(self, crew: Crew, files: SearchFiles | None = None) -> None:
         self.workers = crew.workers
         self._crew = crew
+        self._files = files
         self._handles = 0
         self._whole: dict[int, int] = {}  # the crew's handle -> ours
         self._shared: dict[int, _Shared] = {}  # the crew's handle of every share -> its job
@@ -173,10 +188,13 @@ class Workers:
     def close(self) -> None:
         """End all workers."""
         self._crew.close()
+        if self._files is not None:
+            self._files.close()
 
     def _tell(self) -> None:
         assert self._evaluator is not None
-        self._crew.use(Context.of(self._evaluator, self._start))
+        context = Context.of(self._evaluator, self._start)
+        self._crew.use(context if self._files is None else self._files.context(context))
 
     def _shrink(self, batch_tokens: int) -> None:
         """Memory ran out somewhere: all take smaller steps from here on."""

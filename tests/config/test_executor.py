@@ -64,3 +64,28 @@ def test_runs_that_share_a_study_have_one_worker_each() -> None:
     driver = {"name": "optuna", "storage": "sqlite:///study.db"}
     with pytest.raises(ValidationError, match="Start one run for each worker"):
         SearchConfig.model_validate(SEARCH | {"driver": driver, "executor": {"workers": 4}})
+
+
+def test_a_cache_on_other_machines_is_for_what_is_fetched() -> None:
+    with pytest.raises(ValidationError, match="node_cache is '/scratch', where files are kept that are fetched"):
+        ExecutorConfig(workers=2, node_cache="/scratch")
+    with pytest.raises(ValidationError, match="expected an absolute path"):
+        ExecutorConfig(workers=2, node_cache="scratch", files="fetch")
+    assert ExecutorConfig(workers=2, node_cache="/scratch", files="fetch").node_cache == "/scratch"
+
+
+@pytest.mark.parametrize("place", ["terms", "select", "stage"])
+def test_task_files_cannot_be_fetched(place: str) -> None:
+    term = {"name": "lm-eval", "tasks": ["gsm8k", "mine.yaml"], "allow_public_tests": True}
+    usual: dict[str, Any] = {"terms": [{"name": "accuracy"}]}
+    search: dict[str, Any] = SEARCH | {"driver": "cma", "objective": {"terms": [term]} if place == "terms" else usual}
+    if place == "select":
+        search["objective"] = usual | {"select": [term]}
+    if place == "stage":
+        del search["driver"]
+        search["schedule"] = [{"driver": "cma", "objective": {"terms": [term]}}]
+    SearchConfig.model_validate(search)
+    with pytest.raises(
+        ValidationError, match=r"executor\.files is fetch, and the term lm-eval .* task file mine\.yaml"
+    ):
+        SearchConfig.model_validate(search | {"executor": {"workers": 2, "files": "fetch"}})

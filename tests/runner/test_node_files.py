@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections import namedtuple
@@ -19,7 +20,7 @@ import pytest
 
 from optmerge.errors import RunError
 from optmerge.models.cache import cache_entries
-from optmerge.runner import file_fetch, file_server, node_files
+from optmerge.runner import file_fetch, file_server
 from optmerge.runner.file_server import FileServer, Source
 from optmerge.runner.node_files import Fetching, FileEntry, NodeFiles, Tree
 
@@ -171,7 +172,8 @@ def test_a_file_that_was_damaged_on_disk_is_fetched_again(server: FileServer, or
 def test_a_byte_that_arrives_damaged_is_found(
     server: FileServer, original: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tree, damaged = tree_of(server, original), []
+    tree = tree_of(server, original)
+    damaged: list[bool] = []
     received = file_fetch.Fetcher._received
 
     def noisy(self: Any, *arguments: Any) -> Iterator[bytes]:
@@ -201,7 +203,8 @@ def test_a_fetch_goes_on_where_the_connection_broke(
     server: FileServer, original: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other side hangs up after every step; every step is sent once."""
-    tree, begun = tree_of(server, original), []
+    tree = tree_of(server, original)
+    begun: list[int] = []
     stream = file_server._Handler._stream
 
     def short(self: Any, file: Any, begin: int, size: int, name: str) -> None:
@@ -226,7 +229,7 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(
 ) -> None:
     tree = tree_of(server, original)
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(node_files.shutil, "disk_usage", lambda path: usage(1 << 40, 1 << 40, len(CONTENT) - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 1 << 40, len(CONTENT) - 1))
     with pytest.raises(RunError, match=r"take 0\.00 GB on .*executor\.node_cache to a folder on a larger disk"):
         placed(server, tree)
     assert fetched(cache) == []
@@ -239,7 +242,8 @@ def _place(source: Source, tree: Tree) -> None:
 def test_many_processes_fetch_a_file_once(
     server: FileServer, original: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tree, begun = tree_of(server, original), []
+    tree = tree_of(server, original)
+    begun: list[int] = []
     stream = file_server._Handler._stream
 
     def slow(self: Any, *arguments: Any) -> None:
@@ -263,7 +267,8 @@ def test_many_processes_fetch_a_file_once(
 def test_a_process_killed_in_the_middle_leaves_its_part_to_the_next(
     server: FileServer, original: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tree, begun = tree_of(server, original), []
+    tree = tree_of(server, original)
+    begun: list[int] = []
     stream = file_server._Handler._stream
 
     def stuck(self: Any, file: Any, begin: int, size: int, name: str) -> None:
