@@ -56,6 +56,10 @@ def plan(
             f"{made.workers} workers, each with this memory; together about {made.per_hour:,.0f} evaluations an hour"
         )
     output.table(["memory", ""], [[part, size(count)] for part, count in made.memory.items() if count], right=[""])
+    if made.devices:
+        head = ["device", "weights", "at the peak", "may be used"]
+        rows = [[each.device, size(each.weights), size(each.needed), size(each.budget)] for each in made.devices]
+        output.table(head, rows, right=head[1:])
     output.say(f"{size(made.budget)} may be used; mapped files ({size(made.mapped)}) are no part of it")
     if made.disk is not None and made.disk > 1e6:
         output.say(f"the run's folder keeps {size(made.disk)} of vectors and gradients")

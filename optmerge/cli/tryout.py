@@ -17,16 +17,19 @@ import torch
 
 from optmerge.errors import ConfigError, RunError, did_you_mean
 from optmerge.merging.deltas import Deltas
-from optmerge.merging.engine import Engine, one_hot
+from optmerge.merging.engine import one_hot
 from optmerge.merging.merge import rows_of_parameters
 from optmerge.merging.recipe import Direction, Recipe, open_recipe
+from optmerge.merging.spread_engine import engine_over
 from optmerge.models.architecture import GENERATIVE
 from optmerge.models.cache import cache_dir
-from optmerge.models.device import pick_device, pick_dtype
+from optmerge.models.device import pick_dtype
 from optmerge.models.family import Family
 from optmerge.models.resident import ResidentModel
+from optmerge.models.spread import Spread
 from optmerge.models.tokenizer import tokenizer_for
 from optmerge.runner.folder import RunFolder
+from optmerge.runner.spreading import open_spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,15 +57,22 @@ class Answer:
 
 
 class Tryout:
-    """The resident model of a recipe, and the coefficients that make it the winner or one of the experts."""
+    """The resident model of a recipe, and the coefficients that make it the winner or one of the experts.
 
-    def __init__(self, recipe: Recipe, family: Family, *, device: str = "auto", dtype: str = "auto") -> None:
+    Args:
+        recipe: With references to ``family``.
+        family: Base and experts.
+        spread: Where the model is to be.
+        dtype: Of its parameters.
+    """
+
+    def __init__(self, recipe: Recipe, family: Family, *, spread: Spread, dtype: torch.dtype) -> None:
         self.family = family
         if family.kind not in (*GENERATIVE, "sequence-classification", "token-classification"):
             raise ConfigError(f"These are {family.kind} models; `optmerge try` classifies or generates text.")
         self.tokenizer: PreTrainedTokenizerBase = tokenizer_for(family, recipe.tokenizer)
-        self.device = pick_device(device)
-        self.resident = ResidentModel(family, device=self.device, dtype=pick_dtype(dtype, family))
+        self.device = spread.main
+        self.resident = ResidentModel(family, device=spread, dtype=dtype)
         experts = [Direction(name, "expert") for name in family.experts]
         table = recipe.coefficients
         used = [direction for column, direction in enumerate(recipe.directions) if table[:, column].any()]
@@ -70,7 +80,7 @@ class Tryout:
         deltas = Deltas(family, directions, cache=cache_dir() / "directions")
         deltas.prepare()
         rows = rows_of_parameters(recipe, family)
-        self.engine = Engine(self.resident.parameters, deltas.segments, rows.first, cuts=rows.cuts)
+        self.engine = engine_over(spread.parts(self.resident.parameters), deltas.segments, rows.first, cuts=rows.cuts)
         names = [direction.name for direction in directions]
         winner = np.zeros((len(table), len(names)))
         for column, direction in enumerate(recipe.directions):
@@ -93,7 +103,8 @@ class Tryout:
             raise RunError(f"{folder} has no recipe.yaml yet: see `optmerge status {folder}`.")
         recipe = Recipe.load(folder / "recipe.yaml")
         family = open_recipe(recipe, relative_to=folder, allow_pickle=allow_pickle or config.allow_pickle)
-        return cls(recipe, family, device=config.device, dtype=config.dtype)
+        dtype = pick_dtype(config.dtype, family)
+        return cls(recipe, family, spread=open_spread(config, family, dtype), dtype=dtype)
 
     def answers(self, texts: Sequence[str], *, expert: str | None = None, max_new_tokens: int = 64) -> Iterator[Answer]:
         """Answers of the merged model and of the experts, text by text.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -63,8 +64,8 @@ class SpreadEngine:
         cuts: Mapping[str, Cut] | None = None,
     ) -> SpreadEngine:
         """See `Engine.along`."""
-        groups = count_groups(group_of, cuts)
-        return SpreadEngine([shard.along(segments, group_of, cuts, num_groups=groups) for shard in self.shards])
+        groups, guarded = count_groups(group_of, cuts), _one_at_a_time(segments)
+        return SpreadEngine([shard.along(guarded, group_of, cuts, num_groups=groups) for shard in self.shards])
 
     def apply(self, table: Table) -> int:
         """See `Engine.apply`; nothing is waited for between two devices."""
@@ -118,11 +119,26 @@ def engine_over(
         placement: What every device keeps of its parameters' sources.
         cuts: Name -> how a parameter is cut, of all parameters.
     """
-    groups = count_groups(group_of, cuts) if len(parts) > 1 else None
-    shards = [
-        Engine(part, segments, group_of, form=form, placement=placement, cuts=cuts, num_groups=groups) for part in parts
-    ]
-    return shards[0] if len(shards) == 1 else SpreadEngine(shards)
+    if len(parts) == 1:
+        return Engine(parts[0], segments, group_of, form=form, placement=placement, cuts=cuts)
+    groups, guarded = count_groups(group_of, cuts), _one_at_a_time(segments)
+    return SpreadEngine(
+        [
+            Engine(part, guarded, group_of, form=form, placement=placement, cuts=cuts, num_groups=groups)
+            for part in parts
+        ]
+    )
+
+
+def _one_at_a_time(segments: Callable[[str], list[Segment]]) -> Callable[[str], list[Segment]]:
+    """Backward passes call the engines from a thread for each device, and what gives segments knows of none."""
+    lock = Lock()
+
+    def guarded(name: str) -> list[Segment]:
+        with lock:
+            return segments(name)
+
+    return guarded
 
 
 def count_groups(group_of: Mapping[str, int], cuts: Mapping[str, Cut] | None) -> int:

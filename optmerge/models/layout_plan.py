@@ -85,7 +85,15 @@ def _inferred(model: nn.Module, way: Way, room: Sequence[int]) -> dict[str, int]
             f"devices, which may hold {each} GB. Give it more of them (executor.gpus_per_worker), or set dtype: "
             "bfloat16 where it is float32."
         )
-    return found
+    # What only makes values for all layers, such as rotary frequencies, is where the inputs are.
+    own = {name for name in found if isinstance(_at(model, name), nn.Module)}
+    return found | {name: 0 for name in own if next(model.get_submodule(name).parameters(), None) is None}
+
+
+def _at(model: nn.Module, name: str) -> object:
+    """The module or tensor of that name."""
+    owner, _, attribute = name.rpartition(".")
+    return getattr(model.get_submodule(owner), attribute, None)
 
 
 def _unsplit(model: nn.Module) -> set[str]:

@@ -70,18 +70,17 @@ class Division:
         {'model': 10, 'activations': 10, 'buffers': 5, 'teacher outputs': 0}
         """
         total = max(1, sum(self.weights))
-        divided = []
-        for number, weights in enumerate(self.weights):
-            mine = {}
-            for part, size in parts.items():
+        divided: list[dict[str, int]] = [{} for _ in self.weights]
+        for part, size in parts.items():
+            passing = size - min(self._judged, size)
+            for mine, weights in zip(divided[1:], self.weights[1:], strict=True):
                 if part == "model":
                     mine[part] = weights
                 elif part in PASSES:
-                    judged = min(self._judged, size)
-                    mine[part] = (size - judged) * weights // total + (judged if number == 0 else 0)
+                    mine[part] = passing * weights // total
                 else:
-                    mine[part] = size if number == 0 or part in EVERYWHERE else 0
-            divided.append(mine)
+                    mine[part] = size if part in EVERYWHERE else 0
+            divided[0][part] = size if part in EVERYWHERE else size - sum(mine[part] for mine in divided[1:])
         return divided
 
     def whole(self, parts: Mapping[str, int]) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Which devices a search's model is spread over, and how: from the search file and what the machine has.
 
     spread = open_spread(config, family, dtype)             # over one device, unless the file asks for more
-    devices_of(spread, config.device, 4)                    # [("cuda:0", "cuda:1"), ("cuda:2", "cuda:3"), ...]
+    devices_of(spread, config.device, 4)                    # [("cuda:0", "cuda:1"), ...] of every worker
 
 The layout is found out once for a run: a resumed search and all workers have the same one, each on its own devices.
 """
@@ -61,7 +61,8 @@ def devices_of(
 ) -> Sequence[tuple[str, ...]]:
     """The devices of every worker of this machine: all that there are in turn, unless the search names one by number.
 
-    Workers have as many as the search's own model; those that find none left share them with others.
+    Workers have as many as the search's own model. Where that one is spread, which leaves no room for a second, they
+    have the devices behind its own if there are enough. Workers that find none left share them with others.
 
     Args:
         spread: Of the search's own model.
@@ -70,14 +71,20 @@ def devices_of(
         visible: CUDA devices of this machine; None is what torch sees.
 
     >>> two = Spread((torch.device("cuda", 0), torch.device("cuda", 1)), {"": 1})
-    >>> devices_of(two, "auto", 3, visible=4)
-    [('cuda:0', 'cuda:1'), ('cuda:2', 'cuda:3'), ('cuda:0', 'cuda:1')]
+    >>> devices_of(two, "auto", 2, visible=4)
+    [('cuda:0', 'cuda:1'), ('cuda:2', 'cuda:3')]
+    >>> devices_of(two, "auto", 2, visible=6)
+    [('cuda:2', 'cuda:3'), ('cuda:4', 'cuda:5')]
     """
     each = len(spread.devices)
     if spread.main.type != "cuda" or ":" in configured:
         return [tuple(map(str, spread.devices))] * workers
     groups = (torch.cuda.device_count() if visible is None else visible) // each
-    return [tuple(f"cuda:{(worker % groups) * each + number}" for number in range(each)) for worker in range(workers)]
+    skipped = int(spread.several and workers < groups)
+    return [
+        tuple(f"cuda:{(skipped + worker) % groups * each + number}" for number in range(each))
+        for worker in range(workers)
+    ]
 
 
 def _devices(config: SearchConfig) -> list[torch.device]:
