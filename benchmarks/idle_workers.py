@@ -111,7 +111,8 @@ def main(options: argparse.Namespace) -> None:
         simulated = [row for case in cases for row in rows(work, case, SimulatedWorkers, evaluations=count)]
         note = (
             f"{count:,} evaluations, {WORKERS} workers; sigma: of the logarithm of the seconds of an evaluation; "
-            "before the end: until the last evaluation began, when nothing is left to give to those that are done."
+            "before the end: until the last moment at which all were busy, after which less is left than there are "
+            "workers."
         )
         best = "best of start: the best value on select as a share of the start's, after as many evaluations."
         show("Idle workers, on a simulated clock", HEAD, simulated, [note, best])

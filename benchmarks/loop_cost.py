@@ -4,13 +4,12 @@
     make bench-loop-cost BENCH='--work /dev/shm/bench'
 
 Diagonal CMA-ES; evaluations cost nothing, so all that is measured is overhead. Waiting for the disk (every record is
-flushed to it, twice) is a column of its own, as it depends on the disk alone.
+flushed to it) is a column of its own, as it depends on the disk alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from benchmarks.harness import parser, show, workspace
 from benchmarks.idle_workers import Case, search
 from benchmarks.simulated_workers import Judge, SimulatedWorkers, heavy_tail
 from optmerge.drivers.cma_driver import CmaDriver
+from optmerge.records import Trajectory
 
 WORKERS = DIMENSION = 1000
 CASES = ((24, False), (1000, False), (1000, True))  # population, deterministic
@@ -61,7 +61,7 @@ def row(work: Path, population: int, *, deterministic: bool, evaluations: int) -
     driver, disk = Stopwatch(), Stopwatch()
     folder = work / f"{population}-{deterministic}"
     begun, processor = time.perf_counter(), time.process_time()
-    with driver.around(CmaDriver, "ask", "tell", "draw", "absorb"), disk.around(os, "fsync"):
+    with driver.around(CmaDriver, "ask", "tell", "draw", "absorb"), disk.around(Trajectory, "_sync"):
         search(
             folder,
             Case(DIMENSION, population, 60.0, 1.0),

@@ -66,12 +66,19 @@ class Spans:
 
         Args:
             workers: How many.
-            whole: Up to the last end; else up to the last begin, when there is nothing more to give them.
+            whole: Up to the last end; else up to the last moment at which all of them were busy, after which there was
+                less left to do than there are workers.
         """
         first = min(begin for begin, _ in self._spans)
-        last = max(end if whole else begin for begin, end in self._spans)
+        last = max(end for _, end in self._spans) if whole else self._last_full(workers)
         busy = sum(max(0.0, min(end, last) - begin) for begin, end in self._spans)
         return 1.0 - busy / (workers * (last - first))
+
+    def _last_full(self, workers: int) -> float:
+        moments = sorted([(begin, 1) for begin, _ in self._spans] + [(end, -1) for _, end in self._spans])
+        running = itertools.accumulate(change for _, change in moments)
+        full = [number for number, count in enumerate(running) if count == workers]
+        return moments[full[-1] + 1][0]
 
 
 class SimulatedWorkers:

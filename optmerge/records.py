@@ -16,6 +16,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
@@ -195,6 +196,7 @@ class Trajectory:
         self.records = records
         self._lines: IO[bytes] | None = None
         self._vectors: IO[bytes] | None = None
+        self._aside: ThreadPoolExecutor | None = None  # waits for the disk beside this thread
 
     @classmethod
     def read(cls, folder: Path, *, vectors: bool = True) -> Trajectory:
@@ -241,7 +243,10 @@ class Trajectory:
         return trajectory
 
     def append(self, record: Record) -> None:
-        """Write one record and make it durable (vectors first, then the line that points at them).
+        """Write one record and make it durable: vectors first, then the line that points at them.
+
+        A kill leaves both or neither; only a power failure can leave a line whose vectors are not there, and then it is
+        the last one and counts as torn.
 
         Raises:
             RunError: The disk refuses. What was written before stays whole; opening again repairs the rest.
@@ -268,12 +273,27 @@ class Trajectory:
             for task, costs in record.costs.items():
                 line["costs_at"][task] = [self._vectors.tell() // 8, len(costs)]
                 self._vectors.write(np.ascontiguousarray(costs, dtype="<f8").tobytes())
-        _flush(self._vectors)
+        self._vectors.flush()
         self._lines.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
-        _flush(self._lines)
+        self._lines.flush()
+        self._sync()
+
+    def _sync(self) -> None:
+        """Wait until both files are on the disk: at the same time, so that they share a commit of its journal."""
+        assert self._lines is not None
+        assert self._vectors is not None
+        if self._aside is None:
+            self._aside = ThreadPoolExecutor(1, thread_name_prefix="trajectory")
+        vectors = self._aside.submit(os.fsync, self._vectors.fileno())
+        try:
+            os.fsync(self._lines.fileno())
+        finally:
+            vectors.result()
 
     def close(self) -> None:
         """Close both files."""
+        if self._aside is not None:
+            self._aside.shutdown()
         for handle in (self._lines, self._vectors):
             if handle is not None:
                 handle.close()
@@ -297,11 +317,6 @@ class Trajectory:
             end = max(end, *map(sum, [*stretches, *entry.get("costs_at", {}).values()]), 0)
         self._vectors.truncate(end * 8)
         self._vectors.seek(0, os.SEEK_END)
-
-
-def _flush(handle: IO[bytes]) -> None:
-    handle.flush()
-    os.fsync(handle.fileno())
 
 
 def _to_json(record: Record) -> dict[str, Any]:
