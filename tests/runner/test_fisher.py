@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from optmerge.config.load import build_config
 from optmerge.errors import ConfigError, RunInterrupted
@@ -64,6 +65,19 @@ def test_chunks_follow_the_profile(settings: Settings, tmp_path: Path) -> None:
     assert counts[-1] > counts[0] == 1
     plain = opened(asked | {"space": {"granularity": "chunk-wise", "chunks": {"budget": 2.0}}}, tmp_path)
     assert problem.space.cuts != plain.space.cuts
+
+
+def test_a_worker_takes_the_chunks_that_the_search_has_measured(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its threads, on which the last bits of a gradient depend."""
+    first = opened(settings(space=SPACE, **QUICK), tmp_path)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 97)
+    monkeypatch.setattr(
+        "optmerge.runner.problem.fisher_profile", lambda *arguments: pytest.fail("it was measured again")
+    )
+    profiles = [stage.profile for stage in first.stages]
+    assert open_problem(first.config, profiles=profiles).space.cuts == first.space.cuts
 
 
 def test_a_killed_run_goes_on_with_the_same_chunks(settings: Settings, tmp_path: Path) -> None:
