@@ -31,6 +31,12 @@ class ExecutorConfig(Strict):
         description="of the Ray cluster: auto = the one that this machine is in, local = one of this machine alone, or "
         "host:port",
     )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of a worker, on a Ray cluster as many cores; null = those of this process, divided by "
+        "the workers",
+    )
     timeout: float | None = Field(
         None,
         gt=0,

@@ -4,8 +4,9 @@
     crew = Crew(workers, workers=8)
 
 Orders and replies are all that Ray carries; its object store holds no weights. A worker maps base and experts from the
-paths that the search file names and reads teacher outputs from the driver's cache folder, so these must be on storage
-that all machines have. An actor that dies, or whose machine does, is replaced by a new one wherever there is room.
+paths that the search file names and reads teacher outputs from the driver's cache folder: storage that all machines
+have, unless it fetches them (`optmerge.runner.node_files`). An actor that dies, or whose machine does, is replaced by a
+new one wherever there is room.
 """
 
 from __future__ import annotations
@@ -21,28 +22,51 @@ from optmerge.runner.crew import Event, Lost, Order, Ready, Replied, Reply
 from optmerge.runner.local_workers import LAST_WORDS
 from optmerge.runner.worker import Worker, WorkerSpec, set_cache
 
+log = logging.getLogger(__name__)
+
+Log = list[tuple[int, str]]  # level and text
+
 
 class RayWorker:
-    """What runs in an actor."""
+    """What runs in an actor. What it logs goes along with its answers, to the driver's log."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._worker: Worker | None = None
+        self._said = _Said()
 
-    def open(self) -> OptmergeError | None:
+    def open(self) -> tuple[OptmergeError | None, Log]:
         """Open models and data; a mistake of the user's is told rather than raised, since it is no loss."""
-        logging.getLogger("optmerge").setLevel(logging.ERROR)  # what opening has to say, the driver has said
+        logger = logging.getLogger("optmerge")
+        logger.setLevel(logging.ERROR)  # what opening has to say, the driver has said
+        logger.addHandler(self._said)
         set_cache(self._spec)
         try:
             self._worker = Worker(self._spec)
         except OptmergeError as mistake:
-            return mistake
-        return None
+            return mistake, self._said.take()
+        logger.setLevel(logging.WARNING)
+        return None, self._said.take()
 
-    def answer(self, order: Order) -> Reply:
+    def answer(self, order: Order) -> tuple[Reply, Log]:
         """Do what is asked."""
         assert self._worker is not None, "a worker is opened first"
-        return self._worker.answer(order)
+        return self._worker.answer(order), self._said.take()
+
+
+class _Said(logging.Handler):
+    """Keeps what is logged until it is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: Log = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.append((record.levelno, record.getMessage()))
+
+    def take(self) -> Log:
+        said, self._said = self._said, []
+        return said
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,12 +159,14 @@ class RayWorkers:
     def _event(self, worker: int, reference: Any) -> Event:
         actor = self._actors[worker]
         try:
-            value = self._ray.get(reference)
+            value, said = self._ray.get(reference)
         except self._ray.exceptions.RayError as problem:
             del self._actors[worker]
             self._ray.kill(actor.handle, no_restart=True)  # where it is only out of reach
             return Lost(worker, f"worker {worker} was lost ({_told(problem)})")
         self._actors[worker] = replace(actor, pending=None)
+        for level, text in said:
+            log.log(level, "worker %d: %s", worker, text)
         if actor.opened:
             return Replied(worker, value)
         return Ready(worker) if value is None else Lost(worker, str(value), value)

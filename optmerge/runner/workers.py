@@ -69,7 +69,8 @@ def make_executor(evaluator: Evaluator, judge: Judge, config: SearchConfig) -> S
     files = None
     if settings.files == "fetch":
         try:
-            files = SearchFiles(config, evaluator.problem, host=transport.host)
+            teachers = Context.of(evaluator, None).teachers
+            files = SearchFiles(config, evaluator.problem, teachers, host=transport.host)
         except BaseException:
             transport.close()
             raise
@@ -86,7 +87,7 @@ def make_transport(evaluator: Evaluator, config: SearchConfig) -> LocalWorkers |
         RunError: There is no such cluster, or it has no room.
     """
     problem, settings = evaluator.problem, config.executor
-    threads = max(1, torch.get_num_threads() // settings.workers)
+    threads = settings.threads or max(1, torch.get_num_threads() // settings.workers)
     if settings.name == "ray":
         accelerated = problem.device.type == "cuda"
         devices = [str(problem.device)]

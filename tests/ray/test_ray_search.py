@@ -53,8 +53,8 @@ def undisturbed(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return search(SearchConfig.model_validate(zoo_settings(zoo, **CMA)), root=root).folder
 
 
-def settings_on(zoo: Path, cluster: Any) -> dict[str, Any]:
-    executor = {"name": "ray", "workers": 2, "address": cluster.address, "retries": 3}
+def settings_on(zoo: Path, cluster: Any, **changes: Any) -> dict[str, Any]:
+    executor = {"name": "ray", "workers": 2, "address": cluster.address, "retries": 3} | changes
     return zoo_settings(zoo, **CMA, executor=executor)
 
 
@@ -90,6 +90,18 @@ def test_killed_workers_are_replaced(zoo: Path, cluster: Any, undisturbed: Path,
         wait_for_worker(cluster)[0].kill()
 
     assert_same(disturbed(zoo, cluster, tmp_path, kill), undisturbed)
+
+
+def test_a_worker_that_hangs_is_replaced(zoo: Path, cluster: Any, undisturbed: Path, tmp_path: Path) -> None:
+    settings = settings_on(zoo, cluster, timeout=15.0)
+    process = start_search(settings, tmp_path)
+    wait_for_records(tmp_path / "run", 40, process)
+    hung, _ = wait_for_worker(cluster)
+    hung.suspend()
+    process.join()
+    assert process.exitcode == 0
+    assert_same(tmp_path / "run", undisturbed)
+    assert not hung.is_running()
 
 
 def test_lost_nodes_are_left(zoo: Path, cluster: Any, undisturbed: Path, tmp_path: Path) -> None:

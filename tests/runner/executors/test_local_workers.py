@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import psutil
 import pytest
+import torch
 
 from optmerge.config.load import build_config
 from optmerge.records import Candidate
@@ -25,7 +26,7 @@ from optmerge.runner.local_workers import LocalWorkers
 from optmerge.runner.problem import open_problem
 from optmerge.runner.teachers import Teachers
 from optmerge.runner.worker import WorkerSpec
-from optmerge.runner.workers import Workers
+from optmerge.runner.workers import Workers, make_transport
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -45,6 +46,19 @@ def local(evaluator: Evaluator) -> Iterator[LocalWorkers]:
     transport = LocalWorkers([WorkerSpec.of(problem, problem.config, devices=["cpu"], threads=1)])
     yield transport
     transport.close()
+
+
+@pytest.mark.parametrize(("changes", "threads"), [({"threads": 3}, 3), ({}, 2), ({"workers": 9}, 1)])
+def test_workers_have_the_threads_that_are_asked_for_or_their_share(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], threads: int
+) -> None:
+    made: list[WorkerSpec] = []
+    monkeypatch.setattr("optmerge.runner.workers.LocalWorkers", made.extend)
+    config = build_config(settings(executor={"workers": 2} | changes), root=tmp_path)
+    problem = open_problem(config)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    make_transport(Evaluator(problem, Teachers({})), config)
+    assert [spec.threads for spec in made] == [threads] * config.executor.workers
 
 
 def test_a_worker_answers_and_is_replaced_when_it_dies_or_hangs(evaluator: Evaluator, local: LocalWorkers) -> None:
