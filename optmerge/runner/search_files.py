@@ -1,6 +1,6 @@
 """The files that a search's workers need, served to machines that do not share its storage.
 
-    with closing(SearchFiles(config, problem, host=host)) as files:
+    with closing(SearchFiles(config, problem, teachers, host=host)) as files:
         spec = files.spec(spec)                     # names files below `PLACE`, and says where to fetch them
         context = files.context(context)            # teacher outputs, at every stage
 
@@ -21,7 +21,7 @@ from optmerge.calibration.images import Picture, image_files
 from optmerge.calibration.sources import is_local, read_rows
 from optmerge.config.schema import SearchConfig
 from optmerge.config.tasks import TaskConfig
-from optmerge.errors import ConfigError
+from optmerge.errors import ConfigError, RunError
 from optmerge.models.cache import facts_in_use
 from optmerge.models.reference import ModelReference, model_files, resolve
 from optmerge.runner.file_server import FileServer
@@ -30,6 +30,7 @@ from optmerge.runner.references import Renaming, renamed
 
 if TYPE_CHECKING:
     from optmerge.runner.problem import Problem
+    from optmerge.runner.teachers import Files
     from optmerge.runner.worker import Context, WorkerSpec
 
 # What of the cache must be the same on all machines (which examples were chosen), or is known only to who has read all
@@ -43,23 +44,32 @@ class SearchFiles:
     Args:
         config: The whole search, with absolute references.
         problem: The search, opened.
+        teachers: Of its first stage, so that a worker has their outputs before it is given work.
         host: The address of this machine by which workers' machines reach it.
     """
 
-    def __init__(self, config: SearchConfig, problem: Problem, *, host: str) -> None:
+    def __init__(self, config: SearchConfig, problem: Problem, teachers: Files, *, host: str) -> None:
         """Hash what was not hashed before, and begin to serve.
 
         Raises:
             ConfigError: Some files cannot be named anew.
-            OSError: The address is none of this machine's.
+            RunError: The address is none of this machine's, or a file cannot be read.
         """
-        self._server = FileServer(host)
+        try:
+            self._server = FileServer(host)
+        except OSError as refusal:
+            raise RunError(
+                f"The search cannot serve its files at {host}, the address by which the workers' machines know this "
+                f"one: {refusal.strerror}. Run the search on a machine of the cluster, or put the files on storage "
+                "that all machines have and set executor.files to shared."
+            ) from None
         self._trees: dict[str, Tree] = {}  # by key
         self._cache = config.executor.node_cache
         try:
             self._config = self._moved(config, images=problem.family.kind.endswith("image-classification"))
             folders = problem.deltas.folders
             self._deltas = {name: Path(self._folder(_below(folder))) for name, folder in folders.items()}
+            self._folder(_by_name(teachers))
         except BaseException:
             self._server.close()
             raise
@@ -75,7 +85,7 @@ class SearchFiles:
 
     def context(self, context: Context) -> Context:
         """What evaluations share, with teacher outputs that are fetched."""
-        tree = self._tree({path.name: path for path in context.teachers.values()})
+        tree = self._tree(_by_name(context.teachers))
         teachers = {key: Path(tree.folder, path.name) for key, path in context.teachers.items()}
         return replace(context, teachers=teachers, trees=(tree,))
 
@@ -128,9 +138,16 @@ class SearchFiles:
     def _tree(self, files: Mapping[str, Path]) -> Tree:
         entries = []
         for name, path in files.items():
-            sha256, size = self._server.register(path)
+            try:
+                sha256, size = self._server.register(path)
+            except OSError as problem:
+                raise RunError(f"{path} cannot be read, and workers' machines need it: {problem.strerror}.") from None
             entries.append(FileEntry(name, sha256, size, str(path)))
         return Tree(tuple(entries))
+
+
+def _by_name(teachers: Files) -> dict[str, Path]:
+    return {path.name: path for path in teachers.values()}
 
 
 def _below(folder: Path) -> dict[str, Path]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -63,7 +63,7 @@ def serve(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
         def make(settings: dict[str, Any], kind: str = "causal-lm", **folders: Path) -> WorkerSpec:
             config = absolute_references(build_config(settings, root=root), root)
             problem: Any = SimpleNamespace(family=SimpleNamespace(kind=kind), deltas=SimpleNamespace(folders=folders))
-            files = stack.enter_context(closing(SearchFiles(config, problem, host="127.0.0.1")))
+            files = stack.enter_context(closing(SearchFiles(config, problem, {}, host="127.0.0.1")))
             return files.spec(WorkerSpec(config, ("cpu",), {}, 1, "accumulate", (), folders, (), "/cache"))
 
         yield make
@@ -192,6 +192,19 @@ def test_a_machine_that_should_have_a_file_and_has_not_says_which(settings: dict
     (root / "two+more").rename(root / "elsewhere")
     with pytest.raises(RunError, match=r"two is not on "):
         SharedFiles().located(config)
+
+
+def test_an_address_of_another_machine_is_told(settings: dict[str, Any], root: Path) -> None:
+    config = absolute_references(build_config(settings, root=root), root)
+    with pytest.raises(RunError, match=r"cannot serve its files at 192\.0\.2\.1, the address by which"):
+        SearchFiles(config, cast(Any, None), {}, host="192.0.2.1")
+
+
+def test_a_file_that_is_gone_is_told(serve: Serve, settings: dict[str, Any], root: Path) -> None:
+    (root / "one" / "vocab.json").symlink_to(root / "nowhere")
+    serve(settings)  # what is no file is none of the model's
+    with pytest.raises(RunError, match=r"gone\.jsonl cannot be read, and workers' machines need it"):
+        serve(settings | {"tasks": {"a": {"expert": "a", "data": "gone.jsonl"}}})
 
 
 def test_names_lead_nowhere_else(settings: dict[str, Any], serve: Serve) -> None:
