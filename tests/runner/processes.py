@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,17 @@ def _work(settings: dict[str, Any], root: str, environment: dict[str, str]) -> N
         search(SearchConfig.model_validate(settings), root=Path(root))
 
 
-def start_search(settings: dict[str, Any], root: Path) -> Any:
+def start(work: Callable[..., None], *arguments: Any) -> Any:
+    """A process of its own; what it does must say which environment variables it needs."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "transformers", "optmerge.runner.search", "optmerge.drivers.cma_driver"])
-    process = context.Process(target=_work, args=(settings, str(root), dict(os.environ)))
+    process = context.Process(target=work, args=arguments)
     process.start()
     return process
+
+
+def start_search(settings: dict[str, Any], root: Path) -> Any:
+    return start(_work, settings, str(root), dict(os.environ))
 
 
 def finish_search(settings: dict[str, Any], root: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import multiprocessing
 import os
 import shutil
 import signal
@@ -23,6 +22,7 @@ from optmerge.models.cache import cache_entries
 from optmerge.runner import file_fetch, file_server
 from optmerge.runner.file_server import FileServer, Source
 from optmerge.runner.node_files import Fetching, FileEntry, NodeFiles, Tree
+from tests.runner.processes import start
 
 CONTENT = np.random.default_rng(0).bytes(3 << 20)
 ELSEWHERE = "/on/the/other/machine"
@@ -235,7 +235,8 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(
     assert fetched(cache) == []
 
 
-def _place(source: Source, tree: Tree) -> None:
+def _place(source: Source, tree: Tree, cache: str) -> None:
+    os.environ["OPTMERGE_CACHE"] = cache
     NodeFiles(Fetching(source, ())).place([tree])
 
 
@@ -248,17 +249,13 @@ def test_many_processes_fetch_a_file_once(
 
     def slow(self: Any, *arguments: Any) -> None:
         begun.append(arguments[1])
-        time.sleep(0.3)  # so that the others are there before it is done
+        time.sleep(1.0)  # so that the others are there before it is done
         stream(self, *arguments)
 
     monkeypatch.setattr(file_server._Handler, "_stream", slow)
-    processes = [
-        multiprocessing.get_context("fork").Process(target=_place, args=(server.source, tree)) for _ in range(6)
-    ]
+    processes = [start(_place, server.source, tree, str(cache)) for _ in range(4)]
     for process in processes:
-        process.start()
-    for process in processes:
-        process.join(30)
+        process.join(60)
         assert process.exitcode == 0
     assert begun == [0]
     assert fetched(cache) == [tree.entries[0].sha256]
@@ -280,14 +277,13 @@ def test_a_process_killed_in_the_middle_leaves_its_part_to_the_next(
             stream(self, file, begin, size, name)
 
     monkeypatch.setattr(file_server._Handler, "_stream", stuck)
-    process = multiprocessing.get_context("fork").Process(target=_place, args=(server.source, tree))
-    process.start()
+    process = start(_place, server.source, tree, str(cache))
     part = cache / "fetched" / "files" / f".{tree.entries[0].sha256}.part"
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not part.exists() or part.stat().st_size < (1 << 20):
         assert time.monotonic() < until, "nothing arrives"
         time.sleep(0.01)
-    os.kill(process.pid or 0, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)
     process.join(10)
     assert fetched(cache) == [part.name]
     assert placed(server, tree).read_bytes() == CONTENT
