@@ -8,7 +8,7 @@ Every driver goes through it, gradient ones included. It knows neither models no
 In generations, a driver is told of all candidates of one in their order, whoever was done first, and the trajectory is
 that of one worker. With several workers the next generation is evaluated while the best of the last one is scored on
 select; its records wait. Without generations (`deterministic` is false, and the driver overlaps) the next candidate is
-drawn whenever a worker is free, and the driver is told of as many as it wants to know at once, as they end.
+drawn whenever one has ended, and the driver is told of as many as it wants to know at once, as they end.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from optmerge.runner.outstanding import Asked, Outstanding
 from optmerge.runner.state import StateStore
 
 FAILED_GENERATIONS = 3  # so many generations without one finite value end the run
+RESERVE = 8  # without generations, one candidate for so many workers is drawn before there is a worker for it
 SAVE_SECONDS = 1.0  # state is saved at most this often; what lies between is replayed from the trajectory
 
 
@@ -145,7 +146,8 @@ class _Search:
 
     def __post_init__(self, executor: Executor) -> None:
         self.outstanding = Outstanding(executor, self.journal, in_order=self.generations)
-        self._room = executor.workers
+        # Something lies ready for whoever is done, so that nobody waits for the driver and the disk.
+        self._room = executor.workers + (-(-executor.workers // RESERVE) if executor.workers > 1 else 0)
         # A driver that goes back to its best iterate must not have been told more, and one worker does one thing.
         self._ahead = executor.workers > 1 and self.collapse != "restore"
         self._begun = self._recorded() - self.progress.seconds
