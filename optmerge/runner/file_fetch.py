@@ -48,6 +48,7 @@ class Fetcher:
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        self._buffer = memoryview(bytearray(CHUNK))
         self._connection = http.client.HTTPConnection(source.host, source.port, timeout=TIMEOUT)
 
     def close(self) -> None:
@@ -96,9 +97,9 @@ class Fetcher:
         while (before := part.tell()) < size:
             why = "it sent nothing more"
             try:
-                for chunk in self._received(sha256, before, name):
-                    part.write(chunk)
-                    digest.update(chunk)
+                for piece in self._received(sha256, before, name):
+                    part.write(piece)
+                    digest.update(piece)
             except _BrokenOffError as problem:
                 why = str(problem)
             if part.tell() >= size:
@@ -113,8 +114,8 @@ class Fetcher:
             time.sleep(PAUSE * 2 ** (failures - 1))
         return digest.hexdigest()
 
-    def _received(self, sha256: str, begin: int, name: str) -> Iterator[bytes]:
-        """A file's bytes from one on; they may end too early."""
+    def _received(self, sha256: str, begin: int, name: str) -> Iterator[memoryview]:
+        """A file's bytes from one on; they may end too early. Each piece is overwritten by the next."""
         headers = {"Authorization": f"Bearer {self._source.token}"}
         if begin:
             headers["Range"] = f"bytes={begin}-"
@@ -125,7 +126,7 @@ class Fetcher:
                     raise RunError(f"{name} cannot be fetched from {self._where}: {_REFUSALS[response.status]}.")
                 if response.status != (206 if begin else 200):
                     raise _BrokenOffError(f"it answered {response.status}")
-                while chunk := response.read(CHUNK):
-                    yield chunk
+                while count := response.readinto(self._buffer):
+                    yield self._buffer[:count]
         except (http.client.HTTPException, OSError) as problem:
             raise _BrokenOffError(f"{type(problem).__name__}: {problem}") from None

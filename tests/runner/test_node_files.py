@@ -176,13 +176,13 @@ def test_a_byte_that_arrives_damaged_is_found(
     damaged: list[bool] = []
     received = file_fetch.Fetcher._received
 
-    def noisy(self: Any, *arguments: Any) -> Iterator[bytes]:
+    def noisy(self: Any, *arguments: Any) -> Iterator[memoryview]:
         for chunk in received(self, *arguments):
             if damaged:
                 yield chunk
             else:
                 damaged.append(True)
-                yield b"\0" + chunk[1:]
+                yield memoryview(b"\0" + bytes(chunk[1:]))
 
     monkeypatch.setattr(file_fetch.Fetcher, "_received", noisy)
     assert placed(server, tree).read_bytes() == CONTENT
@@ -193,7 +193,7 @@ def test_what_arrives_damaged_twice_is_refused(
     server: FileServer, original: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = tree_of(server, original)
-    monkeypatch.setattr(file_fetch.Fetcher, "_received", lambda *arguments: iter([b"\0" * len(CONTENT)]))
+    monkeypatch.setattr(file_fetch.Fetcher, "_received", lambda *arguments: iter([memoryview(bytes(len(CONTENT)))]))
     with pytest.raises(RunError, match="arrived damaged twice"):
         placed(server, tree)
     assert tree.entries[0].sha256 not in fetched(cache)
