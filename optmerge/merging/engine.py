@@ -64,7 +64,7 @@ class Engine:
         self.parameters = dict(parameters)
         self.group_of = dict(group_of)
         self.cuts = {name: cut for name, cut in (cuts or {}).items() if name in self.parameters}
-        self.num_groups = num_groups or max(int(self._rows(name).stop) for name in self.parameters)
+        self._num_groups = num_groups
         self.form = form
         first = next(iter(self.parameters.values()))
         self.device = first.device
@@ -77,6 +77,11 @@ class Engine:
         self._sliced_batches: dict[tuple[int, ...] | None, SlicedBatch] = {}
         self._resident: Table | None = None  # what the parameters hold, but for those that are unknown
         self._unknown: set[str] = set()
+
+    @property
+    def num_groups(self) -> int:
+        """Rows of the coefficient table."""
+        return self._num_groups or max(int(self._rows(name).stop) for name in self.parameters)
 
     @property
     def shards(self) -> tuple[Engine, ...]:
