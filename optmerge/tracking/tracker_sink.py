@@ -128,14 +128,15 @@ class TrackerSink:
 
 
 def memory() -> dict[str, float]:
-    """What this process holds, in MiB: of the machine, and of an accelerator that torch uses; now, and at most."""
+    """What this process holds, in MiB: of the machine, and of all CUDA devices; now, and at most."""
     import psutil
 
     held = {"memory/process": psutil.Process().memory_info().rss / 2**20}
     torch = sys.modules.get("torch")  # a view does not import it
     if torch is not None and torch.cuda.is_initialized():
-        held["memory/device"] = torch.cuda.memory_allocated() / 2**20
-        held["memory/device_peak"] = torch.cuda.max_memory_allocated() / 2**20
+        devices = range(torch.cuda.device_count())
+        held["memory/device"] = sum(map(torch.cuda.memory_allocated, devices)) / 2**20
+        held["memory/device_peak"] = sum(map(torch.cuda.max_memory_allocated, devices)) / 2**20
     return held
 
 
