@@ -1,6 +1,6 @@
 """Workers of this machine: one process for each, started by this one and ended with it.
 
-    workers = LocalWorkers([WorkerSpec.of(problem, config, device="cuda:0", threads=4), ...])
+    workers = LocalWorkers([WorkerSpec.of(problem, config, devices=["cuda:0"], threads=4), ...])
     crew = Crew(workers, workers=2)
 
 Each is a fresh interpreter in a session of its own, so that Ctrl-C reaches the driver alone, and talks over a socket
