@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from optmerge.config.base import Strict
 from optmerge.config.drivers import GRADIENT_DRIVERS
@@ -62,6 +63,16 @@ class ExecutorConfig(Strict):
         "finds with one worker, and workers wait for the last of a generation; false = they do not wait, and what is "
         "told first depends on who is done first (cma, optuna, natural-niches)",
     )
+
+    @field_validator("address")
+    @classmethod
+    def _known_form(cls, address: str) -> str:
+        if address not in ("auto", "local") and not re.fullmatch(r"[^/\s]+:\d+", address):
+            raise ValueError(
+                f"address is {address!r}; expected auto (the cluster that this machine is in), local (one of this "
+                "machine alone), or host:port of the cluster's head, such as head:6379"
+            )
+        return address
 
     @model_validator(mode="after")
     def _ray_alone(self) -> Self:

@@ -12,6 +12,8 @@ new one wherever there is room.
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -24,6 +26,7 @@ from optmerge.runner.worker import Worker, WorkerSpec, set_cache
 
 log = logging.getLogger(__name__)
 
+SECONDS_TO_REACH = 10.0
 Log = list[tuple[int, str]]  # level and text
 
 
@@ -98,6 +101,7 @@ class RayWorkers:
         self._joined = not ray.is_initialized()
         if self._joined:
             try:
+                _knock(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
                 own = {"include_dashboard": False} if address == "local" else {}
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **own)
             except Exception as problem:  # Ray raises bare ones where a node does not come up
@@ -170,6 +174,13 @@ class RayWorkers:
         if actor.opened:
             return Replied(worker, value)
         return Ready(worker) if value is None else Lost(worker, str(value), value)
+
+
+def _knock(address: str) -> None:
+    """See that somebody is at host:port, for whom Ray would wait a very long time; an OSError if not."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_REACH).close()
 
 
 def _told(problem: Exception) -> str:

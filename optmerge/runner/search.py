@@ -27,6 +27,7 @@ from optmerge.runner.reproduce import outcome_of
 from optmerge.runner.session import Session, Stop
 from optmerge.runner.shared_study import check_study
 from optmerge.runner.teachers import Teachers
+from optmerge.runner.workers import check_workers
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,7 @@ def search(
     begun = like or {}
     # A user's mistake is found before anything is written.
     problem = open_problem(config, progress=_fan_out(sinks), **as_begun(begun))
+    check_workers(problem, config)
     if check is not None:
         check(make_manifest(problem))
     folder = RunFolder.create(root / config.output, config)
@@ -92,6 +94,7 @@ def resume(path: Path, *, sinks: Sequence[Sink] = (), stop: Stop = lambda: None)
         for stage in config.stages:
             check_study(stage.driver)
         problem = open_problem(config, progress=_fan_out(sinks), **as_begun(begun))
+        check_workers(problem, config)
         return _run(folder, problem, sinks, stop)
 
 

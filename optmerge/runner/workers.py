@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from optmerge.config.schema import SearchConfig
     from optmerge.runner.evaluator import Evaluator
     from optmerge.runner.executor import Judge
+    from optmerge.runner.problem import Problem
 
 
 class SearchExecutor(Executor, Protocol):
@@ -65,7 +66,7 @@ def make_executor(evaluator: Evaluator, judge: Judge, config: SearchConfig) -> S
     settings = config.executor
     if settings.in_process:
         return Here(judge)
-    transport = make_transport(evaluator, config)
+    transport = make_transport(evaluator.problem, config)
     files = None
     if settings.files == "fetch":
         try:
@@ -79,14 +80,25 @@ def make_executor(evaluator: Evaluator, judge: Judge, config: SearchConfig) -> S
     return Workers(crew, files)
 
 
-def make_transport(evaluator: Evaluator, config: SearchConfig) -> LocalWorkers | RayWorkers:
+def check_workers(problem: Problem, config: SearchConfig) -> None:
+    """Find out whether there will be workers, before a search has made its teachers and baselines.
+
+    Raises:
+        MissingExtraError: Ray is asked for and not installed.
+        RunError: There is no such cluster, or it has no room.
+    """
+    if config.executor.name == "ray":
+        make_transport(problem, config).close()
+
+
+def make_transport(problem: Problem, config: SearchConfig) -> LocalWorkers | RayWorkers:
     """The way to the workers that the search file asks for.
 
     Raises:
         MissingExtraError: Ray is asked for and not installed.
         RunError: There is no such cluster, or it has no room.
     """
-    problem, settings = evaluator.problem, config.executor
+    settings = config.executor
     threads = settings.threads or max(1, torch.get_num_threads() // settings.workers)
     if settings.name == "ray":
         accelerated = problem.device.type == "cuda"

@@ -35,6 +35,12 @@ def test_a_bare_name_is_enough() -> None:
     assert config.executor == ExecutorConfig(name="ray")
 
 
+@pytest.mark.parametrize("address", ["head", "ray://head:10001", "head:gcs"])
+def test_an_address_has_a_host_and_a_port(address: str) -> None:
+    with pytest.raises(ValidationError, match=r"expected auto .* or host:port of the cluster's head"):
+        ExecutorConfig(name="ray", address=address)
+
+
 def test_an_address_belongs_to_a_cluster() -> None:
     with pytest.raises(
         ValidationError, match="address 'head:6379' is that of a Ray cluster, and the executor is local"

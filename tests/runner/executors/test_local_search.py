@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from optmerge.config.schema import SearchConfig
+from optmerge.errors import MissingExtraError, RunError
 from optmerge.records import Trajectory
 from optmerge.runner.search import search
 from tests.zoo import facts
@@ -40,3 +45,19 @@ def test_a_gradient_is_made_in_shares(settings: Settings, tmp_path: Path) -> Non
     assert gradients[1] is not None
     np.testing.assert_allclose(gradients[0], gradients[1], rtol=0, atol=1e-6 * float(np.abs(gradients[1]).max()))
     assert [record.value for record in found] == pytest.approx([record.value for record in expected], abs=1e-4)
+
+
+def test_workers_that_there_will_not_be_are_missed_before_anything_is_written(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'optmerge\[ray\]'"):
+        run(settings(**CMA, executor={"name": "ray", "workers": 2}), tmp_path / "none")
+    nobody = SimpleNamespace(is_initialized=lambda: False)
+    monkeypatch.setitem(sys.modules, "ray", nobody)
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+    executor = {"name": "ray", "address": f"127.0.0.1:{port}"}
+    with pytest.raises(RunError, match=rf"no Ray cluster at '127.0.0.1:{port}' \(ConnectionRefusedError"):
+        run(settings(**CMA, executor=executor), tmp_path / "nobody")
+    assert not list(tmp_path.glob("*/*"))

@@ -57,7 +57,7 @@ def test_workers_have_the_threads_that_are_asked_for_or_their_share(
     config = build_config(settings(executor={"workers": 2} | changes), root=tmp_path)
     problem = open_problem(config)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    make_transport(Evaluator(problem, Teachers({})), config)
+    make_transport(problem, config)
     assert [spec.threads for spec in made] == [threads] * config.executor.workers
 
 
