@@ -17,6 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,11 +126,10 @@ def family_of(pid: int) -> list[int]:
         one = open_ones.pop()
         if one == pid or _runs_a_program(one):
             found.append(one)
-        for task in Path(f"/proc/{one}/task").glob("*/children"):
-            try:
-                open_ones += map(int, task.read_text().split())
-            except (FileNotFoundError, ProcessLookupError):
-                continue
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            for task in list(Path(f"/proc/{one}/task").glob("*/children")):
+                with suppress(FileNotFoundError, ProcessLookupError):  # one of its threads has
+                    open_ones += map(int, task.read_text().split())
     return found
 
 
