@@ -15,6 +15,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -63,7 +64,11 @@ def bare(folder: Path, cache: str, turn: Any, together: Barrier, spans: Any) -> 
             problem.objective.on(record.split).set_normalisers(record.split, record.metrics)
     _, records = judged(folder)
     evaluator.geometry = make_geometry(problem, problem.space.start)
-    jobs = [Job(record.split, Candidate(record.vector)) for record in records if record.vector is not None]
+    jobs = [
+        Job("select" if record.split == "select" else "fit", Candidate(record.vector))
+        for record in records
+        if record.vector is not None
+    ]
     jobs[0].run(evaluator)  # to read what is mapped
     together.wait()
     begun = perf_counter()
@@ -86,7 +91,7 @@ def ceiling(folder: Path, processes: int) -> float:
     ]
     for process in started:
         process.start()
-    found = [spans.get() for _ in started]
+    found: list[tuple[float, float, int]] = [spans.get() for _ in started]
     for process in started:
         process.join()
     return found[0][2] / (max(end for _, end, _ in found) - min(begun for begun, _, _ in found))
@@ -95,10 +100,8 @@ def ceiling(folder: Path, processes: int) -> float:
 @contextmanager
 def ray_cluster() -> Iterator[str]:
     """A head without room for workers and two nodes with room for one each; the head's address."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    ray = import_module("ray")  # an extra, which type checkers need not know
+    made = import_module("ray.cluster_utils").Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         for _ in range(WORKERS):
             made.add_node(num_cpus=1)
