@@ -55,7 +55,7 @@ static const uint32_t *draw(uint32_t *room, int64_t start, int64_t count, uint64
 }
 
 /* lanes[(start + i) % LANES] += |values[i]|, each lane in the order of i: chunks do not matter. */
-void add_magnitudes(double *lanes, const float *values, int64_t start, int64_t count) {
+static void add_magnitudes(double *lanes, const float *values, int64_t start, int64_t count) {
     double sums[LANES];
     int64_t i = 0;
     for (; i < count && (start + i) % LANES; i++) lanes[(start + i) % LANES] += (double)fabsf(values[i]);
@@ -97,17 +97,19 @@ static const uint64_t *rank(uint64_t *room, uint64_t *other, const float *values
     return room;
 }
 
-/* Multiply, and note what stays. */
-static void multiply_by(float *values, const float *by, uint8_t *stays, int64_t count) {
+/* Multiply, and note what stays and the sums of magnitudes before and after. */
+static void multiply_by(float *values, const float *by, uint8_t *stays, double *sums, int64_t start, int64_t count) {
+    if (sums) add_magnitudes(sums, values, start, count);
     if (stays)
         for (int64_t i = 0; i < count; i++) stays[i] = by[i] != 0.0f;
     for (int64_t i = 0; i < count; i++) values[i] *= by[i];
+    if (sums) add_magnitudes(sums + LANES, values, start, count);
 }
 
-/* values: [rows, width], changed in place; below, factors: [ranks], 1 or width; stays: [rows, width] or NULL.
- * Returns whether there was memory. */
+/* values: [rows, width], changed in place; below, factors: [ranks], 1 or width; stays: [rows, width] or NULL;
+ * sums: [2, LANES], added to, or NULL. Returns whether there was memory. */
 int drop(float *values, int64_t rows, int64_t width, int64_t start, uint64_t k0, uint64_t k1, const uint64_t *below,
-         const float *factors, int64_t ranks, uint8_t *stays) {
+         const float *factors, int64_t ranks, uint8_t *stays, double *sums) {
     uint32_t room[BLOCK + 3 * PER_COUNT];
     float by[BLOCK];
     if (ranks == 1) {
@@ -118,7 +120,7 @@ int drop(float *values, int64_t rows, int64_t width, int64_t start, uint64_t k0,
             int64_t count = least(BLOCK, total - lo);
             const uint32_t *words = draw(room, start + lo, count, k0, k1);
             for (int64_t i = 0; i < count; i++) by[i] = words[i] >= lowest ? factor : 0.0f;
-            multiply_by(values + lo, by, stays ? stays + lo : NULL, count);
+            multiply_by(values + lo, by, stays ? stays + lo : NULL, sums, start + lo, count);
         }
         return 1;
     }
@@ -137,7 +139,7 @@ int drop(float *values, int64_t rows, int64_t width, int64_t start, uint64_t k0,
             uint32_t i = (uint32_t)order[r];
             by_entry[i] = drawn[i] >= below[r] ? factors[r] : 0.0f;
         }
-        multiply_by(of_row, by_entry, stays ? stays + row * width : NULL, width);
+        multiply_by(of_row, by_entry, stays ? stays + row * width : NULL, sums, start + row * width, width);
     }
     free(keys);
     return 1;

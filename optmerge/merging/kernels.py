@@ -27,12 +27,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache, partial
-from itertools import pairwise
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,8 +41,6 @@ from optmerge.merging.fused import Fused
 from optmerge.models.cache import cache_dir
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the enum in kernels.c
 PIECE = 1 << 18  # elements of one job: small enough to share out evenly, large enough to cost nothing to hand out
@@ -102,8 +97,7 @@ class Library:
         assert self._library.most_columns() == STRIP
         assert self._library.drop_lanes() == LANES
         pointer, whole, word = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
-        self._library.drop.argtypes = [pointer, *[whole] * 3, word, word, pointer, pointer, whole, pointer]
-        self._library.add_magnitudes.argtypes = [pointer, pointer, whole, whole]
+        self._library.drop.argtypes = [pointer, *[whole] * 3, word, word, pointer, pointer, whole, pointer, pointer]
         self._library.keep.argtypes = [pointer, pointer, ctypes.c_double, whole]
         self.half = bool(self._library.has_half())
         self._pool: ThreadPoolExecutor | None = None
@@ -147,31 +141,20 @@ class Library:
     ) -> None:
         """Drop entries of ``rows``, fp32 and contiguous, in place; see `optmerge.merging.methods.thinning.thin`."""
         narrow = factors.astype(np.float32)
-        count, width = rows.shape
-
-        def part(lo: int, hi: int) -> bool:
-            done: int = self._library.drop(
-                rows.data_ptr() + lo * width * rows.itemsize,
-                hi - lo,
-                width,
-                start + lo * width,
-                key & (2**64 - 1),
-                key >> 64,
-                below.ctypes.data,
-                narrow.ctypes.data,
-                len(below),
-                None if stays is None else stays.ctypes.data + lo * width,
-            )
-            return bool(done)
-
-        if sums is not None:
-            self._library.add_magnitudes(sums[0].ctypes.data, rows.data_ptr(), start, rows.numel())
-        parts = min(torch.get_num_threads(), count)
-        cuts = [count * number // parts for number in range(parts + 1)] if parts else []
-        if not all(self._together([partial(part, lo, hi) for lo, hi in pairwise(cuts)])):
-            raise MemoryError(f"There is no memory to rank {width} entries.")
-        if sums is not None:
-            self._library.add_magnitudes(sums[1].ctypes.data, rows.data_ptr(), start, rows.numel())
+        done = self._library.drop(
+            rows.data_ptr(),
+            *rows.shape,
+            start,
+            key & (2**64 - 1),
+            key >> 64,
+            below.ctypes.data,
+            narrow.ctypes.data,
+            len(below),
+            None if stays is None else stays.ctypes.data,
+            None if sums is None else sums.ctypes.data,
+        )
+        if not done:
+            raise MemoryError(f"There is no memory to rank {rows.shape[-1]} entries.")
 
     def keep(self, values: torch.Tensor, stays: npt.NDArray[np.uint8], scale: float) -> None:
         """Multiply fp32 values by ``scale`` where ``stays`` is 1, by 0 elsewhere, in place."""
@@ -186,20 +169,15 @@ class Library:
             ctypes.c_void_p(counter.ctypes.data),
             *rest,
         )
-        self._together([partial(function, *arguments)] * threads)
-
-    def _together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """Call all at the same time, the first one in this thread, and give what they return."""
-        if not calls:
-            return []
-        if len(calls) > 1 and self._pool is None:
-            self._pool = ThreadPoolExecutor(max(os.cpu_count() or 1, len(calls)) - 1, thread_name_prefix="merge")
-        helpers = [self._pool.submit(call) for call in calls[1:]] if self._pool else []
+        if threads > 1 and self._pool is None:
+            self._pool = ThreadPoolExecutor(max(os.cpu_count() or 1, threads) - 1, thread_name_prefix="merge")
+        helpers = [self._pool.submit(function, *arguments) for _ in range(threads - 1)] if self._pool else []
         try:
-            first = calls[0]()
+            function(*arguments)
         finally:
             wait(helpers)  # also when the user interrupts: they hold addresses, which keep nothing alive
-        return [first, *(helper.result() for helper in helpers)]
+        for helper in helpers:
+            helper.result()
 
 
 @cache
