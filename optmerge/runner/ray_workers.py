@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
@@ -95,11 +96,12 @@ class RayWorkers:
 
         Raises:
             MissingExtraError: Ray is not installed.
-            RunError: There is no such cluster, or it will never have room for one worker.
+            RunError: There is no such cluster, or no machine of it has room for a worker.
         """
         self._ray = ray = _import_ray()
         self._joined = not ray.is_initialized()
         if self._joined:
+            before = signal.getsignal(signal.SIGTERM)
             try:
                 _knock(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
                 own = {"include_dashboard": False} if address == "local" else {}
@@ -109,16 +111,21 @@ class RayWorkers:
                     f"There is no Ray cluster at {address!r} ({_told(problem)}). Start one with "
                     "`ray start --head`, give its host:port as executor.address, or set executor.address: local."
                 ) from None
-        room = ray.cluster_resources()
-        needed = {"CPU": float(cpus * workers), "GPU": gpus * workers}
-        lacking = [f"{need:g} {kind}" for kind, need in needed.items() if room.get(kind, 0.0) < need]
-        if lacking:
-            has = ", ".join(f"{room.get(kind, 0.0):g} {kind}" for kind in needed)
+            finally:
+                if callable(before) and signal.getsignal(signal.SIGTERM) is not before:  # Ray would exit at once
+                    signal.signal(signal.SIGTERM, before)
+        room = _room(ray.nodes(), {"CPU": float(cpus), "GPU": gpus})
+        if not room:
             if self._joined:
                 ray.shutdown()
+            needed = f"{cpus} CPU" + (f" and {gpus:g} GPU" if gpus else "")
             raise RunError(
-                f"{workers} workers take {' and '.join(lacking)}, and the Ray cluster has {has}. Start more machines, "
-                "or set executor.workers or executor.gpus_per_worker lower."
+                f"A worker takes {needed}, and no machine of the Ray cluster has as many. Start one that has, or set "
+                "executor.threads or executor.gpus_per_worker lower."
+            )
+        if room < workers:
+            log.warning(
+                "the Ray cluster has room for %d of %d workers; the others begin when it has more", room, workers
             )
         self._spec = replace(spec, threads=cpus)
         self._actor = ray.remote(RayWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
@@ -174,6 +181,15 @@ class RayWorkers:
         if actor.opened:
             return Replied(worker, value)
         return Ready(worker) if value is None else Lost(worker, str(value), value)
+
+
+def _room(nodes: Sequence[Mapping[str, Any]], needed: Mapping[str, float]) -> int:
+    """For how many workers machines have room when nothing else runs there."""
+    return sum(
+        min(int(node["Resources"].get(kind, 0.0) / need + 1e-6) for kind, need in needed.items() if need)
+        for node in nodes
+        if node["Alive"]
+    )
 
 
 def _knock(address: str) -> None:
