@@ -101,13 +101,17 @@ class FileServer:
         return hmac.compare_digest(authorization.encode("utf-8", "replace"), f"Bearer {self._token}".encode())
 
     def open(self, sha256: str) -> IO[bytes] | None:
-        """A registered file; None where it is not registered, or is not what it was then."""
+        """A registered file; None where it is not registered, or is not what it was then.
+
+        Raises:
+            OSError: It cannot be opened for the moment.
+        """
         served = self._files.get(sha256)
         if served is None:
             return None
         try:
             file = served.path.open("rb")
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             return None
         if _identity(os.fstat(file.fileno())) != served.identity:
             file.close()
@@ -157,7 +161,12 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted is None or not files.knows(wanted[1]):
             self._refuse(404)
             return
-        file = files.open(wanted[1])
+        try:
+            file = files.open(wanted[1])
+        except OSError as problem:
+            log.warning("%s cannot be served: %s", files.name(wanted[1]), problem.strerror)
+            self._refuse(503)
+            return
         if file is None:
             self._refuse(409)
             return

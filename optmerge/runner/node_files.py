@@ -13,6 +13,7 @@ machine has one with that content. Nothing is read that has another content, and
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -20,7 +21,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -186,7 +187,7 @@ class NodeFiles:
         """Where a file's content is: fetched before, under its own path, or fetched now by one process for all."""
         path = self._files / entry.sha256
         while not _is(path, entry):
-            with _claimed(_part(path)) as part:
+            with _claimed(_part(path), fetcher.close) as part:
                 if part is None or _is(path, entry):
                     continue  # another process had it meanwhile
                 origin = Path(entry.origin)
@@ -219,13 +220,17 @@ class NodeFiles:
 
 
 @contextmanager
-def _claimed(path: Path) -> Iterator[IO[bytes] | None]:
+def _claimed(path: Path, busy: Callable[[], None]) -> Iterator[IO[bytes] | None]:
     """Hold a file for this process alone, made where it is not there; None where it is not this file any more.
 
     A process that ends, however it does, lets go of it; a file that is only empty is removed.
 
+    Args:
+        path: The file.
+        busy: Called before this process waits for another one that holds the file.
+
     Raises:
-        RunError: The system has no file locks.
+        RunError: The system, or the file system, has no file locks.
     """
     try:
         import fcntl
@@ -236,7 +241,19 @@ def _claimed(path: Path) -> Iterator[IO[bytes] | None]:
         ) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                busy()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as refusal:
+            if refusal.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise
+            raise RunError(
+                f"The disk of {path.parent} on {socket.gethostname()} has no file locks ({refusal.strerror}), and "
+                "executor.files is fetch. Set executor.node_cache to a folder on a disk of each machine's own."
+            ) from None
         try:
             same = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
         except FileNotFoundError:  # renamed or removed by the process that had it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import http.client
 import os
 import shutil
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from optmerge.errors import RunError
@@ -115,6 +118,32 @@ def test_a_file_that_has_changed_is_not_served(server: FileServer, original: Pat
     assert answer(server.source, f"/{tree.entries[0].sha256}") == (409, b"")
     with pytest.raises(RunError, match=r"the file has changed there, or is gone, since the search began"):
         placed(server, tree)
+
+
+def test_a_file_that_cannot_be_opened_for_the_moment_is_asked_for_again(
+    server: FileServer, original: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that serves has too many files open, or the storage of the other side hangs."""
+    tree = tree_of(server, original)
+    opened = Path.open
+    tried: list[Path] = []
+
+    def short(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self == original:
+            tried.append(self)
+            if len(tried) == 1:
+                raise OSError(errno.EMFILE, "Too many open files")
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", short)
+    assert placed(server, tree).read_bytes() == CONTENT
+    assert len(tried) == 2
+
+
+def test_a_file_that_is_gone_or_locked_away_is_not_asked_for_again(server: FileServer, original: Path) -> None:
+    tree = tree_of(server, original)
+    original.unlink()
+    assert answer(server.source, f"/{tree.entries[0].sha256}") == (409, b"")
 
 
 def test_a_file_is_fetched_once_and_found_again(server: FileServer, original: Path, cache: Path) -> None:
@@ -259,6 +288,43 @@ def test_many_processes_fetch_a_file_once(
         assert process.exitcode == 0
     assert begun == [0]
     assert fetched(cache) == [tree.entries[0].sha256]
+
+
+def test_who_waits_for_another_process_holds_no_connection(
+    server: FileServer, original: Path, cache: Path, tmp_path: Path
+) -> None:
+    """So that a search of a thousand workers is connected with as many machines, and not with as many processes."""
+    first = tmp_path / "first"
+    first.write_bytes(b"first")
+    entries = [*tree_of(server, first).entries, *tree_of(server, original).entries]
+    tree = Tree((replace(entries[0], name="first"), entries[1]))
+    part = cache / "fetched" / "files" / f".{entries[1].sha256}.part"
+    part.parent.mkdir(parents=True)
+    with part.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        process = start(_place, server.source, tree, str(cache))
+        link = cache / "fetched" / "trees" / tree.key / "first"
+        until = time.monotonic() + 60
+        while not link.exists() or psutil.Process(process.pid).net_connections("tcp"):
+            assert time.monotonic() < until, "a connection is held while another process fetches"
+            time.sleep(0.05)
+        assert process.is_alive()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told(
+    server: FileServer, original: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(file: Any, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(
+        RunError, match=r"has no file locks .*executor\.node_cache to a folder on a disk of each machine's own"
+    ):
+        placed(server, tree_of(server, original))
 
 
 def test_a_process_killed_in_the_middle_leaves_its_part_to_the_next(
