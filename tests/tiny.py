@@ -99,6 +99,11 @@ _CLIP = {
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertConfig", "BertForSequenceClassification", _BERT),
     "bert-body": ("BertConfig", "BertModel", _BERT),
+    "distilbert": (
+        "DistilBertConfig",
+        "DistilBertForSequenceClassification",
+        {"vocab_size": VOCABULARY, "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2, "pad_token_id": 0},
+    ),
     "roberta": ("RobertaConfig", "RobertaForMaskedLM", _BERT),
     "bert-tags": ("BertConfig", "BertForTokenClassification", _BERT),
     "t5": ("T5Config", "T5ForConditionalGeneration", _T5),

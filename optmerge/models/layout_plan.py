@@ -1,22 +1,25 @@
-"""The layout of a model over several devices: found out by accelerate, or what a search file says.
+"""The layout of a model over several devices: shared out here, or what a search file says.
 
     layout = plan_layout(family, torch.bfloat16, "balanced", room=[70 << 30, 70 << 30])
     layout["model.layers.0"]                # 0, the number of a device
 
-Only shapes are looked at. Layers stay whole, and tensors that are tied are on one device.
+Only shapes are looked at. Layers stay whole, as does what has none (embeddings, heads), and tensors that are tied are
+on one device. What follows one another in the model is on one device or on two that do; the first has the inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
 from optmerge.errors import ConfigError, did_you_mean
 from optmerge.models.architecture import model_on_meta
+from optmerge.models.roles import layer_modules
 from optmerge.models.spread import Spread, import_accelerate
 from optmerge.models.ties import untie
 
@@ -42,12 +45,10 @@ def plan_layout(
         ConfigError: The model does not fit, or the layout cannot be.
         MissingExtraError: accelerate is not installed.
     """
+    import_accelerate("accelerate.utils")  # the model that is spread will need it
     models = _models(family, dtype)
     if isinstance(wanted, str):
         layout = _inferred(models[0], wanted, room)
-        for names in _tied(models[0]):
-            first = Spread(_BLANK * len(room), layout).number_of(names[0])
-            layout |= {name: first for name in names}
     else:
         layout = dict(wanted)
         _check_names(models[0], layout)
@@ -69,36 +70,99 @@ def _models(family: Family, dtype: torch.dtype) -> list[nn.Module]:
 
 
 def _inferred(model: nn.Module, way: Way, room: Sequence[int]) -> dict[str, int]:
-    accelerate = import_accelerate("accelerate.utils")
-    whole: Any = sorted(_unsplit(model))
-    most: Any = dict(enumerate(room))
-    if way != "sequential":
-        most = accelerate.get_balanced_memory(model, most, whole)
-    found: dict[str, Any] = dict(
-        accelerate.infer_auto_device_map(model, max_memory=most, no_split_module_classes=whole)
-    )
-    if any(not isinstance(number, int) for number in found.values()):
-        size = sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.parameters())
+    pieces = _pieces(model)
+    numbers = shared_out([size for _, size in pieces], room, evenly=way != "sequential")
+    if not numbers or numbers[0] != 0:
         each = ", ".join(f"{free / 1e9:.1f}" for free in room)
         raise ConfigError(
-            f"The model's weights take {size / 1e9:.1f} GB, and in whole layers they do not fit on its {len(room)} "
-            f"devices, which may hold {each} GB. Give it more of them (executor.gpus_per_worker), or set dtype: "
-            "bfloat16 where it is float32."
+            f"The model's weights take {sum(size for _, size in pieces) / 1e9:.1f} GB, and in whole layers they do not "
+            f"fit on its {len(room)} devices, which may hold {each} GB. Give it more of them "
+            "(executor.gpus_per_worker), or set dtype: bfloat16 where it is float32."
         )
-    # What only makes values for all layers, such as rotary frequencies, is where the inputs are.
-    own = {name for name in found if isinstance(_at(model, name), nn.Module)}
-    return found | {name: 0 for name in own if next(model.get_submodule(name).parameters(), None) is None}
+    return {name: number for (names, _), number in zip(pieces, numbers, strict=True) for name in names}
 
 
-def _at(model: nn.Module, name: str) -> object:
-    """The module or tensor of that name."""
-    owner, _, attribute = name.rpartition(".")
-    return getattr(model.get_submodule(owner), attribute, None)
+def shared_out(sizes: Sequence[int], room: Sequence[int], *, evenly: bool) -> list[int] | None:
+    """The device of every piece, one after the other; None where they do not fit.
+
+    Args:
+        sizes: Bytes of pieces.
+        room: Bytes that each device may hold.
+        evenly: The fullest device has as little as can be, then the fullest of those after the first, and so on;
+            False: each is filled before the next.
+
+    >>> shared_out([5, 1, 1, 1, 1], [9, 9, 9], evenly=True)
+    [0, 1, 1, 2, 2]
+    >>> shared_out([5, 1, 1, 1, 1], [9, 9, 9], evenly=False)
+    [0, 0, 0, 0, 0]
+    """
+    numbers: list[int] = []
+    for number in range(len(room)):
+        rest, left = sizes[len(numbers) :], room[number:]
+        filled = _filled(rest, left, _least(rest, left) if evenly else sum(rest))
+        if filled is None:
+            return None
+        numbers += [number] * filled.count(0)
+    return numbers
 
 
-def _unsplit(model: nn.Module) -> set[str]:
-    """The classes of modules that must be whole on one device, by name."""
-    return set(getattr(model, "_no_split_modules", None) or ())
+def _least(sizes: Sequence[int], room: Sequence[int]) -> int:
+    """The fewest bytes for which the pieces fit where no device holds more; what they all take if there are none."""
+    return bisect_left(range(sum(sizes)), True, key=lambda most: _filled(sizes, room, most) is not None)
+
+
+def _filled(sizes: Sequence[int], room: Sequence[int], most: int) -> list[int] | None:
+    """The device of every piece where each takes what it has room for, and no more than ``most``."""
+    numbers: list[int] = []
+    number = used = 0
+    for size in sizes:
+        while number < len(room) and used + size > min(room[number], most):
+            number, used = number + 1, 0
+        if number == len(room):
+            return None
+        numbers.append(number)
+        used += size
+    return numbers
+
+
+def _pieces(model: nn.Module) -> list[tuple[list[str], int]]:
+    """What is on one device: prefixes of parameters, and bytes. What is tied to an earlier piece is part of it.
+
+    What only makes values for all layers, such as rotary frequencies, is in none: it is where the inputs are.
+    """
+    named = list(model.named_parameters(remove_duplicate=False))
+    pieces: list[tuple[list[str], int]] = []
+    piece_of: dict[int, int] = {}
+    for prefix in _prefixes(model, "", _whole(model)):
+        own = {id(value): value for name, value in named if name == prefix or name.startswith(f"{prefix}.")}
+        if own:
+            number = min((piece_of[key] for key in own if key in piece_of), default=len(pieces))
+            names, size = pieces[number] if number < len(pieces) else ([], 0)
+            new = sum(value.numel() * value.dtype.itemsize for key, value in own.items() if key not in piece_of)
+            pieces[number : number + 1] = [([*names, prefix], size + new)]
+            piece_of = dict.fromkeys(own, number) | piece_of
+    return pieces
+
+
+def _prefixes(module: nn.Module, path: str, whole: Mapping[str, nn.Module]) -> Iterator[str]:
+    """What a model is made of, in its order: layers, modules without any, and parameters between these."""
+    inside = f"{path}." if path else ""
+    for name, _ in module.named_parameters(recurse=False):
+        yield inside + name
+    for name, child in module.named_children():
+        inner = inside + name
+        if inner not in whole and any(each.startswith(f"{inner}.") for each in whole):
+            yield from _prefixes(child, inner, whole)
+        else:
+            yield inner
+
+
+def _whole(model: nn.Module) -> dict[str, nn.Module]:
+    """What must be on one device, by path: layers, and what transformers says of itself, which is nothing of some."""
+    layers = {id(layer) for layer in layer_modules(model)}
+    classes = set(getattr(model, "_no_split_modules", None) or ())
+    modules = model.named_modules()
+    return {path: each for path, each in modules if id(each) in layers or type(each).__name__ in classes}
 
 
 def _tied(model: nn.Module) -> list[list[str]]:
@@ -143,12 +207,10 @@ def _check(model: nn.Module, spread: Spread, *, first: str) -> None:
                 f"device_map puts {where}, and in {what} they are one tensor. Give them the same device, or use "
                 "device_map: balanced."
             )
-    unsplit = _unsplit(model)
-    for name, module in model.named_modules():
-        if type(module).__name__ in unsplit:
-            inside = {spread.number_of(f"{name}.{each}") for each, _ in module.named_parameters()}
-            if len(inside) > 1:
-                raise ConfigError(
-                    f"device_map takes {name} of {what} apart; a {type(module).__name__} runs on one device. Give all "
-                    "of it the same one."
-                )
+    for name, module in _whole(model).items():
+        inside = {spread.number_of(f"{name}.{each}") for each, _ in module.named_parameters()}
+        if len(inside) > 1:
+            raise ConfigError(
+                f"device_map takes {name} of {what} apart; a {type(module).__name__} runs on one device. Give all "
+                "of it the same one."
+            )

@@ -13,9 +13,10 @@ from torch import nn
 
 from optmerge.errors import ConfigError, MissingExtraError
 from optmerge.models.family import Family, open_family
-from optmerge.models.layout_plan import plan_layout
+from optmerge.models.layout_plan import plan_layout, shared_out
 from optmerge.models.resident import ResidentModel
 from optmerge.models.spread import Spread
+from tests import tiny as made
 from tests.tiny import TinyFamily
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -53,15 +54,16 @@ def test_one_device_has_everything() -> None:
     assert not model._forward_pre_hooks
 
 
-@pytest.mark.parametrize("kind", ["llama", "llama-tied", "bert", "t5", "gpt2", "mixtral", "vit"])
+@pytest.mark.parametrize("kind", ["llama", "llama-tied", "bert", "distilbert", "t5", "gpt2", "mixtral", "vit"])
 @pytest.mark.parametrize("way", ["auto", "balanced", "sequential"])
 def test_layers_are_whole_and_tied_tensors_together(
     kind: str, way: Literal["auto", "balanced", "sequential"], tiny: Tiny
 ) -> None:
-    family = opened(tiny(kind), "own" if kind == "bert" else "merged")
+    family = opened(tiny(kind), "own" if "bert" in kind else "merged")
     size = sum(4 * parameter.numel for parameter in family.parameters.values())
     room = [int(0.8 * size), PLENTY]  # of two layers all would fit on one device
     spread = Spread((CPU, CPU), plan_layout(family, torch.float32, way, room=room))
+    assert spread.number_of(next(iter(family.parameters))) == 0
     parts = spread.parts(family.parameters)
     assert len(parts) == 2
     assert 4 * sum(parameter.numel for parameter in parts[0].values()) <= room[0]
@@ -75,6 +77,34 @@ def test_layers_are_whole_and_tied_tensors_together(
     for name, value in model.named_parameters(remove_duplicate=False):
         numbers.setdefault(id(value), set()).add(spread.number_of(name))
     assert all(len(found) == 1 for found in numbers.values())
+
+
+def test_an_embedding_that_is_most_of_a_model_is_on_the_first_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, architecture, values = made.KINDS["llama-tied"]
+    monkeypatch.setitem(made.KINDS, "wide", (config, architecture, values | {"vocab_size": 2048}))
+    family = opened(made.save_family("wide", tmp_path))
+    layout = plan_layout(family, torch.float32, "balanced", room=[PLENTY] * 4)
+    assert layout["model.embed_tokens"] == layout["lm_head"] == 0
+    assert (layout["model.layers.0"], layout["model.layers.1"], layout["model.norm"]) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "room", "evenly", "expected"),
+    [
+        ([1] * 9, [9] * 4, True, [0, 0, 0, 1, 1, 2, 2, 3, 3]),
+        ([3, 1, 1, 1], [9, 1, 9], True, [0, 1, 2, 2]),
+        ([3, 1, 1, 1], [4, 1, 1], False, [0, 0, 1, 2]),
+        ([3, 1, 1, 1], [3, 2, 1], True, [0, 1, 1, 2]),
+        ([3, 2, 1, 1], [3, 1, 9], True, [0, 2, 2, 2]),
+        ([3, 1, 1, 1], [3, 1, 1], True, None),
+    ],
+)
+def test_pieces_are_shared_out_in_their_order(
+    sizes: list[int], room: list[int], evenly: bool, expected: list[int] | None
+) -> None:
+    assert shared_out(sizes, room, evenly=evenly) == expected
 
 
 def test_every_parameter_and_buffer_is_allocated_where_it_belongs(tiny: Tiny) -> None:
