@@ -11,6 +11,7 @@ in shares, one for each worker (`optmerge.runner.shares`), whoever is there to m
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -61,7 +62,7 @@ def make_executor(evaluator: Evaluator, judge: Judge, config: SearchConfig) -> S
     Raises:
         ConfigError: Files cannot be fetched as they are named.
         MissingExtraError: Ray is asked for and not installed.
-        RunError: There is no such cluster, or it has no room.
+        RunError: There is no such cluster, or it has no room; or a file cannot be read, or not be served.
     """
     settings = config.executor
     if settings.in_process:
@@ -81,14 +82,17 @@ def make_executor(evaluator: Evaluator, judge: Judge, config: SearchConfig) -> S
 
 
 def check_workers(problem: Problem, config: SearchConfig) -> None:
-    """Find out whether there will be workers, before a search has made its teachers and baselines.
+    """Find out whether there will be workers and can be files for them, before there are teachers and baselines.
 
     Raises:
-        MissingExtraError: Ray is asked for and not installed.
-        RunError: There is no such cluster, or it has no room.
+        ConfigError, MissingExtraError, RunError: As `make_executor`.
     """
-    if config.executor.name == "ray":
-        make_transport(problem, config).close()
+    settings = config.executor
+    if settings.in_process:
+        return
+    with closing(make_transport(problem, config)) as transport:
+        if settings.files == "fetch":
+            SearchFiles(config, problem, {}, host=transport.host).close()
 
 
 def make_transport(problem: Problem, config: SearchConfig) -> LocalWorkers | RayWorkers:
@@ -200,9 +204,11 @@ class Workers:
 
     def close(self) -> None:
         """End all workers."""
-        self._crew.close()
-        if self._files is not None:
-            self._files.close()
+        try:
+            self._crew.close()
+        finally:
+            if self._files is not None:
+                self._files.close()
 
     def _tell(self) -> None:
         assert self._evaluator is not None

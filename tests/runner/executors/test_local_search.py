@@ -16,6 +16,7 @@ import pytest
 from optmerge.config.schema import SearchConfig
 from optmerge.errors import MissingExtraError, RunError
 from optmerge.records import Trajectory
+from optmerge.runner.local_workers import LocalWorkers
 from optmerge.runner.search import search
 from tests.zoo import facts
 
@@ -61,3 +62,12 @@ def test_workers_that_there_will_not_be_are_missed_before_anything_is_written(
     with pytest.raises(RunError, match=rf"no Ray cluster at '127.0.0.1:{port}' \(ConnectionRefusedError"):
         run(settings(**CMA, executor=executor), tmp_path / "nobody")
     assert not list(tmp_path.glob("*/*"))
+
+
+def test_files_that_cannot_be_served_are_found_before_anything_is_written(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalWorkers, "host", "192.0.2.1")  # none of this machine's
+    with pytest.raises(RunError, match=r"cannot serve its files at 192\.0\.2\.1"):
+        run(settings(**CMA, executor={"workers": 2, "files": "fetch"}), tmp_path / "unserved")
+    assert not list(tmp_path.glob("unserved/*"))
