@@ -17,6 +17,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
@@ -296,7 +297,8 @@ class Trajectory:
             self._aside.shutdown()
         for handle in (self._lines, self._vectors):
             if handle is not None:
-                handle.close()
+                with suppress(OSError):  # what the disk has refused before, and `append` has told
+                    handle.close()
 
     def _trim(self, path: Path) -> None:
         """Cut what an interruption left behind the last whole record, in both files."""

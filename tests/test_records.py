@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from optmerge.errors import RunError
 from optmerge.records import INLINE, Record, Trajectory
 
 
@@ -44,3 +45,18 @@ def test_a_last_line_whose_vectors_a_power_failure_took_is_torn(
     write(tmp_path, records[2])
     assert same(Trajectory.read(tmp_path).records, records)
     assert (vectors.read_bytes(), (tmp_path / "trajectory.jsonl").read_bytes()) == whole
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="it stands for a full disk")
+@pytest.mark.parametrize("file", ["_lines", "_vectors"])
+def test_a_full_disk_is_told_and_what_was_recorded_stays(tmp_path: Path, file: str) -> None:
+    records = [record(number) for number in range(2)]
+    with closing(Trajectory.open(tmp_path)) as trajectory:
+        trajectory.append(records[0])
+        getattr(trajectory, file).close()
+        setattr(trajectory, file, open("/dev/full", "ab"))  # noqa: SIM115 - the trajectory closes it
+        with pytest.raises(RunError, match="the disk is full"):
+            trajectory.append(records[1])
+    assert same(Trajectory.read(tmp_path).records, records[:1])
+    write(tmp_path, records[1])
+    assert same(Trajectory.read(tmp_path).records, records)
