@@ -20,6 +20,7 @@ from typing import Any
 from optmerge.errors import OptmergeError
 
 PARENT_SECONDS = 1.0  # how often the parent is looked for, should somebody else have inherited its end of the socket
+_saying = threading.Lock()  # what a thread logs must not get into the middle of an answer
 
 
 class _Forwarded(logging.Handler):
@@ -34,7 +35,9 @@ class _Forwarded(logging.Handler):
 
 
 def _say(connection: Connection, word: str, value: object) -> None:
-    connection.send_bytes(pickle.dumps((word, value)))
+    message = pickle.dumps((word, value))
+    with _saying:
+        connection.send_bytes(message)
 
 
 def _receive(connection: Connection, inbox: queue.SimpleQueue[Any], parent: int) -> None:
