@@ -91,7 +91,7 @@ class SearchFiles:
 
     def _moved(self, config: SearchConfig, *, images: bool) -> SearchConfig:
         """The search with all its files below `PLACE`."""
-        data = {task.data: self._data(name, task, images=images) for name, task in config.tasks.items()}
+        data = {task.data: self._data(task.data, config, images=images) for task in config.tasks.values()}
         if config.space.recipe is not None:  # where the search begins, workers are told
             space = config.space.model_copy(update={"start": "best-baseline"})
             config = config.model_copy(update={"space": space})
@@ -113,22 +113,25 @@ class SearchFiles:
         files = model_files(folder, allow_pickle=allow_pickle)
         return self._folder({path.relative_to(folder).as_posix(): path for path in files})
 
-    def _data(self, name: str, task: TaskConfig, *, images: bool) -> str:
-        path = Path(task.data)
-        if not is_local(task.data, relative_to=Path()):
-            return task.data
-        if is_saved(path):
-            return self._folder({**_below(path), **(_pictures(name, task, path) if images else {})})
-        if path.is_dir():
+    def _data(self, text: str, config: SearchConfig, *, images: bool) -> str:
+        path = Path(text)
+        if not is_local(text, relative_to=Path()):
+            return text
+        saved = is_saved(path)
+        if path.is_dir() and not saved:
             return self._folder({file.relative_to(path).as_posix(): file for file, _ in image_files(path)})
-        return self._file(path, _pictures(name, task, path.parent) if images else {})
+        pictures: dict[str, Path] = {}
+        for name, task in config.tasks.items():
+            if images and task.data == text:  # tasks may look at different columns
+                pictures |= _pictures(name, task, path if saved else path.parent)
+        return self._folder({**_below(path), **pictures}) if saved else self._file(path, pictures)
 
     def _own(self, text: str) -> str:
         file, _, name = text.rpartition(":")
-        return f"{self._file(Path(file))}:{name}"
+        return f"{self._file(Path(file), {})}:{name}"
 
-    def _file(self, path: Path, beside: Mapping[str, Path] | None = None) -> str:
-        return f"{self._folder({path.name: path, **(beside or {})})}/{path.name}"
+    def _file(self, path: Path, beside: Mapping[str, Path]) -> str:
+        return f"{self._folder({path.name: path, **beside})}/{path.name}"
 
     def _folder(self, files: Mapping[str, Path]) -> str:
         tree = self._tree(files)

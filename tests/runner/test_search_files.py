@@ -149,6 +149,18 @@ def test_images_go_along_with_the_file_that_names_them(
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*")) == ["a.jsonl", "pictures/1.png"]
 
 
+def test_tasks_on_one_file_have_the_images_of_their_own_columns(
+    serve: Serve, settings: dict[str, Any], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("1", "2"):
+        (root / f"{name}.png").write_text(name)
+    (root / "a.jsonl").write_text(json.dumps({"image": "1.png", "crop": "2.png"}))
+    tasks = {"a": {"expert": "a", "data": "a.jsonl"}, "b": {"expert": "b", "data": "a.jsonl", "image": "crop"}}
+    config, _ = here(serve(settings | {"tasks": tasks}, "image-classification"), tmp_path, monkeypatch)
+    for task in config.tasks.values():
+        assert sorted(path.name for path in Path(task.data).parent.iterdir()) == ["1.png", "2.png", "a.jsonl"]
+
+
 @pytest.mark.parametrize("name", ["/pictures/1.png", "../1.png"])
 def test_images_outside_of_the_folder_are_refused(
     serve: Serve, settings: dict[str, Any], root: Path, name: str
