@@ -398,3 +398,14 @@ void contract(const Job *jobs, int64_t count, int64_t *next, double *partials, i
         contract_one(&jobs[mine], partials + mine * width);
     }
 }
+
+/* out[i] = tuned[i] - base[i], each as fp32 */
+void subtract(float *out, const void *tuned, int32_t tuned_type, const void *base, int32_t base_type, int64_t length) {
+    float origin[BLOCK] __attribute__((aligned(64)));
+    for (int64_t lo = 0; lo < length; lo += BLOCK) {
+        int64_t count = length - lo < BLOCK ? length - lo : BLOCK;
+        load(out + lo, at(tuned, tuned_type, lo), tuned_type, count);
+        load(origin, at(base, base_type, lo), base_type, count);
+        for (int64_t i = 0; i < count; i++) out[lo + i] -= origin[i];
+    }
+}

@@ -99,6 +99,7 @@ class Library:
         pointer, whole, word = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
         self._library.drop.argtypes = [pointer, *[whole] * 3, word, word, pointer, pointer, whole, pointer, pointer]
         self._library.keep.argtypes = [pointer, pointer, ctypes.c_double, whole]
+        self._library.subtract.argtypes = [pointer, pointer, ctypes.c_int32, pointer, ctypes.c_int32, whole]
         self.half = bool(self._library.has_half())
         self._pool: ThreadPoolExecutor | None = None
 
@@ -127,6 +128,17 @@ class Library:
     def contract_sliced(self, jobs: Jobs) -> None:
         """Run contraction jobs of slices; each one's ``out`` is the gradient, and its sums are added to ``slices``."""
         self._share(self._library.contract_sliced, jobs)
+
+    def subtract(self, out: torch.Tensor, tuned: torch.Tensor, base: torch.Tensor) -> bool:
+        """Write tuned - base into ``out``, fp32 and contiguous, each cast up first; whether these tensors can be."""
+        sides = tuned, base
+        if not self.takes(*(side.dtype for side in sides)) or not all(
+            side.device.type == "cpu" and side.is_contiguous() for side in sides
+        ):
+            return False
+        typed = (part for side in sides for part in (side.data_ptr(), TYPES[side.dtype]))
+        self._library.subtract(out.data_ptr(), *typed, out.numel())
+        return True
 
     def drop(
         self,

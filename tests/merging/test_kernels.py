@@ -87,6 +87,30 @@ def test_a_contraction_is_the_scalar_product(case: tuple[Segment, list[float], t
         assert abs(found[column] - products.sum()) <= 1e-6 * products.abs().sum() + 1e-300
 
 
+@pytest.mark.parametrize("base", TYPES)
+@pytest.mark.parametrize("tuned", TYPES)
+@pytest.mark.parametrize("numel", [0, 1, 31, 512, 513, 2049])
+def test_a_difference_has_torchs_bits(tuned: torch.dtype, base: torch.dtype, numel: int) -> None:
+    library = compiled().library
+    assert library is not None
+    specials = torch.tensor([0.0, -0.0, torch.inf, torch.nan, 6e4, 1e-8])
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.cat([torch.randn(numel, generator=generator), specials]).to(dtype) for dtype in (tuned, base))
+    b = b.roll(3)
+    out = torch.empty(len(a))
+    assert library.subtract(out, a, b)
+    torch.testing.assert_close(out, a.float() - b.float(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_the_kernel_cannot_read_is_left_to_torch() -> None:
+    library = compiled().library
+    assert library is not None
+    out = torch.zeros(4, 4)
+    assert not library.subtract(out, torch.ones(4, 4).double(), torch.ones(4, 4))
+    assert not library.subtract(out, torch.ones(4, 4), torch.arange(16.0).view(4, 4).mT)
+    assert not out.any()
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_special_values_are_rounded_as_torch_rounds_them(dtype: torch.dtype) -> None:
     values = torch.tensor(

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from optmerge.merging.kernels import compiled
 from optmerge.merging.methods.base import Models, working_dtype
 from optmerge.records import Progress
 
@@ -121,14 +122,17 @@ class RawVectors(TaskVectors):
         base, tuned = self._pair(expert, name)
         base, tuned = self.oriented(base, name), self.oriented(tuned, name)
         dtype = working_dtype(base)
+        library = compiled() if dtype == torch.float32 else None
         values, origin = torch.empty(0, dtype=dtype), torch.empty(0, dtype=dtype)
         for offset, index in boxes(tuple(base.shape), self.limit, whole_rows=self.by_rows):
             part = base[index]
             if values.shape != part.shape:
                 values, origin = torch.empty(part.shape, dtype=dtype), torch.empty(part.shape, dtype=dtype)
-            values.copy_(tuned[index])
-            origin.copy_(part)
-            yield Chunk(index, offset, values.sub_(origin))
+            if library is None or not library.subtract(values, tuned[index], part):
+                values.copy_(tuned[index])
+                origin.copy_(part)
+                values.sub_(origin)
+            yield Chunk(index, offset, values)
 
     def sample(self, expert: str, name: str, stride: int) -> torch.Tensor:
         """See `TaskVectors.sample`; reads hardly more than it returns."""
