@@ -133,7 +133,13 @@ def part_seconds(
 
 
 def speedup(config: SearchConfig, spread: Spread) -> int:
-    """How many times as fast as this process alone the workers are, at best: those that share a device count once."""
+    """How many times as fast as this process alone the workers are, at best: those that share a device count once.
+
+    On a Ray cluster each has the devices that it takes, which need not be this machine's.
+    """
+    executor = config.executor
+    if executor.name == "ray" and spread.main.type == "cuda":
+        return max(1, int(executor.workers * min(1.0, executor.gpus_per_worker)))
     return len(set(devices_of(spread, config.device, config.executor.workers)))
 
 

@@ -18,6 +18,7 @@ from optmerge.models.spread import Spread
 from optmerge.runner import memory, spreading
 from optmerge.runner.memory_division import Division
 from optmerge.runner.plan import make_plan
+from optmerge.runner.plan_time import speedup
 from optmerge.runner.spreading import devices_of, open_spread
 
 Settings = Callable[..., dict[str, Any]]
@@ -94,6 +95,20 @@ def test_devices_of_workers() -> None:
     assert devices_of(one, "auto", 1, visible=8) == [("cuda:0",)]
     assert devices_of(two, "auto", 2, visible=3) == [("cuda:0", "cuda:1")] * 2, "half a group is no use"
     assert devices_of(Spread((CPU, CPU), {"": 1}), "cpu", 2) == [("cpu", "cpu")] * 2
+
+
+@pytest.mark.usefixtures("four")
+@pytest.mark.parametrize(
+    ("executor", "faster"),
+    [
+        ({"workers": 32}, 4),
+        ({"name": "ray", "workers": 32}, 32),
+        ({"name": "ray", "workers": 32, "gpus_per_worker": 0.25}, 8),
+        ({"name": "ray", "workers": 1, "gpus_per_worker": 0.25}, 1),
+    ],
+)
+def test_workers_of_a_cluster_have_other_devices_than_this_machine(executor: dict[str, Any], faster: int) -> None:
+    assert speedup(config_of(executor=executor), Spread.on(cuda(0)[0])) == faster
 
 
 def test_a_layout_of_more_devices_is_made_anew(settings: Settings, tmp_path: Path) -> None:
