@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optmerge.calibration.batches import Split
 from optmerge.calibration.reader import Reader
@@ -27,9 +27,6 @@ from optmerge.config.tasks import SplitsConfig
 from optmerge.errors import ConfigError, DataError, did_you_mean
 from optmerge.models.architecture import Kind
 from optmerge.records import SplitName
-
-if TYPE_CHECKING:
-    pass
 
 _BLOCK = 1024  # rows encoded at a time
 
