@@ -18,8 +18,12 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
+import torch
+
+import optmerge
 from optmerge.errors import MissingExtraError, OptmergeError, RunError
 from optmerge.runner.crew import Event, Lost, Order, Ready, Replied, Reply
 from optmerge.runner.local_workers import LAST_WORDS
@@ -34,8 +38,9 @@ Log = list[tuple[int, str]]  # level and text
 class RayWorker:
     """What runs in an actor. What it logs goes along with its answers, to the driver's log."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec, versions: Mapping[str, str] = MappingProxyType({})) -> None:
         self._spec = spec
+        self._versions = versions  # of the process that searches
         self._worker: Worker | None = None
         self._said = _Said()
 
@@ -46,6 +51,7 @@ class RayWorker:
         logger.addHandler(self._said)
         set_cache(self._spec)
         try:
+            _require_versions(self._versions)
             self._worker = Worker(self._spec)
         except OptmergeError as mistake:
             return mistake, self._said.take()
@@ -142,7 +148,7 @@ class RayWorkers:
 
     def start(self, worker: int) -> None:
         """Ask for an actor."""
-        handle = self._actor.remote(self._spec)
+        handle = self._actor.remote(self._spec, _versions())
         self._actors[worker] = _Actor(handle, handle.open.remote())
 
     def send(self, worker: int, order: Order) -> None:
@@ -181,6 +187,27 @@ class RayWorkers:
         if actor.opened:
             return Replied(worker, value)
         return Ready(worker) if value is None else Lost(worker, str(value), value)
+
+
+def _versions() -> dict[str, str]:
+    """Of what evaluates, in this process; builds for other devices are no other versions."""
+    return {name: module.__version__.partition("+")[0] for name, module in (("optmerge", optmerge), ("torch", torch))}
+
+
+def _require_versions(wanted: Mapping[str, str]) -> None:
+    """Refuse to evaluate with other versions than those of the process that searches.
+
+    Raises:
+        RunError: This machine has others.
+    """
+    here = _versions()
+    other = [f"{name} {here[name]}" for name in wanted if here[name] != wanted[name]]
+    if other:
+        needed = " and ".join(f"{name} {wanted[name]}" for name in wanted if here[name] != wanted[name])
+        raise RunError(
+            f"{socket.gethostname()}, where a worker is to run, has {' and '.join(other)}, and the search runs with "
+            f"{needed}. Install the same on all machines of the cluster."
+        )
 
 
 def _room(nodes: Sequence[Mapping[str, Any]], needed: Mapping[str, float]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from optmerge.errors import RunError
+from optmerge.runner import ray_workers
 from optmerge.runner.ray_workers import RayWorkers
 from optmerge.runner.worker import WorkerSpec
 
@@ -75,3 +77,16 @@ def test_workers_for_which_there_is_no_room_yet_are_told(ray: Ray, caplog: pytes
     assert not caplog.messages
     join(workers=4, gpus=0.5).close()
     assert caplog.messages == ["the Ray cluster has room for 3 of 4 workers; the others begin when it has more"]
+
+
+def test_a_machine_with_other_versions_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = WorkerSpec(cast(Any, None), ("cpu",), {}, 1, "accumulate", (), {}, (), None)
+    here = ray_workers._versions()
+    monkeypatch.setattr(ray_workers, "Worker", lambda spec: "opened")
+    logger = logging.getLogger("optmerge")  # of an actor it is that of a process of its own
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "setLevel", lambda level: None)
+    assert ray_workers.RayWorker(spec, here).open()[0] is None
+    mistake, _ = ray_workers.RayWorker(spec, here | {"torch": "0.1"}).open()
+    assert isinstance(mistake, RunError)
+    assert f"has torch {here['torch']}, and the search runs with torch 0.1. Install the same" in str(mistake)
