@@ -45,7 +45,7 @@ def plan_layout(
         ConfigError: The model does not fit, or the layout cannot be.
         MissingExtraError: accelerate is not installed.
     """
-    import_accelerate("accelerate.utils")  # the model that is spread will need it
+    import_accelerate()  # the model that is spread will need it
     models = _models(family, dtype)
     if isinstance(wanted, str):
         layout = _inferred(models[0], wanted, room)

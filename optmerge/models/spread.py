@@ -93,7 +93,7 @@ class Spread:
         """
         if not self.several:
             return
-        send = import_accelerate("accelerate.utils").send_to_device
+        send = import_accelerate().send_to_device
         seen: set[int] = set()
         for model in models:
             numbers = self._numbers(model)
@@ -150,14 +150,14 @@ def _returning(
     return hook
 
 
-def import_accelerate(module: str) -> Any:
-    """A module of accelerate.
+def import_accelerate() -> Any:
+    """``accelerate.utils``, which knows how to send nested values to a device.
 
     Raises:
         MissingExtraError: It is not installed.
     """
     try:
-        return import_module(module)  # with a name that type checkers need not know
+        return import_module("accelerate.utils")  # with a name that type checkers need not know
     except ModuleNotFoundError:
         raise MissingExtraError(
             "A model that is spread over several devices (device_map, or executor.gpus_per_worker above 1) needs "
