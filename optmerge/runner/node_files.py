@@ -258,10 +258,12 @@ def _claimed(path: Path, busy: Callable[[], None]) -> Iterator[IO[bytes] | None]
             same = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
         except FileNotFoundError:  # renamed or removed by the process that had it
             same = False
-        yield file if same else None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)) and not _size(path):
-                path.unlink()
+        try:
+            yield file if same else None
+        finally:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)) and not _size(path):
+                    path.unlink()
 
 
 def _is(path: Path, entry: FileEntry) -> bool:

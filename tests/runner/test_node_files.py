@@ -251,6 +251,7 @@ def test_a_machine_that_cannot_be_reached_is_told(server: FileServer, original: 
     server.close()
     with pytest.raises(ConnectionError, match=r"cannot be fetched from 127\.0\.0\.1:\d+, where the search runs"):
         placed(server, tree)
+    assert fetched(cache) == []
 
 
 def test_a_disk_without_room_is_told_before_anything_is_fetched(
