@@ -22,7 +22,7 @@ class ExecutorConfig(Strict):
     workers: int = Field(1, ge=1, description="evaluations at the same time, each with a model of its own")
     gpus_per_worker: float = Field(
         1.0,
-        ge=0,
+        gt=0,
         description="accelerators that a worker takes where there are any; below 1 several share one (ray); 2 and more "
         "= its model is spread over so many (device_map)",
     )
