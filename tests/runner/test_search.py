@@ -198,18 +198,16 @@ def test_a_full_disk_ends_the_run_in_words_and_it_can_be_resumed(
 ) -> None:
     import errno
 
-    import optmerge.records as records
-
     whole = run(settings(), tmp_path / "whole")
-    flush, calls = records._flush, iter(range(10**6))
+    sync, calls = Trajectory._sync, iter(range(10**6))
 
-    def failing(handle: Any) -> None:
-        if next(calls) == 50:
+    def failing(trajectory: Trajectory) -> None:
+        if next(calls) == 25:
             raise OSError(errno.ENOSPC, "No space left on device")
-        flush(handle)
+        sync(trajectory)
 
     with monkeypatch.context() as patch:
-        patch.setattr(records, "_flush", failing)
+        patch.setattr(Trajectory, "_sync", failing)
         with pytest.raises(RunError, match=r"trajectory\.jsonl: the disk is full"):
             run(settings(), tmp_path / "full")
     resume(tmp_path / "full" / "run")
