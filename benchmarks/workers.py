@@ -98,15 +98,15 @@ def ceiling(folder: Path, processes: int) -> float:
 
 
 @contextmanager
-def ray_cluster() -> Iterator[str]:
-    """A head without room for workers and two nodes with room for one each; the head's address."""
+def ray_cluster(nodes: int = WORKERS) -> Iterator[Any]:
+    """A head without room for workers and nodes with room for one each, all of this machine; a ``ray`` Cluster."""
     ray = import_module("ray")  # an extra, which type checkers need not know
     made = import_module("ray.cluster_utils").Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
-        for _ in range(WORKERS):
+        for _ in range(nodes):
             made.add_node(num_cpus=1)
         made.wait_for_nodes()
-        yield made.address
+        yield made
     finally:
         ray.shutdown()
         made.shutdown()
@@ -134,9 +134,9 @@ def main() -> None:
         one = searched("one", {})
         folders = {"a search in one process": one, "2 local workers": searched("local", {"workers": WORKERS})}
         if find_spec("ray") is not None:
-            with ray_cluster() as address:
+            with ray_cluster() as cluster:
                 folders["2 workers on Ray, two nodes"] = searched(
-                    "ray", {"name": "ray", "workers": WORKERS, "address": address}
+                    "ray", {"name": "ray", "workers": WORKERS, "address": cluster.address}
                 )
         recipe = (one / "recipe.yaml").read_text()
         alone, both = ceiling(one, 1), ceiling(one, WORKERS)

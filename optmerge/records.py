@@ -246,8 +246,8 @@ class Trajectory:
     def append(self, record: Record) -> None:
         """Write one record and make it durable: vectors first, then the line that points at them.
 
-        A kill leaves both or neither; only a power failure can leave a line whose vectors are not there, and then it is
-        the last one and counts as torn.
+        A kill may leave vectors without their line, which are cut when it is opened again. Only a power failure can
+        leave a line without its vectors: then it is the last one, and counts as torn.
 
         Raises:
             RunError: The disk refuses. What was written before stays whole; opening again repairs the rest.

@@ -18,7 +18,6 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ Log = list[tuple[int, str]]  # level and text
 class RayWorker:
     """What runs in an actor. What it logs goes along with its answers, to the driver's log."""
 
-    def __init__(self, spec: WorkerSpec, versions: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(self, spec: WorkerSpec, versions: Mapping[str, str]) -> None:
         self._spec = spec
         self._versions = versions  # of the process that searches
         self._worker: Worker | None = None

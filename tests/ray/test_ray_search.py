@@ -14,13 +14,14 @@ import numpy as np
 import psutil
 import pytest
 
+from benchmarks.workers import ray_cluster
 from optmerge.config.schema import SearchConfig
 from optmerge.records import Trajectory
 from optmerge.runner.search import search
 from tests.runner.processes import finish_search, start_search, wait_for_records
 from tests.zoo import facts, make_zoo, zoo_settings
 
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
 NODES, KILLS = 2, 5
@@ -30,15 +31,8 @@ CMA = {"driver": {"name": "cma", "population": 4}, "budget": {"evaluations": 400
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head without room for workers, and two nodes with room for one each."""
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(NODES):
-        made.add_node(num_cpus=1)
-    made.wait_for_nodes()
-    yield made
-    ray.shutdown()
-    made.shutdown()
+    with ray_cluster(NODES) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
